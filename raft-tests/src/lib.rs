@@ -1,0 +1,1 @@
+//! What the suites of hasup share. Each folder beside this one is a test target.

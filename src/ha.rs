@@ -1,0 +1,7 @@
+//! The brain: who may be active, what each node does about it, and why. Plain data in, plain data out.
+//!
+//! Everything here is pure: no clock, no disk, no network, no randomness, no logging. The real node and the simulator run the
+//! same code. Rules are cited as L1…L28; [`protocol`](crate#protocol) in the crate documentation states them.
+
+pub mod record;
+pub mod timing;

@@ -1,0 +1,337 @@
+//! The records that hasup keeps in its replicated store: one type each, changed only through Raft.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{ClusterGeneration, DataIncarnation, Generation, NodeId, NodeName, Timeline};
+
+/// A standby that commits may wait for: the node in one life of its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DataMember {
+    /// The node.
+    pub node: NodeId,
+    /// The life of its data that is meant; a rewound or copied one is another member (L19).
+    pub incarnation: DataIncarnation,
+}
+
+impl fmt::Display for DataMember {
+    /// Prints the name under which the standby's WAL receiver connects: `n<node>_i<incarnation>`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "n{}_i{}", self.node, self.incarnation)
+    }
+}
+
+/// The standbys that commits wait for: the primary and `k` of `members` must hold a commit before it is acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CommitSet {
+    /// S of the protocol, without the active node itself.
+    pub members: BTreeSet<DataMember>,
+    /// How many of them must hold a commit; 0 means the primary alone.
+    pub k: u32,
+}
+
+impl CommitSet {
+    /// Returns the set that waits for nobody.
+    pub fn none() -> Self {
+        Self { members: BTreeSet::new(), k: 0 }
+    }
+}
+
+/// An earlier record whose commits a promotion must still account for (L11).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PriorAssignment {
+    /// Its generation.
+    pub generation: Generation,
+    /// The node it named.
+    pub node: NodeId,
+    /// The timeline it reserved.
+    pub timeline: Timeline,
+    /// Its commit sets as they last were.
+    pub commit_sets: Vec<CommitSet>,
+    /// Whether it was opened (L16).
+    pub opened: bool,
+}
+
+/// The record: who is active, under which generation, and whom commits and votes depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Counts assignments; never used twice.
+    pub generation: Generation,
+    /// The active node.
+    pub node: NodeId,
+    /// The timeline reserved for its promotion (L13); in a renewal, the timeline its primary runs on.
+    pub timeline: Timeline,
+    /// Whether this renews the generation before for the same, still running, primary (L14).
+    pub renewal: bool,
+    /// Why this node, in one typed sentence.
+    pub why: AssignmentReason,
+    /// One set of voters, or the old and the new one during a change (L22).
+    pub voter_sets: Vec<BTreeSet<NodeId>>,
+    /// One commit set, or several during a change (L18); the newest last.
+    pub commit_sets: Vec<CommitSet>,
+    /// Whether k of the commit set held all WAL up to the promotion, so that the records before no longer count (L16).
+    pub opened: bool,
+    /// The records since the last opened one, inclusive; empty once this one is opened.
+    pub since_opened: Vec<PriorAssignment>,
+}
+
+impl Assignment {
+    /// Returns this record as one of the past.
+    pub fn to_prior(&self) -> PriorAssignment {
+        PriorAssignment {
+            generation: self.generation,
+            node: self.node,
+            timeline: self.timeline,
+            commit_sets: self.commit_sets.clone(),
+            opened: self.opened,
+        }
+    }
+}
+
+/// Why a record was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AssignmentReason {
+    /// The cluster's first.
+    Bootstrap,
+    /// A majority no longer heard the node that was active before.
+    Silent {
+        /// The node that fell silent.
+        node: NodeId,
+    },
+    /// The node that was active before gave the role up.
+    Resigned {
+        /// The node that resigned.
+        node: NodeId,
+        /// What it gave as its reason.
+        because: ResignReason,
+    },
+    /// Peers had barred the generation, yet its node is alive and fit (L14).
+    Renewed,
+    /// Only the sets of voters changed; the same node goes on (L22).
+    VotersChanged,
+}
+
+/// Why an active node gave its role up (L7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ResignReason {
+    /// Its lease ended without a majority's acknowledgement.
+    LeaseOver,
+    /// Its PostgreSQL died or could not write.
+    PostgresFailed,
+    /// A switchover to another node was ordered.
+    Switchover,
+    /// The machine or hasup is being stopped in order.
+    Stopping,
+    /// It was chosen but could not promote in time.
+    PromotionFailed,
+    /// Its daemon started and found no primary under guard.
+    Restarted,
+    /// It was told of a newer generation.
+    Superseded,
+}
+
+impl fmt::Display for ResignReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LeaseOver => "no majority acknowledged its lease",
+            Self::PostgresFailed => "its PostgreSQL died or could not write",
+            Self::Switchover => "a switchover was ordered",
+            Self::Stopping => "it is being stopped in order",
+            Self::PromotionFailed => "it could not promote PostgreSQL in time",
+            Self::Restarted => "its daemon started and found no primary under guard",
+            Self::Superseded => "a newer generation is active",
+        })
+    }
+}
+
+/// What a member takes part in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberKind {
+    /// Votes (unless a spare) and holds PostgreSQL.
+    Data,
+    /// Votes and holds no PostgreSQL.
+    Witness,
+}
+
+/// A node of the cluster as all others know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its number, never used again.
+    pub id: NodeId,
+    /// Its name, unique in the cluster.
+    pub name: NodeName,
+    /// What it takes part in.
+    pub kind: MemberKind,
+    /// `host:port` of its peer and pulse port, tried in order. Hosts are IPv4, IPv6 in brackets, or names.
+    pub peer_addresses: Vec<String>,
+    /// `host:port` of its API, as clients see it.
+    pub api_address: String,
+    /// Host under which clients and standbys reach its PostgreSQL.
+    pub postgres_host: String,
+    /// Port of its PostgreSQL.
+    pub postgres_port: u16,
+    /// X25519 public key from which the pulse keys of each pair are derived.
+    pub pulse_key: [u8; 32],
+    /// Breaks ties among equally safe promotion candidates; higher wins.
+    pub priority: u32,
+    /// Never made active by itself.
+    pub nofailover: bool,
+    /// Version of hasup it last joined or started with.
+    pub version: String,
+}
+
+/// How much an acknowledged commit is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// A commit is acknowledged when a majority of the data nodes hold it. Nothing acknowledged is lost with one node.
+    #[default]
+    TwoNodes,
+    /// As `TwoNodes` while standbys stream; without them commits go on after a declared, recorded change.
+    BestEffort,
+    /// Commits wait for nobody.
+    OneNode,
+}
+
+/// A factor in thousandths, so that it compares and encodes exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Multiplier {
+    /// 1000 is once.
+    pub thousandths: u32,
+}
+
+impl Multiplier {
+    /// Once.
+    pub const ONE: Self = Self { thousandths: 1000 };
+
+    /// Returns `span` times this factor.
+    pub fn of(self, span: Duration) -> Duration {
+        span * self.thousandths / 1000
+    }
+}
+
+impl fmt::Display for Multiplier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{}.{:03}", self.thousandths / 1000, self.thousandths % 1000);
+        f.write_str(text.trim_end_matches('0').trim_end_matches('.'))
+    }
+}
+
+/// Options of the whole cluster, equal on all nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// Stretches every check's time to live, the lease included: 0.5 to 30.
+    pub check_ttl_multiplier: Multiplier,
+    /// Whether the first error of a check fails it, instead of its time to live.
+    pub check_fail_fast: bool,
+    /// Scales Raft's election and heartbeat timers: 1 to 10. Also accepted as `consul_raft_multiplier`.
+    pub raft_multiplier: u32,
+    /// What a commit waits for.
+    pub durability: Durability,
+    /// How many automatic role changes an hour are allowed before a person is asked; failovers of a dead node are excepted.
+    pub role_changes_per_hour: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            check_ttl_multiplier: Multiplier::ONE,
+            check_fail_fast: true,
+            raft_multiplier: 1,
+            durability: Durability::TwoNodes,
+            role_changes_per_hour: 6,
+        }
+    }
+}
+
+/// What operators asked the cluster to do and it has not finished.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Goals {
+    /// A planned change of the active node.
+    pub switchover: Option<SwitchoverGoal>,
+}
+
+/// A planned change of the active node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchoverGoal {
+    /// The generation that is to end; the goal is void under any other.
+    pub from: Generation,
+    /// The node to become active; any fit one where absent.
+    pub to: Option<NodeId>,
+}
+
+/// A join token as the cluster remembers it: never the secret itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// Public part, by which `token list` and `token revoke` name it.
+    pub id: String,
+    /// BLAKE3 of the secret part.
+    pub secret_hash: [u8; 32],
+    /// Wall-clock second after which it no longer admits anybody.
+    pub expires_at: u64,
+}
+
+/// The cluster's certificate authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trust {
+    /// PEM of the certificates that peers accept, newest first.
+    pub ca_certificates: Vec<String>,
+    /// The newest one's private key (PKCS#8), sealed under the cluster's secret, which travels only by join.
+    pub sealed_ca_key: Vec<u8>,
+}
+
+/// The cluster as such.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterIdentity {
+    /// Drawn once by `hasup start`.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Which life of the cluster this is.
+    pub generation: ClusterGeneration,
+    /// PostgreSQL's system identifier, once there is a database.
+    pub system_identifier: Option<u64>,
+}
+
+/// Something that the cluster did, or declined to do, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Wall-clock milliseconds since 1970 at the node that recorded it; for people only.
+    pub at_ms: u64,
+    /// The node that recorded it.
+    pub by: NodeId,
+    /// The generation that it belongs to.
+    pub generation: Generation,
+    /// Stable name of what happened, like `assigned`, `resigned`, `barred`, `member_joined`.
+    pub kind: String,
+    /// Why.
+    pub why: WhyRecord,
+}
+
+/// Facts, the rule they meet, and the step that follows.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WhyRecord {
+    /// What was known, one plain sentence each.
+    pub facts: Vec<String>,
+    /// The rule, as `L11`.
+    pub rule: String,
+    /// What was done.
+    pub step: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn multiplier_prints_short_and_scales_exactly() {
+        let half = Multiplier { thousandths: 500 };
+        assert_eq!(half.to_string(), "0.5");
+        assert_eq!(Multiplier::ONE.to_string(), "1");
+        assert_eq!(half.of(Duration::from_secs(2)), Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,61 @@
+//! The spans that the protocol counts in, and how they follow from the cluster's options.
+
+use std::time::Duration;
+
+use super::record::Options;
+
+/// Every span of the protocol. All of a cluster's nodes derive the same values from the same replicated options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timing {
+    /// Between two pulses to the same peer.
+    pub pulse: Duration,
+    /// How long the active node may act after the sending of the newest pulse that a majority acknowledged (L1).
+    pub lease: Duration,
+    /// What a peer waits beyond the lease: clock drift over one lease, and the time a kill takes (L2).
+    pub margin: Duration,
+    /// How long before the lease's end the fence begins, so that it is complete at the end (L4).
+    pub fence_lead: Duration,
+    /// How old the control loop's stamp may be while pulses still ask for the lease (L3).
+    pub loop_stall_limit: Duration,
+    /// How old a peer's report may be to count as present evidence: two pulses and their way (L8).
+    pub report_fresh: Duration,
+    /// After this much, a standby whose WAL receiver has not gone at the bar is stopped (L9).
+    pub bar_limit: Duration,
+    /// A chosen node that has not promoted by then resigns (L17).
+    pub promote_limit: Duration,
+    /// How long a node that failed to promote stays out of the choice (L17).
+    pub unfit_for: Duration,
+    /// How long a clean stop of PostgreSQL in a switchover may take before it is killed.
+    pub clean_stop_limit: Duration,
+}
+
+impl Timing {
+    /// Derives the spans from the options: `check_ttl_multiplier` stretches the lease and all that is measured in leases.
+    pub fn from_options(options: &Options) -> Self {
+        let lease = options.check_ttl_multiplier.of(Duration::from_secs(2));
+        Self {
+            pulse: Duration::from_millis(100),
+            lease,
+            // 1 % of clock drift over one lease (crystals drift below 0.02 %) and at least 100 ms for scheduling and the kill.
+            margin: Duration::from_millis(100).max(lease / 100),
+            fence_lead: Duration::from_millis(100),
+            loop_stall_limit: lease / 2,
+            report_fresh: Duration::from_millis(250),
+            bar_limit: Duration::from_secs(2),
+            promote_limit: Duration::from_secs(10).max(lease * 2),
+            unfit_for: Duration::from_secs(30),
+            clean_stop_limit: Duration::from_secs(5),
+        }
+    }
+
+    /// Returns how long a peer keeps its promise after an acknowledgement (L2).
+    pub fn promise(&self) -> Duration {
+        self.lease + self.margin
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self::from_options(&Options::default())
+    }
+}

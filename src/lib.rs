@@ -1,0 +1,4 @@
+//! hasup keeps a cluster of PostgreSQL alive by itself.
+
+pub mod ha;
+pub mod types;
