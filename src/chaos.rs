@@ -1,0 +1,1 @@
+//! Breaks a cluster and judges it.

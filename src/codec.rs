@@ -1,0 +1,1 @@
+//! How values become bytes on disk and on the wire.

@@ -1,0 +1,1 @@
+//! The process that owns PostgreSQL and the fence deadline.

@@ -1,0 +1,1 @@
+//! The replicated store: commands in, state out. Pure.

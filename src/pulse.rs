@@ -1,0 +1,1 @@
+//! Datagrams between nodes, from a thread that waits for nothing else.

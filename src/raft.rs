@@ -1,0 +1,1 @@
+//! openraft over sled: the group that agrees on the store.

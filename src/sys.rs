@@ -1,0 +1,5 @@
+//! The smallest edges to the operating system: clocks, durable file changes, child processes.
+
+pub mod clock;
+pub mod exec;
+pub mod fs;
