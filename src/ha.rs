@@ -4,4 +4,15 @@
 //! same code. Rules are cited as L1…L28; [`protocol`](crate#protocol) in the crate documentation states them.
 
 pub mod record;
+pub mod rules;
 pub mod timing;
+
+pub mod durable;
+pub mod pulse;
+pub mod quorum;
+pub mod state;
+pub mod view;
+
+pub mod assign;
+pub mod decide;
+pub mod plan;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{ClusterGeneration, DataIncarnation, Generation, NodeId, NodeName, Timeline};
+use crate::types::{ClusterGeneration, DataIncarnation, Generation, NodeId, NodeName, Timeline, WalPosition};
 
 /// A standby that commits may wait for: the node in one life of its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -47,8 +47,8 @@ pub struct PriorAssignment {
     pub generation: Generation,
     /// The node it named.
     pub node: NodeId,
-    /// The timeline it reserved.
-    pub timeline: Timeline,
+    /// The life of that node's data.
+    pub incarnation: DataIncarnation,
     /// Its commit sets as they last were.
     pub commit_sets: Vec<CommitSet>,
     /// Whether it was opened (L16).
@@ -62,10 +62,15 @@ pub struct Assignment {
     pub generation: Generation,
     /// The active node.
     pub node: NodeId,
-    /// The timeline reserved for its promotion (L13); in a renewal, the timeline its primary runs on.
+    /// The life of that node's data when it was chosen.
+    pub incarnation: DataIncarnation,
+    /// The generation under which its primary was, or is to be, promoted: an earlier one than `generation` in a renewal, which
+    /// only a primary that still runs may use (L14).
+    pub promoted: Generation,
+    /// The timeline reserved for that promotion (L13).
     pub timeline: Timeline,
-    /// Whether this renews the generation before for the same, still running, primary (L14).
-    pub renewal: bool,
+    /// Where the chosen node's log ended when it was chosen: who is on that timeline and not past it can follow.
+    pub start: WalPosition,
     /// Why this node, in one typed sentence.
     pub why: AssignmentReason,
     /// One set of voters, or the old and the new one during a change (L22).
@@ -84,7 +89,7 @@ impl Assignment {
         PriorAssignment {
             generation: self.generation,
             node: self.node,
-            timeline: self.timeline,
+            incarnation: self.incarnation,
             commit_sets: self.commit_sets.clone(),
             opened: self.opened,
         }

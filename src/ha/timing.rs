@@ -25,6 +25,8 @@ pub struct Timing {
     pub promote_limit: Duration,
     /// How long a node that failed to promote stays out of the choice (L17).
     pub unfit_for: Duration,
+    /// How long a standby may be gone before a cluster that can do without it stops waiting for it, by a recorded change.
+    pub degrade_after: Duration,
     /// How long a clean stop of PostgreSQL in a switchover may take before it is killed.
     pub clean_stop_limit: Duration,
 }
@@ -40,10 +42,12 @@ impl Timing {
             margin: Duration::from_millis(100).max(lease / 100),
             fence_lead: Duration::from_millis(100),
             loop_stall_limit: lease / 2,
-            report_fresh: Duration::from_millis(250),
+            // two pulses, the way there and back, and some scheduling
+            report_fresh: Duration::from_millis(300),
             bar_limit: Duration::from_secs(2),
             promote_limit: Duration::from_secs(10).max(lease * 2),
             unfit_for: Duration::from_secs(30),
+            degrade_after: Duration::from_secs(10),
             clean_stop_limit: Duration::from_secs(5),
         }
     }

@@ -1,0 +1,541 @@
+//! What the Raft leader does about the record: `assign(&ClusterView) -> Assigned`.
+//!
+//! Every change of the record is one compare-and-set on the index of its last change, so a choice made on an older record
+//! fails. The leader changes one thing at a time, in this order: a renewal or a failover, then `opened`, then commit sets, then
+//! voters, then its own seat.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use super::pulse::{ActiveReport, Report};
+use super::quorum::{Answer, covers_every_commit, majority_of, majority_of_every};
+use super::record::{
+    Assignment, AssignmentReason, CommitSet, DataMember, Durability, MemberKind, ResignReason, WhyRecord,
+};
+use super::rules::Mutation;
+use super::view::{AppliedRecord, ClusterView, MemberView};
+use crate::types::{Generation, NodeId, Timeline, WalPosition};
+
+/// One change that the leader makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Replace the record whose last change is at `expected`.
+    Record {
+        /// The log index that the record was last changed at.
+        expected: u64,
+        /// The new record.
+        assignment: Box<Assignment>,
+    },
+    /// Make these nodes Raft's voters.
+    ChangeRaftVoters(BTreeSet<NodeId>),
+    /// Hand Raft's leadership to this node (L27).
+    TransferLeadership(NodeId),
+    /// Forget a switchover that is over or void.
+    ClearSwitchover,
+}
+
+/// Why the leader does not assign.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AssignWait {
+    /// Too few voters have barred the generation.
+    Bars {
+        /// The generation that is to be replaced.
+        generation: Generation,
+        /// Who has barred it, or resigned it.
+        barred: BTreeSet<NodeId>,
+    },
+    /// Too few nodes that may hold commits have stated their position.
+    Positions {
+        /// How many more answers a commit set needs, in words.
+        set: CommitSet,
+        /// How many of it have answered.
+        answered: usize,
+    },
+    /// The best candidate cannot be assigned now.
+    Candidate {
+        /// The node with the most log.
+        node: NodeId,
+        /// Why not.
+        because: String,
+    },
+    /// A standby has to settle into the commit set.
+    CommitSetSettles,
+    /// Raft's voters have to change.
+    RaftVoters,
+}
+
+impl fmt::Display for AssignWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bars { generation, barred } => {
+                write!(f, "a majority that has barred generation {generation} (so far: {})", names(barred))
+            }
+            Self::Positions { set, answered } => {
+                let members: Vec<String> = set.members.iter().map(ToString::to_string).collect();
+                write!(f, "more of {} to state where their log ends ({answered} have)", members.join(", "))
+            }
+            Self::Candidate { node, because } => write!(f, "node {node}, which holds the most log: {because}"),
+            Self::CommitSetSettles => f.write_str("the new commit set to be in effect"),
+            Self::RaftVoters => f.write_str("Raft's voters to change"),
+        }
+    }
+}
+
+fn names(nodes: &BTreeSet<NodeId>) -> String {
+    if nodes.is_empty() {
+        return "none".to_owned();
+    }
+    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// What the leader does, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Assigned {
+    /// The one change to make, if any.
+    pub order: Option<Order>,
+    /// Facts, rule and step behind it.
+    pub why: WhyRecord,
+    /// What it waits for.
+    pub waiting_on: Vec<AssignWait>,
+}
+
+/// Decides what the Raft leader changes now. Total: every view has an answer, mostly "nothing".
+pub fn assign(view: &ClusterView) -> Assigned {
+    let Some(record) = &view.record else { return Assigned::default() };
+    let leader = Leader { view, record, a: &record.assignment };
+    leader.assign()
+}
+
+struct Leader<'a> {
+    view: &'a ClusterView,
+    record: &'a AppliedRecord,
+    a: &'a Assignment,
+}
+
+impl Leader<'_> {
+    fn assign(&self) -> Assigned {
+        let mut assigned = Assigned::default();
+        let holder = self.living_holder();
+        if let Some(goal) = &self.view.goals.switchover
+            && (goal.from != self.a.generation && self.a.opened)
+        {
+            return self.done(Order::ClearSwitchover, "the switchover is over", "design 7", "forgets the switchover");
+        }
+        if let Some(active) = holder {
+            if self.is_barred_by_anybody() {
+                if active.is_primary {
+                    return self.renew();
+                }
+                // not a primary yet: either it gets its lease from the others, or they bar it too
+            } else {
+                return self.maintain(active);
+            }
+        }
+        self.replace(&mut assigned);
+        if assigned.order.is_none()
+            && let Some(order) = self.leave_the_seat()
+        {
+            assigned.order = Some(order);
+        }
+        assigned
+    }
+
+    /// Returns the active node's word, if it still holds its role and its pulses pass both ways now.
+    fn living_holder(&self) -> Option<ActiveReport> {
+        let member = self.view.members.get(&self.a.node)?;
+        let report = member.report.as_ref()?;
+        let is_alive = member.passes_both_ways && report.resigned < self.a.generation;
+        report.active.clone().filter(|_| is_alive)
+    }
+
+    fn reports(&self) -> impl Iterator<Item = (NodeId, &MemberView, &Report)> {
+        self.view.members.iter().filter_map(|(node, member)| Some((*node, member, member.report.as_ref()?)))
+    }
+
+    fn report_of(&self, node: NodeId) -> Option<&Report> {
+        self.view.members.get(&node)?.report.as_ref()
+    }
+
+    fn has_barred(&self, node: NodeId) -> bool {
+        self.report_of(node).is_some_and(|report| {
+            report.barred >= self.a.generation || (node == self.a.node && report.resigned >= self.a.generation)
+        })
+    }
+
+    fn is_barred_by_anybody(&self) -> bool {
+        self.reports().any(|(node, ..)| self.has_barred(node))
+    }
+
+    fn done(&self, order: Order, fact: &str, rule: &str, step: &str) -> Assigned {
+        let why = WhyRecord { facts: vec![fact.to_owned()], rule: rule.to_owned(), step: step.to_owned() };
+        Assigned { order: Some(order), why, waiting_on: Vec::new() }
+    }
+
+    fn change(&self, assignment: Assignment) -> Order {
+        Order::Record { expected: self.record.index, assignment: Box::new(assignment) }
+    }
+
+    /// The same node under the next generation, its primary running on (L14, L22).
+    fn renewed(&self, why: AssignmentReason) -> Assignment {
+        Assignment { generation: self.a.generation.next(), why, ..self.a.clone() }
+    }
+
+    fn renew(&self) -> Assigned {
+        let fact = format!(
+            "generation {} is barred by some, yet node {} runs its primary and is heard both ways",
+            self.a.generation, self.a.node
+        );
+        let order = self.change(self.renewed(AssignmentReason::Renewed));
+        self.done(order, &fact, "L14", &format!("assigns node {} again", self.a.node))
+    }
+
+    // ---- the active node is well ----
+
+    fn maintain(&self, active: ActiveReport) -> Assigned {
+        if !self.a.opened {
+            return self.open(&active);
+        }
+        if self.a.commit_sets.len() > 1 {
+            return self.finish_commit_sets(&active);
+        }
+        if self.a.voter_sets.len() > 1 {
+            return self.finish_voters(&active);
+        }
+        let current = self.a.commit_sets.last().cloned().unwrap_or_else(CommitSet::none);
+        let wanted = self.wanted_commit_set(&active, &current);
+        if wanted != current {
+            let fact = format!("commits wait for {}; wanted is {}", words(&current), words(&wanted));
+            let keeps_old = !self.view.rules.broken(Mutation::DropOldCommitSet);
+            let commit_sets = if keeps_old { vec![current, wanted] } else { vec![wanted] };
+            let order = self.change(Assignment { commit_sets, ..self.a.clone() });
+            return self.done(order, &fact, "L18", "begins to change whom commits wait for");
+        }
+        if let Some(assigned) = self.change_voters() {
+            return assigned;
+        }
+        match self.leave_the_seat() {
+            Some(order) => {
+                self.done(order, "the leader's machine is the active node's", "L27", "hands Raft's leadership over")
+            }
+            None => Assigned::default(),
+        }
+    }
+
+    fn open(&self, active: &ActiveReport) -> Assigned {
+        if !(active.may_open && active.generation >= self.a.promoted) {
+            return Assigned::default();
+        }
+        let opened = Assignment { opened: true, since_opened: Vec::new(), ..self.a.clone() };
+        let fact = format!("node {} is primary and enough standbys hold the log up to its promotion", self.a.node);
+        self.done(self.change(opened), &fact, "L16", "opens the record")
+    }
+
+    fn finish_commit_sets(&self, active: &ActiveReport) -> Assigned {
+        let newest = self.a.commit_sets.last();
+        if active.settled.as_ref() == newest
+            && let Some(newest) = newest
+        {
+            let fact = format!("{} is in effect and holds the log up to then", words(newest));
+            let order = self.change(Assignment { commit_sets: vec![newest.clone()], ..self.a.clone() });
+            return self.done(order, &fact, "L18", "ends the change of whom commits wait for");
+        }
+        Assigned { waiting_on: vec![AssignWait::CommitSetSettles], ..Assigned::default() }
+    }
+
+    /// The standbys that commits should wait for, once each of them streams and has caught up.
+    fn wanted_commit_set(&self, active: &ActiveReport, current: &CommitSet) -> CommitSet {
+        let data_nodes = self.view.members.values().filter(|member| member.kind == MemberKind::Data).count();
+        let k = match self.view.durability {
+            Durability::OneNode => 0,
+            Durability::TwoNodes | Durability::BestEffort => majority_of(data_nodes) - 1,
+        };
+        if k == 0 {
+            return CommitSet::none();
+        }
+        let is_member = |node: NodeId| {
+            node != self.a.node && self.view.members.get(&node).is_some_and(|member| member.kind == MemberKind::Data)
+        };
+        let answers_for_itself = |member: &&DataMember| {
+            let data = self.report_of(member.node).and_then(|report| report.data);
+            data.is_some_and(|data| data.is_intact && data.incarnation == member.incarnation)
+        };
+        let streaming: BTreeSet<DataMember> = active
+            .streaming
+            .iter()
+            .filter(|member| is_member(member.node))
+            .filter(answers_for_itself)
+            .copied()
+            .collect();
+        let may_shrink = data_nodes == 2 || self.view.durability == Durability::BestEffort;
+        let stays = |member: &&DataMember| {
+            let is_replaced =
+                streaming.iter().any(|new| new.node == member.node && new.incarnation != member.incarnation);
+            let is_lost = may_shrink
+                && !streaming.contains(member)
+                && self
+                    .view
+                    .not_streaming_since
+                    .get(&member.node)
+                    .is_some_and(|since| self.view.now.since(*since) > self.view.timing.degrade_after);
+            is_member(member.node) && !is_replaced && !is_lost
+        };
+        let mut members: BTreeSet<DataMember> = current.members.iter().filter(stays).copied().collect();
+        members.extend(streaming);
+        let k = k.min(members.len());
+        if k == 0 { CommitSet::none() } else { CommitSet { members, k: u32::try_from(k).unwrap_or(u32::MAX) } }
+    }
+
+    /// The voters there should be: an odd number, those that vote already before others (L23).
+    fn wanted_voters(&self, current: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let set = self.a.commit_sets.last();
+        let is_ready = |node: NodeId, member: &MemberView| {
+            let commits_wait = set.is_some_and(|set| set.members.iter().any(|data| data.node == node));
+            let holds_data = member.kind == MemberKind::Witness || node == self.a.node || commits_wait;
+            self.view.raft_caught_up.contains(&node) && holds_data && member.passes_both_ways
+        };
+        let mut wanted: Vec<NodeId> =
+            current.iter().copied().filter(|node| self.view.members.contains_key(node)).collect();
+        // never removed, and so never the one that an even number leaves out
+        wanted.sort_by_key(|node| *node != self.a.node);
+        let joiners =
+            self.view.members.iter().filter(|(node, member)| !current.contains(node) && is_ready(**node, member));
+        wanted.extend(joiners.map(|(node, _)| *node));
+        let odd = if wanted.len() % 2 == 0 { wanted.len().saturating_sub(1) } else { wanted.len() };
+        wanted.truncate(odd.max(1));
+        wanted.into_iter().collect()
+    }
+
+    fn change_voters(&self) -> Option<Assigned> {
+        let current = self.a.voter_sets.last()?;
+        let wanted = self.wanted_voters(current);
+        if wanted == *current || !wanted.contains(&self.a.node) {
+            return None;
+        }
+        let single = self.view.rules.broken(Mutation::SingleVoterSet);
+        let voter_sets = if single { vec![wanted.clone()] } else { vec![current.clone(), wanted.clone()] };
+        let order = self.change(Assignment { voter_sets, ..self.renewed(AssignmentReason::VotersChanged) });
+        let fact = format!("voters are {}; wanted are {}", names(current), names(&wanted));
+        Some(self.done(order, &fact, "L22", "begins to change the voters"))
+    }
+
+    fn finish_voters(&self, active: &ActiveReport) -> Assigned {
+        let Some(wanted) = self.a.voter_sets.last() else { return Assigned::default() };
+        if active.leased < self.a.generation || active.generation < self.a.generation {
+            return Assigned { waiting_on: vec![AssignWait::RaftVoters], ..Assigned::default() };
+        }
+        if self.view.raft_voters != [wanted.clone()] {
+            let fact = format!("node {} holds its lease by the old and the new voters", self.a.node);
+            return self.done(Order::ChangeRaftVoters(wanted.clone()), &fact, "L22", "changes Raft's voters");
+        }
+        let voter_sets = vec![wanted.clone()];
+        let order = self.change(Assignment { voter_sets, ..self.renewed(AssignmentReason::VotersChanged) });
+        self.done(order, &format!("Raft's voters are {}", names(wanted)), "L22", "ends the change of the voters")
+    }
+
+    /// Leadership belongs with a standby that hears the active node, so that one death takes one of the two (L27).
+    fn leave_the_seat(&self) -> Option<Order> {
+        let voters = self.a.voter_sets.last()?;
+        let hears_holder = |report: &Report| report.hears.contains(&self.a.node);
+        let me_hears = self.view.members.get(&self.a.node).is_some_and(|member| member.passes_both_ways);
+        let should_leave = self.view.me == self.a.node || !me_hears;
+        if !should_leave {
+            return None;
+        }
+        let is_better = |node: NodeId, member: &MemberView, report: &Report| {
+            node != self.view.me
+                && node != self.a.node
+                && voters.contains(&node)
+                && member.passes_both_ways
+                && self.view.raft_caught_up.contains(&node)
+                && hears_holder(report)
+                && report.suspects < self.a.generation
+        };
+        self.reports()
+            .find(|(node, member, report)| is_better(*node, member, report))
+            .map(|(node, ..)| Order::TransferLeadership(node))
+    }
+
+    // ---- the active node is gone ----
+
+    /// L11: both the voters and the data must be accounted for; then L12 chooses.
+    fn replace(&self, assigned: &mut Assigned) {
+        let generation = self.a.generation;
+        let spared = self.view.rules.broken(Mutation::SkipLeaseWait)
+            || (self.view.rules.broken(Mutation::ResignationWithoutBars)
+                && self.report_of(self.a.node).is_some_and(|report| report.resigned >= generation));
+        if !spared && !majority_of_every(&self.a.voter_sets, |voter| self.has_barred(voter)) {
+            if self.is_barred_by_anybody() {
+                let barred = self.reports().map(|(node, ..)| node).filter(|node| self.has_barred(*node)).collect();
+                assigned.waiting_on.push(AssignWait::Bars { generation, barred });
+            }
+            return;
+        }
+        let answers = self.answers();
+        let spares_positions = self.view.rules.broken(Mutation::VotesWithoutData)
+            || (self.view.rules.broken(Mutation::ResignationWithoutPositions)
+                && self.report_of(self.a.node).is_some_and(|report| report.resigned >= generation));
+        if let Err(uncovered) = covers_every_commit(self.a, &answers)
+            && !spares_positions
+        {
+            assigned.waiting_on.push(AssignWait::Positions { set: uncovered.set, answered: uncovered.answered });
+            return;
+        }
+        match self.choose(&answers) {
+            Ok(node) => *assigned = self.hand_to(node, &answers),
+            Err(wait) => assigned.waiting_on.extend(wait),
+        }
+    }
+
+    /// What those said who can no longer help the generation that is to be replaced.
+    fn answers(&self) -> BTreeMap<NodeId, Answer> {
+        let answer = |(node, _, report): (NodeId, &MemberView, &Report)| {
+            let data = report.data.filter(|data| data.is_intact)?;
+            let stated = data.stated.filter(|stated| stated.under >= self.a.generation)?;
+            let answer = Answer { incarnation: data.incarnation, position: stated.position, resigned: report.resigned };
+            Some((node, answer))
+        };
+        self.reports().filter_map(answer).collect()
+    }
+
+    /// L12: the most log wins; fitness, an ordered switchover and priority decide among equals only.
+    fn choose(&self, answers: &BTreeMap<NodeId, Answer>) -> Result<NodeId, Option<AssignWait>> {
+        let by_lsn_first = self.view.rules.broken(Mutation::RankLsnBeforeTimeline);
+        let rank = |position: WalPosition| {
+            let first = if by_lsn_first { 0 } else { position.timeline.0 };
+            (first, position.lsn)
+        };
+        let most = answers.values().map(|answer| rank(answer.position)).max().ok_or(None)?;
+        let best: Vec<NodeId> =
+            answers.iter().filter(|(_, answer)| rank(answer.position) == most).map(|(node, _)| *node).collect();
+        let able: Vec<NodeId> = best.iter().copied().filter(|node| self.unable(*node).is_none()).collect();
+        let wished = self.view.goals.switchover.as_ref().filter(|goal| goal.from == self.a.generation);
+        let has_failed =
+            |node: NodeId| self.view.failed_promotion.get(&node).is_some_and(|until| *until > self.view.now);
+        let preference = |node: &NodeId| {
+            let member = self.view.members.get(node);
+            let is_wished = wished.is_some_and(|goal| goal.to.map_or(*node != self.a.node, |to| to == *node));
+            let resigned_just_now = *node == self.a.node;
+            (
+                !has_failed(*node),
+                is_wished,
+                !resigned_just_now,
+                member.map_or(0, |member| member.priority),
+                std::cmp::Reverse(*node),
+            )
+        };
+        able.into_iter().max_by_key(preference).ok_or_else(|| {
+            let node = best.first().copied()?;
+            Some(AssignWait::Candidate { node, because: self.unable(node)? })
+        })
+    }
+
+    /// Why a node may not be assigned now, if so.
+    fn unable(&self, node: NodeId) -> Option<String> {
+        let member = self.view.members.get(&node)?;
+        let is_fit = member.report.as_ref().is_some_and(|report| report.is_fit);
+        if !member.passes_both_ways {
+            Some("its pulses do not pass both ways".to_owned())
+        } else if member.nofailover {
+            Some("it is marked nofailover; take the mark off, or bring the former active node back".to_owned())
+        } else if !is_fit {
+            Some("it says that it is not fit; its own status tells why".to_owned())
+        } else {
+            None
+        }
+    }
+
+    fn hand_to(&self, node: NodeId, answers: &BTreeMap<NodeId, Answer>) -> Assigned {
+        let Some(answer) = answers.get(&node) else { return Assigned::default() };
+        let generation = self.a.generation.next();
+        let mut since_opened = if self.a.opened { Vec::new() } else { self.a.since_opened.clone() };
+        since_opened.push(self.a.to_prior());
+        let (why, fact) = self.why_replaced();
+        let assignment = Assignment {
+            generation,
+            node,
+            incarnation: answer.incarnation,
+            promoted: generation,
+            timeline: self.next_timeline(),
+            start: answer.position,
+            why,
+            voter_sets: self.a.voter_sets.clone(),
+            commit_sets: vec![self.planned_commit_set(node, answers)],
+            opened: false,
+            since_opened,
+        };
+        let stated = |(node, answer): (&NodeId, &Answer)| format!("node {node} stated {}", answer.position);
+        let mut facts = vec![fact];
+        facts.extend(answers.iter().map(stated));
+        let step = format!("assigns node {node} under generation {generation}, timeline {}", assignment.timeline);
+        let why = WhyRecord { facts, rule: "L11, L12".to_owned(), step };
+        Assigned { order: Some(self.change(assignment)), why, waiting_on: Vec::new() }
+    }
+
+    fn why_replaced(&self) -> (AssignmentReason, String) {
+        let node = self.a.node;
+        let resigned = self.report_of(node).filter(|report| report.resigned >= self.a.generation);
+        match resigned.map(|report| report.resign_reason.clone()) {
+            Some(because) => {
+                let because = because.unwrap_or(ResignReason::Superseded);
+                let fact = format!("node {node} resigned generation {}: {because}", self.a.generation);
+                (AssignmentReason::Resigned { node, because }, fact)
+            }
+            None => {
+                let fact =
+                    format!("a majority no longer heard node {node} and barred generation {}", self.a.generation);
+                (AssignmentReason::Silent { node }, fact)
+            }
+        }
+    }
+
+    /// A number above every earlier record's and every one reported, so that each timeline has one maker (L13).
+    fn next_timeline(&self) -> Timeline {
+        let reported = self.reports().filter_map(|(_, _, report)| report.data).flat_map(|data| {
+            [data.position, data.stated.map(|stated| stated.position)].into_iter().flatten().map(|at| at.timeline)
+        });
+        if self.view.rules.broken(Mutation::TimelinesCollide) {
+            return reported.max().unwrap_or_default().next();
+        }
+        reported.max().unwrap_or_default().max(self.a.timeline).next()
+    }
+
+    /// Whom the new primary's commits wait for, planned from who there is (L16).
+    fn planned_commit_set(&self, chosen: NodeId, answers: &BTreeMap<NodeId, Answer>) -> CommitSet {
+        let data_nodes: Vec<NodeId> = self
+            .view
+            .members
+            .iter()
+            .filter(|(_, member)| member.kind == MemberKind::Data)
+            .map(|(node, _)| *node)
+            .collect();
+        if self.view.durability == Durability::OneNode {
+            return CommitSet::none();
+        }
+        let last_known = |node: NodeId| {
+            let reported = self.report_of(node).and_then(|report| report.data).map(|data| data.incarnation);
+            let recorded = || {
+                let members = self.a.commit_sets.iter().flat_map(|set| &set.members);
+                members.filter(|member| member.node == node).map(|member| member.incarnation).max()
+            };
+            let own = || (node == self.a.node).then_some(self.a.incarnation);
+            reported.or_else(own).or_else(recorded)
+        };
+        let counts = |node: &NodeId| data_nodes.len() > 2 || answers.contains_key(node);
+        let members: BTreeSet<DataMember> = data_nodes
+            .iter()
+            .filter(|node| **node != chosen)
+            .filter(|node| counts(node))
+            .filter_map(|node| Some(DataMember { node: *node, incarnation: last_known(*node)? }))
+            .collect();
+        let k = (majority_of(data_nodes.len()) - 1).min(members.len());
+        if k == 0 { CommitSet::none() } else { CommitSet { members, k: u32::try_from(k).unwrap_or(u32::MAX) } }
+    }
+}
+
+fn words(set: &CommitSet) -> String {
+    if set.k == 0 {
+        return "nobody".to_owned();
+    }
+    let members: Vec<String> = set.members.iter().map(ToString::to_string).collect();
+    format!("{} of {}", set.k, members.join(", "))
+}

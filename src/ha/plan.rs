@@ -1,0 +1,214 @@
+//! What a node is to do, why, and when to look again.
+
+use std::fmt;
+
+use super::pulse::Stance;
+use super::record::{ResignReason, SwitchoverGoal};
+use super::state::NodeState;
+use super::view::{Followed, SyncNames};
+use crate::types::{BootTime, Generation, NodeId, Timeline, WalPosition};
+
+/// One thing to do. Each can be repeated; each names the generation that it was decided under.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Make durable that `generation` is acknowledged by this node (L2).
+    PersistAcknowledged {
+        /// The generation.
+        generation: Generation,
+    },
+    /// Make the bar on `generation` durable (L9).
+    PersistBar {
+        /// The generation.
+        generation: Generation,
+    },
+    /// Remove the WAL receiver's credentials, empty `primary_conninfo`, and see the receiver gone (L9).
+    CutReceiver {
+        /// The generation that is barred or resigned.
+        generation: Generation,
+    },
+    /// Make the end of one's own generation durable; the fence is complete and `standby.signal` present (L7).
+    PersistResignation {
+        /// The generation.
+        generation: Generation,
+        /// Why it ended.
+        reason: ResignReason,
+    },
+    /// Kill every process of PostgreSQL at once (L4).
+    Fence {
+        /// The generation that ends.
+        generation: Generation,
+    },
+    /// Take the deadline off the guard: the role is over and resigned.
+    Disarm {
+        /// The generation that has ended.
+        generation: Generation,
+    },
+    /// Put `standby.signal` in place.
+    PutStandbySignal,
+    /// Start PostgreSQL as a standby.
+    StartPostgres,
+    /// Let the WAL receiver follow a node.
+    Follow(Followed),
+    /// Compare the active node's history with ours.
+    CheckLineage {
+        /// The active node.
+        node: NodeId,
+        /// The generation of its promotion.
+        promoted: Generation,
+    },
+    /// Put the divergent tail aside and rewind, or copy anew (L19).
+    Rejoin {
+        /// The active node.
+        from: NodeId,
+        /// The generation decided under.
+        generation: Generation,
+    },
+    /// Copy the database into an empty directory.
+    CopyDatabase {
+        /// The active node.
+        from: NodeId,
+        /// The generation decided under.
+        generation: Generation,
+    },
+    /// Make durable that the rebuilt data answers for what it holds.
+    PersistIntact,
+    /// Arm the guard's deadline; from here on PostgreSQL may be a primary.
+    ArmGuard {
+        /// The generation.
+        generation: Generation,
+        /// The lease's end.
+        deadline: BootTime,
+    },
+    /// Set `synchronous_standby_names` and see it in effect.
+    SetNames {
+        /// The generation.
+        generation: Generation,
+        /// What they are to say.
+        names: SyncNames,
+    },
+    /// Promote PostgreSQL onto the reserved timeline (L13).
+    Promote {
+        /// The generation.
+        generation: Generation,
+        /// The timeline.
+        timeline: Timeline,
+    },
+    /// Checkpoint ahead of a switchover, so that the stop is short.
+    PrepareSwitchover {
+        /// The generation that is to end.
+        generation: Generation,
+    },
+    /// Stop PostgreSQL cleanly within a limit, else kill it.
+    StopCleanly {
+        /// The generation that ends.
+        generation: Generation,
+    },
+    /// Write through the commit set, to see that clients can.
+    ProbeWrite {
+        /// The generation.
+        generation: Generation,
+    },
+}
+
+/// Why a node waits instead of going on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WaitingOn {
+    /// It belongs to no cluster yet, or the cluster has made no assignment.
+    FirstRecord,
+    /// The active node is not heard; this node's promise to it runs on.
+    PromiseEnd {
+        /// Whom the promise was given to.
+        node: NodeId,
+        /// When it ends.
+        until: BootTime,
+    },
+    /// This node suspects the active one; too few others do.
+    MajoritySuspects {
+        /// The suspected node.
+        node: NodeId,
+    },
+    /// The generation is barred here; the leader has to assign the next one.
+    NextAssignment {
+        /// The barred generation.
+        barred: Generation,
+    },
+    /// PostgreSQL has not replayed all log it has.
+    LogEnd,
+    /// A majority has to acknowledge the new generation.
+    Lease {
+        /// The generation.
+        generation: Generation,
+    },
+    /// PostgreSQL is not answering yet.
+    PostgresAnswers,
+    /// PostgreSQL is becoming the primary.
+    Promotion {
+        /// The reserved timeline.
+        timeline: Timeline,
+    },
+    /// Too few standbys hold the log up to the promotion.
+    StandbysHoldPromotion,
+    /// The record has to be opened.
+    Opened,
+    /// Every process of PostgreSQL has to be gone.
+    PostgresGone,
+    /// Long work goes on.
+    Job(String),
+    /// The active node has to have committed without this node before its data may be rebuilt (L19).
+    SafeToRebuild,
+    /// The rebuilt data has to stream past where its copy ended.
+    CaughtUp,
+    /// The switchover is under way.
+    Switchover(SwitchoverGoal),
+    /// The guard does not answer.
+    Guard,
+}
+
+impl fmt::Display for WaitingOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FirstRecord => f.write_str("the cluster's first assignment"),
+            Self::PromiseEnd { node, .. } => write!(f, "the end of the promise to node {node}, which is not heard"),
+            Self::MajoritySuspects { node } => write!(f, "a majority that no longer hears node {node} either"),
+            Self::NextAssignment { barred } => {
+                write!(f, "the leader's assignment after generation {barred}, which is barred here")
+            }
+            Self::LogEnd => f.write_str("PostgreSQL to replay all log it has"),
+            Self::Lease { generation } => write!(f, "a majority to acknowledge generation {generation}"),
+            Self::PostgresAnswers => f.write_str("PostgreSQL to answer"),
+            Self::Promotion { timeline } => write!(f, "PostgreSQL to be promoted to timeline {timeline}"),
+            Self::StandbysHoldPromotion => f.write_str("enough standbys to hold the log up to the promotion"),
+            Self::Opened => f.write_str("the record to be opened by the leader"),
+            Self::PostgresGone => f.write_str("every process of PostgreSQL to be gone"),
+            Self::Job(what) => f.write_str(what),
+            Self::SafeToRebuild => {
+                f.write_str("the active node to commit without this node before its data is rebuilt")
+            }
+            Self::CaughtUp => f.write_str("the rebuilt data to stream past the end of its copy"),
+            Self::Switchover(goal) => match goal.to {
+                Some(node) => write!(f, "the switchover to node {node}"),
+                None => f.write_str("the switchover"),
+            },
+            Self::Guard => f.write_str("the guard to answer"),
+        }
+    }
+}
+
+/// What a node is to do now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// What it is.
+    pub state: NodeState,
+    /// How it stands toward the role; takes effect before the steps.
+    pub stance: Stance,
+    /// What to do, in order; a step that fails ends the round.
+    pub steps: Vec<Step>,
+    /// Why nothing more is done.
+    pub waiting_on: Vec<WaitingOn>,
+    /// When to look again at the latest, if nothing happens.
+    pub look_again: BootTime,
+    /// Until when this node may serve as the active one: it is primary under its lease, and the record is opened.
+    pub serves_until: Option<BootTime>,
+    /// The position that this node states, if it does.
+    pub stated: Option<WalPosition>,
+}

@@ -1,0 +1,425 @@
+//! Pulses, acknowledgements and the lease that they carry: rules L1 to L3 and the promise of L2.
+//!
+//! [`PulseCore`] is the whole state of a node's pulses, driven from outside with the present instant, what arrived and the
+//! node's [`Stance`]. It is shared by the pulse thread and by the simulator.
+//!
+//! Every datagram echoes the newest one received from its addressee. The echo is what makes a report trustworthy in time: a
+//! report that echoes our datagram was made after that was sent, so its age is counted from our own sending. Replayed,
+//! reordered or delayed datagrams can therefore look older than they are, never younger. An acknowledgement is an echo, in an
+//! immediate reply, that names the generation granted; the lease counts from the stamp of the datagram it echoes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::quorum::majority_of;
+use super::record::{CommitSet, DataMember, ResignReason};
+use super::state::NodeState;
+use super::timing::Timing;
+use crate::types::{
+    BootId, BootTime, ClusterGeneration, DaemonIncarnation, DataIncarnation, Generation, NodeId, WalPosition,
+};
+
+/// How many of one's own sendings are remembered: at ten pulses a second and peer, several leases' worth.
+const STAMPS_KEPT: usize = 4096;
+
+/// What one node says to another, sealed by the transport.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagram {
+    /// Which life of the cluster the sender belongs to.
+    pub cluster_generation: ClusterGeneration,
+    /// The sender.
+    pub from: NodeId,
+    /// The sender's boot.
+    pub boot: BootId,
+    /// The sender's start.
+    pub incarnation: DaemonIncarnation,
+    /// Counts the sender's datagrams in this start, to whomever they went.
+    pub sequence: u64,
+    /// The generation that the sender holds and asks to go on holding (L3).
+    pub asks: Option<Generation>,
+    /// Whether this answers a datagram; answers are not answered.
+    pub is_reply: bool,
+    /// The newest datagram received from the addressee.
+    pub echo: Option<Echo>,
+    /// The sender's word about itself.
+    pub report: Report,
+}
+
+/// Proof that a datagram had been received, and what is granted to its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Echo {
+    /// The boot of the datagram's sender.
+    pub boot: BootId,
+    /// The start of the datagram's sender.
+    pub incarnation: DaemonIncarnation,
+    /// The datagram.
+    pub sequence: u64,
+    /// The generation that is acknowledged, in an immediate reply to a datagram that asked for it.
+    pub grants: Option<Generation>,
+}
+
+/// What a node says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// What it is.
+    pub state: NodeState,
+    /// The generation of the newest record that it has applied.
+    pub record: Generation,
+    /// The generation whose active node it no longer hears; 0 for none (L8).
+    pub suspects: Generation,
+    /// The highest generation that it has barred.
+    pub barred: Generation,
+    /// The highest generation of its own that it has resigned.
+    pub resigned: Generation,
+    /// Why.
+    pub resign_reason: Option<ResignReason>,
+    /// Its data; absent on a witness and on an empty node.
+    pub data: Option<DataReport>,
+    /// What it holds as the active node.
+    pub active: Option<ActiveReport>,
+    /// Whose datagrams pass both ways between it and them, at present.
+    pub hears: BTreeSet<NodeId>,
+    /// Whether it is itself willing and able to become active.
+    pub is_fit: bool,
+}
+
+/// A node's word about its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataReport {
+    /// Which life of it.
+    pub incarnation: DataIncarnation,
+    /// Whether it answers for what it holds (L19).
+    pub is_intact: bool,
+    /// Where its log ends, if known; may move.
+    pub position: Option<WalPosition>,
+    /// Where its log ends under a bar or after a resignation (L9, L10).
+    pub stated: Option<StatedPosition>,
+}
+
+/// A position that no order of the generation `under`, or of an earlier one, can add acknowledged commits to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatedPosition {
+    /// The highest generation that the node has barred or resigned.
+    pub under: Generation,
+    /// The end of its log.
+    pub position: WalPosition,
+}
+
+/// The active node's word about its role.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActiveReport {
+    /// The generation that its guard is armed for.
+    pub generation: Generation,
+    /// The newest generation under which a majority acknowledged it.
+    pub leased: Generation,
+    /// Whether PostgreSQL is the primary.
+    pub is_primary: bool,
+    /// Whether k of the newest commit set hold all log up to the promotion, or none are waited for (L16).
+    pub may_open: bool,
+    /// The commit set whose names are in effect and whose members hold the log up to then (L18).
+    pub settled: Option<CommitSet>,
+    /// The standbys that stream and have caught up.
+    pub streaming: BTreeSet<DataMember>,
+}
+
+/// How the node stands toward the role, as its control loop last decided.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stance {
+    /// The generation to ask for, as its holder.
+    pub asks: Option<Generation>,
+    /// Until when the control loop's word to ask holds (L3).
+    pub asks_until: BootTime,
+    /// Whose pulses to acknowledge, and for which generation (L2).
+    pub grants: Option<(NodeId, Generation)>,
+    /// When the newest record was applied: the promise runs from there at the earliest (L2).
+    pub record_applied_at: BootTime,
+    /// The voter sets of the newest record.
+    pub voter_sets: Vec<BTreeSet<NodeId>>,
+    /// What to say.
+    pub report: Report,
+}
+
+/// What is known of a peer by its datagrams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerView {
+    /// Its newest report that proved its time by an echo.
+    pub report: Report,
+    /// The report was made after this instant of our clock.
+    pub proved_at: BootTime,
+}
+
+impl PeerView {
+    /// Returns whether the report is young enough to speak of the present (L8).
+    pub fn is_fresh(&self, now: BootTime, timing: &Timing) -> bool {
+        now.since(self.proved_at) <= timing.report_fresh
+    }
+}
+
+/// What the control loop reads.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PulseView {
+    /// The generation whose acknowledgements a majority gave, and when the lease that follows ends.
+    pub lease: Option<(Generation, BootTime)>,
+    /// Until when this node promised to support nobody else (L2).
+    pub promise_end: BootTime,
+    /// The peers heard in this life of the daemon.
+    pub peers: BTreeMap<NodeId, PeerView>,
+}
+
+/// What came of a datagram.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Received {
+    /// What to send at once.
+    pub replies: Vec<(NodeId, Datagram)>,
+    /// Whether the lease grew: the guard is to be told first of all.
+    pub lease: Option<(Generation, BootTime)>,
+    /// Whether the control loop should look: a peer's report changed, or a lease began.
+    pub is_news: bool,
+    /// A cluster generation higher than ours: this node has been left behind (L26).
+    pub newer_cluster: Option<ClusterGeneration>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Peer {
+    newest: Option<(BootId, DaemonIncarnation, u64)>,
+    view: Option<PeerView>,
+    granted: Option<(Generation, BootTime)>,
+}
+
+/// One node's pulses.
+#[derive(Debug, Clone)]
+pub struct PulseCore {
+    me: NodeId,
+    cluster_generation: ClusterGeneration,
+    boot: BootId,
+    incarnation: DaemonIncarnation,
+    timing: Timing,
+    sequence: u64,
+    stamps: VecDeque<BootTime>,
+    peers: BTreeMap<NodeId, Peer>,
+    stance: Stance,
+    promise_from: BootTime,
+    lease: Option<(Generation, BootTime)>,
+    next_round: BootTime,
+}
+
+impl PulseCore {
+    /// Returns the pulses of a daemon that started at `now`, with nobody heard and nothing to say yet.
+    pub fn new(
+        me: NodeId,
+        cluster_generation: ClusterGeneration,
+        boot: BootId,
+        incarnation: DaemonIncarnation,
+        timing: Timing,
+        now: BootTime,
+    ) -> Self {
+        Self {
+            me,
+            cluster_generation,
+            boot,
+            incarnation,
+            timing,
+            sequence: 0,
+            stamps: VecDeque::new(),
+            peers: BTreeMap::new(),
+            stance: Stance::default(),
+            promise_from: now,
+            lease: None,
+            next_round: now,
+        }
+    }
+
+    /// Replaces the peers; what is known of those that stay is kept.
+    pub fn set_peers(&mut self, peers: &BTreeSet<NodeId>) {
+        self.peers.retain(|node, _| peers.contains(node));
+        for node in peers.iter().filter(|node| **node != self.me) {
+            self.peers.entry(*node).or_default();
+        }
+    }
+
+    /// Replaces the spans, as the cluster's options changed.
+    pub fn set_timing(&mut self, timing: Timing) {
+        self.timing = timing;
+    }
+
+    /// Takes the control loop's decision. Returns what to send at once: a changed report or a new wish is not kept waiting.
+    pub fn set_stance(&mut self, now: BootTime, stance: Stance) -> Vec<(NodeId, Datagram)> {
+        let is_news = stance.report != self.stance.report || stance.asks != self.stance.asks;
+        if stance.asks != self.stance.asks {
+            // acknowledgements of another generation are of no use to this one
+            self.lease = self.lease.filter(|(generation, _)| Some(*generation) == stance.asks);
+        }
+        self.stance = stance;
+        self.refresh_lease(now);
+        if is_news { self.round(now) } else { Vec::new() }
+    }
+
+    /// Returns when [`tick`](Self::tick) is due.
+    pub fn next_tick(&self) -> BootTime {
+        self.next_round
+    }
+
+    /// Sends the round of pulses that is due, if it is.
+    pub fn tick(&mut self, now: BootTime) -> Vec<(NodeId, Datagram)> {
+        if now < self.next_round {
+            return Vec::new();
+        }
+        self.round(now)
+    }
+
+    /// Takes a datagram whose sender the transport has authenticated as `from`.
+    pub fn receive(&mut self, now: BootTime, from: NodeId, datagram: Datagram) -> Received {
+        let mut received = Received::default();
+        if datagram.cluster_generation != self.cluster_generation {
+            if datagram.cluster_generation > self.cluster_generation {
+                received.newer_cluster = Some(datagram.cluster_generation);
+            }
+            return received;
+        }
+        let proved_at = datagram.echo.and_then(|echo| self.stamp_of(&echo));
+        let Some(peer) = self.peers.get_mut(&from) else { return received };
+        if datagram.from != from {
+            return received;
+        }
+        if let Some((boot, incarnation, sequence)) = peer.newest {
+            let is_same_start = (boot, incarnation) == (datagram.boot, datagram.incarnation);
+            if is_same_start && datagram.sequence <= sequence {
+                return received;
+            }
+        }
+        peer.newest = Some((datagram.boot, datagram.incarnation, datagram.sequence));
+        if let Some(proved_at) = proved_at {
+            let is_newer = peer.view.as_ref().is_none_or(|view| view.proved_at <= proved_at);
+            if is_newer {
+                received.is_news = peer
+                    .view
+                    .as_ref()
+                    .is_none_or(|view| view.report != datagram.report || !view.is_fresh(now, &self.timing));
+                peer.view = Some(PeerView { report: datagram.report, proved_at });
+            }
+        }
+        if let (Some(Echo { grants: Some(granted), .. }), Some(stamp)) = (datagram.echo, proved_at)
+            && Some(granted) == self.stance.asks
+        {
+            let newest = peer.granted.filter(|(generation, _)| *generation == granted);
+            if newest.is_none_or(|(_, before)| before < stamp) {
+                peer.granted = Some((granted, stamp));
+                let before = self.lease;
+                self.refresh_lease(now);
+                if self.lease != before {
+                    received.lease = self.lease;
+                    received.is_news |= before.is_none_or(|(_, end)| end < now);
+                }
+            }
+        }
+        if !datagram.is_reply {
+            let grants = datagram.asks.filter(|asked| self.stance.grants == Some((from, *asked)));
+            if grants.is_some() {
+                self.promise_from = self.promise_from.max(now);
+            }
+            if datagram.asks.is_some() {
+                let echo = Echo {
+                    boot: datagram.boot,
+                    incarnation: datagram.incarnation,
+                    sequence: datagram.sequence,
+                    grants,
+                };
+                let reply = self.datagram(now, Some(echo), true);
+                received.replies.push((from, reply));
+            }
+        }
+        received
+    }
+
+    /// Returns what the control loop needs to know.
+    pub fn view(&self) -> PulseView {
+        let known = |(node, peer): (&NodeId, &Peer)| peer.view.clone().map(|view| (*node, view));
+        PulseView {
+            lease: self.lease,
+            promise_end: self.promise_from.max(self.stance.record_applied_at) + self.timing.promise(),
+            peers: self.peers.iter().filter_map(known).collect(),
+        }
+    }
+
+    /// Whether this node asks at `now`: the control loop must have said so lately (L3).
+    fn asks_at(&self, now: BootTime) -> Option<Generation> {
+        self.stance.asks.filter(|_| now <= self.stance.asks_until)
+    }
+
+    fn round(&mut self, now: BootTime) -> Vec<(NodeId, Datagram)> {
+        self.next_round = now + self.timing.pulse;
+        let peers: Vec<_> = self.peers.iter().map(|(node, peer)| (*node, peer.newest)).collect();
+        let round = peers.into_iter().map(|(node, newest)| {
+            let echo = newest.map(|(boot, incarnation, sequence)| Echo { boot, incarnation, sequence, grants: None });
+            (node, self.datagram(now, echo, false))
+        });
+        let round = round.collect();
+        // a majority of one needs no acknowledgement, only its own pulse
+        self.refresh_lease(now);
+        round
+    }
+
+    fn datagram(&mut self, now: BootTime, echo: Option<Echo>, is_reply: bool) -> Datagram {
+        self.sequence += 1;
+        self.stamps.push_back(now);
+        if self.stamps.len() > STAMPS_KEPT {
+            self.stamps.pop_front();
+        }
+        let mut report = self.stance.report.clone();
+        report.hears = self.heard_now(now);
+        Datagram {
+            cluster_generation: self.cluster_generation,
+            from: self.me,
+            boot: self.boot,
+            incarnation: self.incarnation,
+            sequence: self.sequence,
+            // a reply asks for nothing: it would not be answered
+            asks: self.asks_at(now).filter(|_| !is_reply),
+            is_reply,
+            echo,
+            report,
+        }
+    }
+
+    fn heard_now(&self, now: BootTime) -> BTreeSet<NodeId> {
+        let fresh = |peer: &Peer| peer.view.as_ref().is_some_and(|view| view.is_fresh(now, &self.timing));
+        self.peers.iter().filter(|(_, peer)| fresh(peer)).map(|(node, _)| *node).collect()
+    }
+
+    /// Returns when the echoed datagram was sent, if it is one of this start's that is still remembered.
+    fn stamp_of(&self, echo: &Echo) -> Option<BootTime> {
+        if (echo.boot, echo.incarnation) != (self.boot, self.incarnation) || echo.sequence > self.sequence {
+            return None;
+        }
+        let back = usize::try_from(self.sequence - echo.sequence).ok()?;
+        let index = self.stamps.len().checked_sub(back + 1)?;
+        self.stamps.get(index).copied()
+    }
+
+    /// Sets the lease to *lease* after the newest sending that a majority of every voter set acknowledged (L1).
+    fn refresh_lease(&mut self, now: BootTime) {
+        let Some(generation) = self.stance.asks else {
+            self.lease = None;
+            return;
+        };
+        let stamp_of = |node: &NodeId| {
+            if *node == self.me {
+                return self.asks_at(now).map(|_| now);
+            }
+            let granted = self.peers.get(node).and_then(|peer| peer.granted);
+            granted.filter(|(granted, _)| *granted == generation).map(|(_, stamp)| stamp)
+        };
+        let newest_of = |set: &BTreeSet<NodeId>| {
+            let mut stamps: Vec<BootTime> = set.iter().filter_map(stamp_of).collect();
+            stamps.sort_unstable_by(|a, b| b.cmp(a));
+            stamps.get(majority_of(set.len()) - 1).copied()
+        };
+        let newest = self.stance.voter_sets.iter().map(newest_of).collect::<Option<Vec<_>>>();
+        let Some(newest) = newest.and_then(|stamps| stamps.into_iter().min()) else { return };
+        let end = newest + self.timing.lease;
+        if self.lease.is_none_or(|(held, before)| held != generation || before < end) {
+            self.lease = Some((generation, end));
+        }
+    }
+}

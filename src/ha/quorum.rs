@@ -1,0 +1,170 @@
+//! Majorities of voters, and the data rule: whether those who answered hold every acknowledged commit between them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::record::{Assignment, CommitSet, PriorAssignment};
+use crate::types::{DataIncarnation, Generation, NodeId, WalPosition};
+
+/// Returns how many of `total` are a majority.
+pub fn majority_of(total: usize) -> usize {
+    total / 2 + 1
+}
+
+/// Returns whether `agrees` holds for a majority of every set. No set, or an empty one, is no majority.
+pub fn majority_of_every(sets: &[BTreeSet<NodeId>], mut agrees: impl FnMut(NodeId) -> bool) -> bool {
+    !sets.is_empty()
+        && sets.iter().all(|set| set.iter().filter(|node| agrees(**node)).count() >= majority_of(set.len()))
+}
+
+/// What a node stated about its data when it could no longer help the generation that is to be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// The life of its data.
+    pub incarnation: DataIncarnation,
+    /// Where its log ends.
+    pub position: WalPosition,
+    /// The highest generation of its own that it has resigned.
+    pub resigned: Generation,
+}
+
+/// A commit set that the answers do not cover yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uncovered {
+    /// The generation of the record it belongs to.
+    pub generation: Generation,
+    /// The set.
+    pub set: CommitSet,
+    /// How many of its members answered.
+    pub answered: usize,
+}
+
+/// The data rule of L11 for the record `current` and those before it that were never opened.
+///
+/// # Errors
+///
+/// The first set that the answers do not cover.
+pub fn covers_every_commit(current: &Assignment, answers: &BTreeMap<NodeId, Answer>) -> Result<(), Uncovered> {
+    let mut chain: Vec<PriorAssignment> = current.since_opened.clone();
+    chain.push(current.to_prior());
+    for (index, record) in chain.iter().enumerate() {
+        if !record.opened && record.commit_sets.iter().all(|set| set.k == 0) {
+            // promoted with a name that nobody bears until it is opened, so nothing was acknowledged under it (L15)
+            continue;
+        }
+        if chain[index..].iter().any(|later| holder_answered(later, answers)) {
+            continue;
+        }
+        for set in &record.commit_sets {
+            let answered = set.members.iter().filter(|member| {
+                answers.get(&member.node).is_some_and(|answer| answer.incarnation == member.incarnation)
+            });
+            let answered = answered.count();
+            let enough = set.k > 0 && answered + set.k as usize > set.members.len();
+            if !enough {
+                return Err(Uncovered { generation: record.generation, set: set.clone(), answered });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the node of `record` itself, its role ended and its data of the same life, has stated its final position.
+fn holder_answered(record: &PriorAssignment, answers: &BTreeMap<NodeId, Answer>) -> bool {
+    answers
+        .get(&record.node)
+        .is_some_and(|answer| answer.incarnation == record.incarnation && answer.resigned >= record.generation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ha::record::{AssignmentReason, DataMember};
+    use crate::types::{Lsn, Timeline};
+
+    fn at(lsn: u64) -> WalPosition {
+        WalPosition { timeline: Timeline(2), lsn: Lsn(lsn) }
+    }
+
+    fn answer(lsn: u64) -> Answer {
+        Answer { incarnation: DataIncarnation(1), position: at(lsn), resigned: Generation(0) }
+    }
+
+    fn set_of(nodes: &[u64], k: u32) -> CommitSet {
+        let member = |node: &u64| DataMember { node: NodeId(*node), incarnation: DataIncarnation(1) };
+        CommitSet { members: nodes.iter().map(member).collect(), k }
+    }
+
+    fn record(sets: Vec<CommitSet>, opened: bool) -> Assignment {
+        Assignment {
+            generation: Generation(5),
+            node: NodeId(1),
+            incarnation: DataIncarnation(1),
+            promoted: Generation(5),
+            timeline: Timeline(2),
+            start: at(0),
+            why: AssignmentReason::Bootstrap,
+            voter_sets: vec![[1, 2, 3].map(NodeId).into()],
+            commit_sets: sets,
+            opened,
+            since_opened: vec![],
+        }
+    }
+
+    #[test]
+    fn both_standbys_must_answer_where_one_of_two_is_waited_for() {
+        let record = record(vec![set_of(&[2, 3], 1)], true);
+        let one = BTreeMap::from([(NodeId(2), answer(10))]);
+        assert!(covers_every_commit(&record, &one).is_err());
+        let both = BTreeMap::from([(NodeId(2), answer(10)), (NodeId(3), answer(9))]);
+        assert_eq!(covers_every_commit(&record, &both), Ok(()));
+    }
+
+    #[test]
+    fn the_resigned_primary_alone_covers_its_record() {
+        let record = record(vec![set_of(&[2, 3], 1)], true);
+        let mut own = answer(12);
+        own.resigned = Generation(5);
+        assert_eq!(covers_every_commit(&record, &BTreeMap::from([(NodeId(1), own)])), Ok(()));
+        own.resigned = Generation(4);
+        assert!(covers_every_commit(&record, &BTreeMap::from([(NodeId(1), own)])).is_err());
+    }
+
+    #[test]
+    fn a_rebuilt_standby_does_not_answer_for_its_former_data() {
+        let record = record(vec![set_of(&[2, 3], 1)], true);
+        let mut rebuilt = answer(10);
+        rebuilt.incarnation = DataIncarnation(2);
+        let answers = BTreeMap::from([(NodeId(2), answer(10)), (NodeId(3), rebuilt)]);
+        assert!(covers_every_commit(&record, &answers).is_err());
+    }
+
+    #[test]
+    fn both_sets_of_a_change_must_be_covered() {
+        let record = record(vec![set_of(&[2], 1), set_of(&[2, 3], 1)], true);
+        assert!(covers_every_commit(&record, &BTreeMap::from([(NodeId(2), answer(1))])).is_err());
+    }
+
+    #[test]
+    fn unopened_records_keep_the_ones_before_in_force() {
+        let mut second = record(vec![set_of(&[1, 3], 1)], false);
+        second.node = NodeId(2);
+        second.since_opened = vec![PriorAssignment {
+            generation: Generation(4),
+            node: NodeId(1),
+            incarnation: DataIncarnation(1),
+            commit_sets: vec![set_of(&[2, 3], 1)],
+            opened: true,
+        }];
+        // 1 and 3 answer: enough for the second record, not for the first, whose commits may be on 2 alone
+        let answers = BTreeMap::from([(NodeId(1), answer(10)), (NodeId(3), answer(9))]);
+        assert!(covers_every_commit(&second, &answers).is_err());
+        let answers = BTreeMap::from([(NodeId(1), answer(10)), (NodeId(3), answer(9)), (NodeId(2), answer(9))]);
+        assert_eq!(covers_every_commit(&second, &answers), Ok(()));
+    }
+
+    #[test]
+    fn an_unopened_record_that_waits_for_nobody_is_void() {
+        assert_eq!(covers_every_commit(&record(vec![CommitSet::none()], false), &BTreeMap::new()), Ok(()));
+        assert!(covers_every_commit(&record(vec![CommitSet::none()], true), &BTreeMap::new()).is_err());
+    }
+}
