@@ -1,1 +1,329 @@
-//! Datagrams between nodes, from a thread that waits for nothing else.
+//! Datagrams between nodes, from threads that wait for nothing but the network and the next round.
+//!
+//! [`ha::pulse::PulseCore`](crate::ha::pulse::PulseCore) decides what is sent and what an arrival means; here are the sockets,
+//! the sealing, and the way to the guard: a lease that grows is told to it before anybody else hears of it.
+//!
+//! Absent on purpose: any disk, any PostgreSQL, any async runtime. The one lock is held for microseconds, by the control loop
+//! when it takes a new stance, never across a wait. A datagram goes to every known address of its peer, as one switch port must
+//! not decide; the copies are told apart by their sequence number.
+
+mod seal;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+pub use self::seal::PulseSecret;
+use self::seal::Sealer;
+use crate::codec;
+use crate::ha::pulse::{Datagram, PulseCore, PulseView, Stance};
+use crate::ha::timing::Timing;
+use crate::sys::clock::boot_now;
+use crate::types::{BootId, BootTime, ClusterGeneration, DaemonIncarnation, Generation, NodeId};
+
+/// Larger than any datagram of hasup; reports stay below one Ethernet frame in clusters of five.
+const DATAGRAM_BYTES_MAX: usize = 8192;
+
+/// Who this node is to its peers.
+pub struct PulseConfig {
+    /// This node.
+    pub me: NodeId,
+    /// The cluster's id: keys are bound to it.
+    pub cluster_id: String,
+    /// Which life of the cluster.
+    pub cluster_generation: ClusterGeneration,
+    /// This boot of the machine.
+    pub boot: BootId,
+    /// This start of the daemon.
+    pub incarnation: DaemonIncarnation,
+    /// The private part of the key in this node's member record.
+    pub secret: PulseSecret,
+    /// The cluster's spans.
+    pub timing: Timing,
+    /// Where to listen: the peer port's addresses.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// Another node, as far as pulses go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PulsePeer {
+    /// The node.
+    pub id: NodeId,
+    /// The key in its member record.
+    pub key: [u8; 32],
+    /// Where it listens.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Called with each lease that grew, from the thread that saw it.
+type OnLease = Box<dyn Fn(Generation, BootTime) + Send + Sync>;
+
+struct Shared {
+    core: Mutex<PulseCore>,
+    sealer: Mutex<Sealer>,
+    addresses: Mutex<BTreeMap<NodeId, Vec<SocketAddr>>>,
+    sockets: Vec<UdpSocket>,
+    news: Arc<Notify>,
+    on_lease: OnLease,
+    newer_cluster: Mutex<Option<ClusterGeneration>>,
+    is_stopped: AtomicBool,
+}
+
+/// The node's pulses. Cheap to clone; they end when [`stop`](Self::stop) is called.
+#[derive(Clone)]
+pub struct Pulses {
+    shared: Arc<Shared>,
+}
+
+impl Pulses {
+    /// Binds the sockets and starts a thread for each; the first one also sends the rounds.
+    ///
+    /// `on_lease` is called with every lease that grew, from a pulse thread: it must not wait. `news` is notified whenever the
+    /// control loop should look.
+    ///
+    /// # Errors
+    ///
+    /// An address cannot be bound, or no thread can be started.
+    pub fn start(
+        config: PulseConfig,
+        on_lease: impl Fn(Generation, BootTime) + Send + Sync + 'static,
+        news: Arc<Notify>,
+    ) -> io::Result<Self> {
+        let sockets = config.listen.iter().map(UdpSocket::bind).collect::<io::Result<Vec<_>>>()?;
+        let core = PulseCore::new(
+            config.me,
+            config.cluster_generation,
+            config.boot,
+            config.incarnation,
+            config.timing,
+            boot_now(),
+        );
+        let shared = Arc::new(Shared {
+            core: Mutex::new(core),
+            sealer: Mutex::new(Sealer::new(config.me, &config.cluster_id, config.secret)),
+            addresses: Mutex::new(BTreeMap::new()),
+            sockets,
+            news,
+            on_lease: Box::new(on_lease),
+            newer_cluster: Mutex::new(None),
+            is_stopped: AtomicBool::new(false),
+        });
+        for index in 0..shared.sockets.len() {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name(format!("pulse-{index}")).spawn(move || shared.run(index))?;
+        }
+        Ok(Self { shared })
+    }
+
+    /// Replaces the peers; whoever is absent is no longer heard.
+    pub fn set_peers(&self, peers: &[PulsePeer]) {
+        self.shared.sealer.lock().set_peers(peers.iter().map(|peer| (peer.id, peer.key)));
+        *self.shared.addresses.lock() = peers.iter().map(|peer| (peer.id, peer.addresses.clone())).collect();
+        let ids: BTreeSet<NodeId> = peers.iter().map(|peer| peer.id).collect();
+        self.shared.core.lock().set_peers(&ids);
+    }
+
+    /// Replaces the spans.
+    pub fn set_timing(&self, timing: Timing) {
+        self.shared.core.lock().set_timing(timing);
+    }
+
+    /// Takes the control loop's decision; in effect when this returns. News goes out at once.
+    pub fn set_stance(&self, stance: Stance) {
+        let (datagrams, lease) = {
+            let mut core = self.shared.core.lock();
+            let before = core.view_lease();
+            let datagrams = core.set_stance(boot_now(), stance);
+            let after = core.view_lease();
+            (datagrams, after.filter(|_| after != before))
+        };
+        if let Some((generation, end)) = lease {
+            (self.shared.on_lease)(generation, end);
+        }
+        self.shared.send(datagrams);
+    }
+
+    /// Returns what is known of lease, promise and peers.
+    pub fn view(&self) -> PulseView {
+        self.shared.core.lock().view()
+    }
+
+    /// Returns the highest cluster generation above this node's own that was heard of (L26).
+    pub fn newer_cluster(&self) -> Option<ClusterGeneration> {
+        *self.shared.newer_cluster.lock()
+    }
+
+    /// Ends the threads within one round.
+    pub fn stop(&self) {
+        self.shared.is_stopped.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn run(&self, index: usize) {
+        let is_first = index == 0;
+        let socket = &self.sockets[index];
+        let mut buffer = [0_u8; DATAGRAM_BYTES_MAX];
+        while !self.is_stopped.load(Ordering::Relaxed) {
+            if is_first {
+                self.round();
+            }
+            let wait = if is_first { self.until_next_round() } else { Duration::from_millis(200) };
+            // a time limit of zero would mean none at all
+            if socket.set_read_timeout(Some(wait.max(Duration::from_micros(100)))).is_err() {
+                return;
+            }
+            match socket.recv_from(&mut buffer) {
+                Ok((length, _)) => self.take(&buffer[..length]),
+                // the time limit, or an ICMP error of an earlier sending: the next round tells
+                Err(error) if error.kind() != io::ErrorKind::InvalidInput => {}
+                Err(error) => {
+                    tracing::error!(%error, "pulse socket failed; this node is not heard until hasup is restarted");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn until_next_round(&self) -> Duration {
+        let next = self.core.lock().next_tick();
+        next.since(boot_now())
+    }
+
+    fn round(&self) {
+        let (datagrams, lease) = {
+            let mut core = self.core.lock();
+            let before = core.view_lease();
+            let datagrams = core.tick(boot_now());
+            (datagrams, core.view_lease().filter(|lease| Some(*lease) != before))
+        };
+        if let Some((generation, end)) = lease {
+            (self.on_lease)(generation, end);
+        }
+        self.send(datagrams);
+    }
+
+    fn take(&self, packet: &[u8]) {
+        let Some((from, plain)) = self.sealer.lock().open(packet) else { return };
+        let Ok(datagram) = codec::decode::<Datagram>(&plain) else { return };
+        let received = self.core.lock().receive(boot_now(), from, datagram);
+        if let Some((generation, end)) = received.lease {
+            (self.on_lease)(generation, end);
+        }
+        self.send(received.replies);
+        if let Some(newer) = received.newer_cluster {
+            let mut known = self.newer_cluster.lock();
+            *known = (*known).max(Some(newer));
+            self.news.notify_one();
+        }
+        if received.is_news {
+            self.news.notify_one();
+        }
+    }
+
+    fn send(&self, datagrams: Vec<(NodeId, Datagram)>) {
+        for (to, datagram) in datagrams {
+            let plain = codec::encode(&datagram);
+            let Some(packet) = self.sealer.lock().seal(to, &plain) else { continue };
+            let addresses = self.addresses.lock().get(&to).cloned().unwrap_or_default();
+            for address in addresses {
+                let same_family =
+                    |socket: &&UdpSocket| socket.local_addr().is_ok_and(|local| local.is_ipv4() == address.is_ipv4());
+                if let Some(socket) = self.sockets.iter().find(same_family) {
+                    // unreachable peers are told by their silence, which is what the protocol counts
+                    let _ = socket.send_to(&packet, address);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ha::pulse::Report;
+
+    fn pulses(me: u64, secret: &PulseSecret) -> (Pulses, Arc<Notify>) {
+        let config = PulseConfig {
+            me: NodeId(me),
+            cluster_id: "test".to_owned(),
+            cluster_generation: ClusterGeneration(1),
+            boot: BootId([1; 16]),
+            incarnation: DaemonIncarnation(me),
+            secret: secret.clone(),
+            timing: Timing::default(),
+            listen: vec!["127.0.0.1:0".parse().expect("an address")],
+        };
+        let news = Arc::new(Notify::new());
+        (Pulses::start(config, |_, _| {}, Arc::clone(&news)).expect("bind on loopback"), news)
+    }
+
+    fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+        let deadline = boot_now() + Duration::from_secs(10);
+        while !is_so() {
+            assert!(boot_now() < deadline, "not within 10 s: {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn two_nodes_grant_a_lease_over_sealed_datagrams_and_a_third_key_is_not_heard() {
+        let secrets = [1, 2, 3].map(|_| PulseSecret::generate());
+        let (one, _news) = pulses(1, &secrets[0]);
+        let (two, _) = pulses(2, &secrets[1]);
+        let address = |pulses: &Pulses| pulses.shared.sockets[0].local_addr().expect("bound");
+        let peer = |id: u64, key: &PulseSecret, of: &Pulses| PulsePeer {
+            id: NodeId(id),
+            key: key.public(),
+            addresses: vec![address(of)],
+        };
+        one.set_peers(&[peer(2, &secrets[1], &two)]);
+        two.set_peers(&[peer(1, &secrets[0], &one)]);
+        let voters = vec![BTreeSet::from([NodeId(1), NodeId(2)])];
+        let generation = Generation(7);
+        two.set_stance(Stance {
+            grants: Some((NodeId(1), generation)),
+            voter_sets: voters.clone(),
+            ..Stance::default()
+        });
+        one.set_stance(Stance {
+            asks: Some(generation),
+            asks_until: boot_now() + Duration::from_secs(60),
+            voter_sets: voters,
+            report: Report { is_fit: true, ..Report::default() },
+            ..Stance::default()
+        });
+        wait_until("a lease", || one.view().lease.is_some_and(|(held, end)| held == generation && end > boot_now()));
+        wait_until("a report", || two.view().peers.get(&NodeId(1)).is_some_and(|peer| peer.report.is_fit));
+
+        // the same number under another key: what it says is not heard, so the promise is not renewed by it
+        let (forger, _) = pulses(1, &secrets[2]);
+        forger.set_peers(&[peer(2, &secrets[1], &two)]);
+        let forged = Report { resigned: Generation(99), ..Report::default() };
+        forger.set_stance(Stance { report: forged, ..Stance::default() });
+        let newest = two.view().peers[&NodeId(1)].proved_at;
+        wait_until("three more rounds", || {
+            two.view().peers[&NodeId(1)].proved_at.since(newest) > Duration::from_millis(300)
+        });
+        assert_eq!(two.view().peers[&NodeId(1)].report.resigned, Generation(0));
+        for pulses in [one, two, forger] {
+            pulses.stop();
+        }
+    }
+
+    #[test]
+    fn hostile_packets_are_dropped() {
+        let (pulses, _) = pulses(1, &PulseSecret::generate());
+        for length in [0, 1, 32, 33, 48, 1500] {
+            pulses.shared.take(&vec![0xA5; length]);
+        }
+        assert!(pulses.view().peers.is_empty());
+        pulses.stop();
+    }
+}

@@ -342,6 +342,11 @@ impl PulseCore {
         }
     }
 
+    /// Returns the lease alone: the generation and its end.
+    pub fn view_lease(&self) -> Option<(Generation, BootTime)> {
+        self.lease
+    }
+
     /// Whether this node asks at `now`: the control loop must have said so lately (L3).
     fn asks_at(&self, now: BootTime) -> Option<Generation> {
         self.stance.asks.filter(|_| now <= self.stance.asks_until)
