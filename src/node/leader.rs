@@ -1,0 +1,141 @@
+//! What a node does as the Raft leader: look at the cluster, assign, and keep Raft's members in step with the store's.
+//!
+//! Each change of the record is a compare-and-set, committed under this leadership: a leader that is none any more, or that
+//! chose on an older record, changes nothing. So no read index goes ahead of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Shared;
+use super::views::{LeaderFacts, LeaderMemory};
+use crate::ha::assign::{Assigned, Order, assign};
+use crate::ha::record::{Event, Goals, WhyRecord};
+use crate::kv::{Command, Proposal, Reply};
+use crate::raft::Leadership;
+use crate::sys::clock::{boot_now, wall_now};
+use crate::types::{Generation, NodeId};
+
+/// How long one change may take before the leader looks again; what came of it is then unknown, and the next look tells.
+const CHANGE_LIMIT: Duration = Duration::from_secs(5);
+/// A leader looks at least so often, whatever happens.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long leadership is not handed over again after a try: a second transfer on top of the first helps nobody.
+const TRANSFER_PAUSE: Duration = Duration::from_secs(3);
+
+/// Leads whenever this node is the leader. Ends with the node.
+pub(super) async fn lead(shared: Arc<Shared>) {
+    let mut rounds = shared.rounds.subscribe();
+    let mut states = shared.consensus.state();
+    let mut leaderships = shared.consensus.leadership();
+    let mut memory = LeaderMemory::default();
+    let mut transfer_after = boot_now();
+    loop {
+        tokio::select! {
+            changed = rounds.changed() => if changed.is_err() { return },
+            changed = states.changed() => if changed.is_err() { return },
+            changed = leaderships.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        rounds.mark_unchanged();
+        let leadership = leaderships.borrow_and_update().clone();
+        if !leadership.is_leader {
+            memory = LeaderMemory::default();
+            shared.assigned.send_replace(Arc::new(Assigned::default()));
+            continue;
+        }
+        let applied = states.borrow_and_update().clone();
+        let pulse = shared.pulses.view();
+        let own_report = shared.plan.borrow().stance.report.clone();
+        let view = memory.view(LeaderFacts {
+            now: boot_now(),
+            me: shared.me,
+            state: &applied.state,
+            pulse: &pulse,
+            own_report: &own_report,
+            leadership: &leadership,
+        });
+        let mut assigned = assign(&view);
+        if let Some(Order::TransferLeadership(_)) = assigned.order {
+            if view.now < transfer_after {
+                assigned.order = None;
+            } else {
+                transfer_after = view.now + TRANSFER_PAUSE;
+            }
+        }
+        let generation = view.record.as_ref().map_or(Generation(0), |record| record.assignment.generation);
+        let order = assigned.order.clone();
+        let why = assigned.why.clone();
+        shared.assigned.send_if_modified(|known| {
+            let is_new = **known != assigned;
+            *known = Arc::new(assigned);
+            is_new
+        });
+        match order {
+            Some(order) => carry_out(&shared, order, why, generation).await,
+            None => keep_raft_members(&shared, &leadership, &applied.state.members.keys().copied().collect()).await,
+        }
+    }
+}
+
+async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Generation) {
+    let step = why.step.clone();
+    let done = match order {
+        Order::Record { expected, assignment } => {
+            let kind = if assignment.generation > generation { "assigned" } else { "record_changed" };
+            let event = shared.event(kind, assignment.generation, why);
+            let command = Command::SetAssignment { expected, assignment: *assignment };
+            propose(shared, command, Some(event)).await
+        }
+        Order::ClearSwitchover => {
+            let command = Command::SetGoals { expected: None, goals: Goals::default() };
+            propose(shared, command, None).await
+        }
+        Order::ChangeRaftVoters(voters) => {
+            let change = shared.consensus.change_voters(voters);
+            match tokio::time::timeout(CHANGE_LIMIT, change).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("it took too long".to_owned()),
+            }
+        }
+        Order::TransferLeadership(node) => shared.consensus.transfer_leader(node).await.map_err(|error| error.to_string()),
+    };
+    match done {
+        Ok(()) => tracing::info!(step, "leader"),
+        // the next look decides afresh; a lost leadership is no error
+        Err(error) => tracing::info!(step, error, "leader: not done"),
+    }
+}
+
+async fn propose(shared: &Shared, command: Command, event: Option<Event>) -> Result<(), String> {
+    let at_ms = u64::try_from(wall_now().as_millis()).unwrap_or(u64::MAX);
+    let mut proposal = Proposal::new(super::request_id(), at_ms, command);
+    proposal.events.extend(event);
+    match tokio::time::timeout(CHANGE_LIMIT, shared.consensus.propose(proposal)).await {
+        Ok(Ok(Reply::Conflict { current })) => Err(format!("the record has changed at index {current}")),
+        Ok(Ok(Reply::Refused { reason })) => Err(reason.to_string()),
+        Ok(Ok(Reply::Nothing | Reply::Applied { .. } | Reply::MemberAdded { .. })) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("unknown: no majority confirmed it in time".to_owned()),
+    }
+}
+
+/// Every member hears Raft's log, at first as a learner; who is no member any more does not.
+async fn keep_raft_members(shared: &Shared, leadership: &Leadership, members: &BTreeSet<NodeId>) {
+    let voters: BTreeSet<NodeId> = leadership.voters.iter().flatten().copied().collect();
+    let known: BTreeSet<NodeId> = voters.union(&leadership.learners).copied().collect();
+    if let Some(node) = members.difference(&known).next() {
+        match tokio::time::timeout(CHANGE_LIMIT, shared.consensus.add_learner(*node)).await {
+            Ok(Ok(())) => tracing::info!(%node, "leader: replicates to a new member"),
+            Ok(Err(error)) => tracing::info!(%node, %error, "leader: member not added to Raft yet"),
+            Err(_) => tracing::info!(%node, "leader: member not added to Raft in time"),
+        }
+    } else if let Some(node) = leadership.learners.difference(members).next() {
+        match tokio::time::timeout(CHANGE_LIMIT, shared.consensus.remove(*node)).await {
+            Ok(Ok(())) => tracing::info!(%node, "leader: no longer replicates to a removed member"),
+            Ok(Err(error)) => tracing::info!(%node, %error, "leader: removed member still in Raft"),
+            Err(_) => tracing::info!(%node, "leader: removed member not taken out of Raft in time"),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Puts together what the brain looks at, from what the node's parts last said.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ha::pulse::{PulseView, Report};
+use crate::ha::record::{Member, ResignReason};
+use crate::ha::rules::Rules;
+use crate::ha::timing::Timing;
+use crate::ha::view::{AppliedRecord, ClusterView, MemberView};
+use crate::kv::State;
+use crate::raft::Leadership;
+use crate::types::{BootTime, Generation, NodeId};
+
+/// Remembers when this node applied the record's present generation: promises and time limits run from there.
+#[derive(Debug, Default)]
+pub(super) struct RecordClock {
+    seen: Option<(Generation, BootTime)>,
+}
+
+impl RecordClock {
+    /// Returns the newest record with the instant at which its generation was first seen.
+    pub(super) fn record(&mut self, state: &State, now: BootTime) -> Option<AppliedRecord> {
+        let versioned = state.assignment.as_ref()?;
+        let generation = versioned.value.generation;
+        let applied_at = match self.seen {
+            Some((seen, at)) if seen == generation => at,
+            _ => now,
+        };
+        self.seen = Some((generation, applied_at));
+        Some(AppliedRecord { assignment: (*versioned.value).clone(), index: versioned.index, applied_at })
+    }
+}
+
+/// What the leader has to remember between two looks; forgotten with the leadership.
+#[derive(Debug, Default)]
+pub(super) struct LeaderMemory {
+    clock: RecordClock,
+    not_streaming_since: BTreeMap<NodeId, BootTime>,
+    failed_promotion: BTreeMap<NodeId, (Generation, BootTime)>,
+}
+
+impl LeaderMemory {
+    /// Returns the leader's view of the cluster.
+    pub(super) fn view(&mut self, facts: LeaderFacts<'_>) -> ClusterView {
+        let LeaderFacts { now, me, state, pulse, own_report, leadership } = facts;
+        let timing = Timing::from_options(&state.options);
+        let record = self.clock.record(state, now);
+        let member_view = |member: &Member| {
+            let heard = pulse.peers.get(&member.id);
+            let is_me = member.id == me;
+            MemberView {
+                kind: member.kind,
+                priority: member.priority,
+                nofailover: member.nofailover,
+                report: if is_me { Some(own_report.clone()) } else { heard.map(|peer| peer.report.clone()) },
+                passes_both_ways: is_me || heard.is_some_and(|peer| peer.is_fresh(now, &timing)),
+            }
+        };
+        let members: BTreeMap<NodeId, MemberView> =
+            state.members.values().map(|member| (member.id, member_view(member))).collect();
+        self.remember(now, &timing, record.as_ref(), &members);
+        ClusterView {
+            now,
+            me,
+            rules: Rules::default(),
+            goals: (*state.goals.value).clone(),
+            durability: state.options.durability,
+            raft_voters: leadership.voters.clone(),
+            raft_caught_up: leadership.caught_up.clone(),
+            failed_promotion: self.failed_promotion.iter().map(|(node, (_, until))| (*node, *until)).collect(),
+            not_streaming_since: self.not_streaming_since.clone(),
+            record,
+            members,
+            timing,
+        }
+    }
+
+    fn remember(
+        &mut self,
+        now: BootTime,
+        timing: &Timing,
+        record: Option<&AppliedRecord>,
+        members: &BTreeMap<NodeId, MemberView>,
+    ) {
+        let Some(record) = record else { return };
+        let active = members.get(&record.assignment.node).filter(|member| member.passes_both_ways);
+        if let Some(active) = active.and_then(|member| member.report.as_ref()?.active.as_ref()) {
+            let streaming: BTreeSet<NodeId> = active.streaming.iter().map(|member| member.node).collect();
+            self.not_streaming_since.retain(|node, _| !streaming.contains(node) && members.contains_key(node));
+            for node in members.keys().filter(|node| !streaming.contains(node)) {
+                self.not_streaming_since.entry(*node).or_insert(now);
+            }
+        }
+        for (node, member) in members {
+            let Some(report) = &member.report else { continue };
+            if report.resign_reason == Some(ResignReason::PromotionFailed) {
+                let known = self.failed_promotion.get(node).is_some_and(|(seen, _)| *seen >= report.resigned);
+                if !known {
+                    self.failed_promotion.insert(*node, (report.resigned, now + timing.unfit_for));
+                }
+            }
+        }
+    }
+}
+
+/// What the leader's view is made of.
+pub(super) struct LeaderFacts<'a> {
+    pub(super) now: BootTime,
+    pub(super) me: NodeId,
+    pub(super) state: &'a State,
+    pub(super) pulse: &'a PulseView,
+    pub(super) own_report: &'a Report,
+    pub(super) leadership: &'a Leadership,
+}
