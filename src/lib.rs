@@ -1,12 +1,12 @@
 //! hasup keeps a cluster of PostgreSQL alive by itself.
 
+pub mod codec;
 pub mod types;
 
 pub mod config;
 pub mod ha;
 pub mod kv;
 
-pub mod codec;
 pub mod sys;
 
 pub mod telemetry;
