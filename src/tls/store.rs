@@ -1,0 +1,268 @@
+//! A node's keys and certificates under `<data dir>/tls`.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rcgen::{CertificateParams, KeyPair};
+use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::Zeroizing;
+
+use super::ca::{common_name, split_certificates};
+use super::{CertificateFacts, ClusterSecret, TlsError, random};
+use crate::sys::fs::write_durably;
+
+/// Where each file of a node's trust lies; PostgreSQL is pointed at the first three.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustPaths {
+    /// The folder, mode 0700.
+    pub folder: PathBuf,
+    /// The node's certificate.
+    pub certificate: PathBuf,
+    /// Its private key, mode 0600.
+    pub key: PathBuf,
+    /// The certificates of the authorities that the node accepts, newest first.
+    pub ca: PathBuf,
+    /// The node's secret for pulses, mode 0600.
+    pub pulse_key: PathBuf,
+    /// The cluster's secret, mode 0600.
+    pub cluster_secret: PathBuf,
+}
+
+impl TrustPaths {
+    /// Returns the places below a node's data directory.
+    pub fn below(data_dir: &Path) -> Self {
+        let folder = data_dir.join("tls");
+        Self {
+            certificate: folder.join("node.crt"),
+            key: folder.join("node.key"),
+            ca: folder.join("ca.crt"),
+            pulse_key: folder.join("pulse.key"),
+            cluster_secret: folder.join("cluster.secret"),
+            folder,
+        }
+    }
+}
+
+/// The secrets that a node makes itself and that never leave it.
+#[derive(Clone)]
+pub struct NodeKeys {
+    key_pem: Zeroizing<String>,
+    pulse_secret: Zeroizing<[u8; 32]>,
+}
+
+impl fmt::Debug for NodeKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeKeys(…)")
+    }
+}
+
+impl NodeKeys {
+    /// Draws new ones: ECDSA P-256 for certificates, X25519 for pulses.
+    pub fn generate() -> Result<Self, TlsError> {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+            .map_err(|source| TlsError::Make { what: "the node's key", source })?;
+        Ok(Self { key_pem: Zeroizing::new(key.serialize_pem()), pulse_secret: Zeroizing::new(random()?) })
+    }
+
+    /// Returns the keys kept below `data_dir`, or makes and keeps new ones where there are none.
+    ///
+    /// Keeping them before the first message of a join makes a repeated join recognisable as the same node's.
+    pub fn load_or_generate(data_dir: &Path) -> Result<Self, TlsError> {
+        let paths = TrustPaths::below(data_dir);
+        match (paths.key.exists(), paths.pulse_key.exists()) {
+            (true, true) => Self::load(data_dir),
+            _ => {
+                let keys = Self::generate()?;
+                keys.save(data_dir)?;
+                Ok(keys)
+            }
+        }
+    }
+
+    /// Reads the keys kept below `data_dir`.
+    pub fn load(data_dir: &Path) -> Result<Self, TlsError> {
+        let paths = TrustPaths::below(data_dir);
+        let pulse = Zeroizing::new(read(&paths.pulse_key)?);
+        let pulse = STANDARD.decode(pulse.trim()).ok().map(Zeroizing::new);
+        let pulse = pulse.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
+        let keys = Self {
+            key_pem: Zeroizing::new(read(&paths.key)?),
+            pulse_secret: Zeroizing::new(
+                pulse.ok_or_else(|| damaged("the pulse key", "it is not 32 bytes in base64"))?,
+            ),
+        };
+        keys.key_pair()?;
+        Ok(keys)
+    }
+
+    /// Writes the keys below `data_dir`, readable by their owner alone.
+    pub fn save(&self, data_dir: &Path) -> Result<(), TlsError> {
+        let paths = TrustPaths::below(data_dir);
+        make_folder(&paths.folder)?;
+        write(&paths.key, self.key_pem.as_bytes(), 0o600)?;
+        let pulse = Zeroizing::new(format!("{}\n", STANDARD.encode(*self.pulse_secret)));
+        write(&paths.pulse_key, pulse.as_bytes(), 0o600)
+    }
+
+    /// Returns a signing request, in PEM, that proves ownership of the key.
+    pub fn csr(&self) -> Result<String, TlsError> {
+        let make = |source| TlsError::Make { what: "a signing request", source };
+        let mut params = CertificateParams::default();
+        params.distinguished_name = common_name("hasup-node".into());
+        params.serialize_request(&self.key_pair()?).and_then(|csr| csr.pem()).map_err(make)
+    }
+
+    /// Returns the public half of the pulse key, which goes into the member's record.
+    pub fn pulse_public(&self) -> [u8; 32] {
+        PublicKey::from(&self.pulse_secret()).to_bytes()
+    }
+
+    /// Returns the secret half of the pulse key.
+    pub fn pulse_secret(&self) -> StaticSecret {
+        StaticSecret::from(*self.pulse_secret)
+    }
+
+    /// Returns the private key as PEM (PKCS#8).
+    pub(super) fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+
+    fn key_pair(&self) -> Result<KeyPair, TlsError> {
+        KeyPair::from_pem(&self.key_pem).map_err(|error| damaged("the node's key", &error.to_string()))
+    }
+}
+
+/// Everything that makes a node a trusted member.
+#[derive(Debug, Clone)]
+pub struct NodeTrust {
+    /// Its own keys.
+    pub keys: NodeKeys,
+    /// Its certificate, PEM.
+    pub certificate: String,
+    /// The authorities it accepts, PEM, newest first.
+    pub ca_certificates: Vec<String>,
+    /// The secret of its cluster.
+    pub cluster_secret: ClusterSecret,
+}
+
+impl NodeTrust {
+    /// Tells whether a node's trust has been written below `data_dir` completely.
+    pub fn exists(data_dir: &Path) -> bool {
+        let paths = TrustPaths::below(data_dir);
+        [&paths.certificate, &paths.key, &paths.ca, &paths.pulse_key, &paths.cluster_secret].iter().all(|p| p.exists())
+    }
+
+    /// Reads a node's trust; what is missing or damaged is an error that says which file and what to do.
+    pub fn load(data_dir: &Path) -> Result<Self, TlsError> {
+        let paths = TrustPaths::below(data_dir);
+        let secret = Zeroizing::new(read(&paths.cluster_secret)?);
+        let trust = Self {
+            keys: NodeKeys::load(data_dir)?,
+            certificate: read(&paths.certificate)?,
+            ca_certificates: split_certificates(&read(&paths.ca)?)?,
+            cluster_secret: ClusterSecret::from_text(&secret)
+                .ok_or_else(|| damaged("the cluster's secret", "it is not 32 bytes in base64"))?,
+        };
+        trust.facts()?;
+        Ok(trust)
+    }
+
+    /// Writes all of it below `data_dir`, the certificate last: once that is there, the rest is.
+    pub fn save(&self, data_dir: &Path) -> Result<(), TlsError> {
+        let paths = TrustPaths::below(data_dir);
+        self.keys.save(data_dir)?;
+        write(&paths.cluster_secret, self.cluster_secret.to_text().as_bytes(), 0o600)?;
+        self.save_certificates(data_dir)
+    }
+
+    /// Writes only the certificates, as a renewal does: the key stays, so that no instant leaves a pair that mismatches.
+    pub fn save_certificates(&self, data_dir: &Path) -> Result<(), TlsError> {
+        let paths = TrustPaths::below(data_dir);
+        make_folder(&paths.folder)?;
+        write(&paths.ca, self.ca_certificates.concat().as_bytes(), 0o644)?;
+        write(&paths.certificate, self.certificate.as_bytes(), 0o644)
+    }
+
+    /// Returns what the node's certificate says.
+    pub fn facts(&self) -> Result<CertificateFacts, TlsError> {
+        CertificateFacts::of_pem(&self.certificate)
+    }
+}
+
+fn make_folder(folder: &Path) -> Result<(), TlsError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|source| TlsError::File { action: "create the folder", path: folder.to_owned(), source })
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), TlsError> {
+    write_durably(path, bytes, mode).map_err(|source| TlsError::File { action: "write", path: path.to_owned(), source })
+}
+
+fn read(path: &Path) -> Result<String, TlsError> {
+    let bytes = fs::read(path).map_err(|source| TlsError::File { action: "read", path: path.to_owned(), source })?;
+    String::from_utf8(bytes).map_err(|_| TlsError::File {
+        action: "read",
+        path: path.to_owned(),
+        source: io::Error::new(io::ErrorKind::InvalidData, "the file holds no text; restore it, or join again empty"),
+    })
+}
+
+fn damaged(what: &'static str, because: &str) -> TlsError {
+    TlsError::Damaged {
+        what,
+        because: because.to_owned(),
+        cure: "Restore the folder `tls` of this node, or remove the node and join again empty",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::{CertificateAuthority, LeafRequest, NodeIdentity};
+    use crate::types::NodeId;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    #[test]
+    fn trust_survives_the_disk_with_secrets_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = Duration::from_secs(1_800_000_000);
+        let ca = CertificateAuthority::create("c1", now).unwrap();
+        let keys = NodeKeys::load_or_generate(folder.path()).unwrap();
+        assert!(!NodeTrust::exists(folder.path()));
+        let identity = NodeIdentity { node: NodeId(1), name: "n1".parse().unwrap(), cluster_id: "c1".into() };
+        let request = LeafRequest { identity: identity.clone(), csr: keys.csr().unwrap(), hosts: vec![] };
+        let trust = NodeTrust {
+            keys,
+            certificate: ca.issue(&request, now).unwrap(),
+            ca_certificates: ca.certificates().to_vec(),
+            cluster_secret: ClusterSecret::generate().unwrap(),
+        };
+        trust.save(folder.path()).unwrap();
+        assert!(NodeTrust::exists(folder.path()));
+        let back = NodeTrust::load(folder.path()).unwrap();
+        assert_eq!(back.facts().unwrap().identity, identity);
+        assert_eq!(back.cluster_secret, trust.cluster_secret);
+        assert_eq!(back.keys.pulse_public(), trust.keys.pulse_public());
+        assert_eq!(back.ca_certificates, trust.ca_certificates);
+        let paths = TrustPaths::below(folder.path());
+        for secret in [&paths.key, &paths.pulse_key, &paths.cluster_secret] {
+            assert_eq!(fs::metadata(secret).unwrap().permissions().mode() & 0o777, 0o600, "{secret:?}");
+        }
+        assert_eq!(fs::metadata(&paths.folder).unwrap().permissions().mode() & 0o777, 0o700);
+        for path in [&paths.key, &paths.pulse_key, &paths.cluster_secret, &paths.certificate, &paths.ca] {
+            let kept = fs::read(path).unwrap();
+            for bad in [&b""[..], b"\xff\xfe\x00", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+                fs::write(path, bad).unwrap();
+                assert!(NodeTrust::load(folder.path()).is_err(), "{path:?}");
+            }
+            fs::write(path, kept).unwrap();
+        }
+        assert!(NodeTrust::load(folder.path()).is_ok());
+    }
+}
