@@ -4,4 +4,5 @@
 //! same code. Rules are cited as L1…L28; [`protocol`](crate#protocol) in the crate documentation states them.
 
 pub mod record;
+pub mod state;
 pub mod timing;
