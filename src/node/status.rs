@@ -1,1 +1,246 @@
-//! What a node publishes about itself and the cluster.
+//! What a node says about itself and the cluster: published by the control loop, read by API, command line and metrics.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ha::record::{Durability, MemberKind};
+use crate::ha::state::NodeState;
+use crate::types::{BootTime, ClusterGeneration, Generation, Lsn, NodeId, Timeline};
+
+/// A node's word about itself and the cluster at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The cluster as this node knows it.
+    pub cluster: ClusterStatus,
+    /// The name of the node that says all this.
+    pub me: String,
+    /// Its own state.
+    pub state: NodeState,
+    /// The name of the active node, by the newest record applied.
+    pub active: Option<String>,
+    /// Whether this node takes clients' writes: the role endpoints answer 200 by it, until [`Self::active_until`].
+    pub active_ready: bool,
+    /// The instant of this machine's boot-time clock at which [`Self::active_ready`] ends unless it is published anew: never
+    /// later than the beginning of the fence.
+    pub active_until: Option<BootTime>,
+    /// What is left of the lease when this was published, in milliseconds; only on its holder.
+    pub lease_remaining_ms: Option<u64>,
+    /// The name of the Raft leader.
+    pub raft_leader: Option<String>,
+    /// Why nothing more happens now, one sentence each.
+    pub waiting_on: Vec<String>,
+    /// Every member, in the order of their numbers.
+    pub nodes: Vec<NodeStatus>,
+    /// This node's PostgreSQL.
+    pub postgres: PostgresStatus,
+    /// Versions of programs on this node.
+    pub versions: Versions,
+    /// Days until this node's certificate ends; negative once it has.
+    pub certificate_days_left: Option<i64>,
+    /// How many times this node saw the active role change since it started.
+    pub role_changes: u64,
+    /// PEM of the cluster's certificates of authority, newest first; served at `/v1/ca`.
+    #[serde(skip)]
+    pub ca_pem: String,
+}
+
+/// The cluster as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Drawn once at its start.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Which life of the cluster this is.
+    pub cluster_generation: ClusterGeneration,
+    /// The generation of the newest assignment.
+    pub generation: Generation,
+    /// Whether this node hears a majority of the voters.
+    pub majority: bool,
+    /// What a commit waits for.
+    pub durability: Durability,
+    /// How long a lease is, in milliseconds.
+    pub lease_ms: u64,
+    /// What a failure right now would cost, in one plain sentence.
+    pub failure_cost: String,
+    /// What an operator should look at, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// What a member is to Raft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RaftRole {
+    /// Leads.
+    Leader,
+    /// Votes and follows.
+    Follower,
+    /// Follows without a vote.
+    Learner,
+    /// Not known now.
+    Unknown,
+}
+
+impl RaftRole {
+    /// Returns the role's name as `nodes list` prints it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Learner => "learner",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A member as this node knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where peers reach it, as `host:port`.
+    pub address: String,
+    /// Where its API is, as `host:port`.
+    pub api_address: String,
+    /// Where clients reach its PostgreSQL, as `host:port`.
+    pub postgres_address: String,
+    /// What it takes part in.
+    pub kind: MemberKind,
+    /// Its state by its last word.
+    pub state: NodeState,
+    /// Whether that word is recent; without it, everything here is the last that was heard.
+    pub is_reachable: bool,
+    /// How old its last word is, in milliseconds; absent if none was heard.
+    pub heard_ms_ago: Option<u64>,
+    /// What it is to Raft.
+    pub raft: RaftRole,
+    /// Breaks ties among equally safe promotion candidates; higher wins.
+    pub priority: u32,
+    /// Never made active by itself.
+    pub nofailover: bool,
+    /// The timeline of its last record.
+    pub timeline: Option<Timeline>,
+    /// The end of its write-ahead log on disk.
+    pub lsn: Option<Lsn>,
+    /// How far it is behind the active node, in bytes; absent where unknown.
+    pub lag_bytes: Option<u64>,
+    /// Version of hasup on it.
+    pub version: String,
+    /// Its checks by name.
+    pub checks: BTreeMap<String, CheckStatus>,
+}
+
+/// A check of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// Whether it passes.
+    pub is_passing: bool,
+    /// What it saw.
+    pub detail: String,
+    /// How often it runs, in milliseconds.
+    pub interval_ms: u64,
+    /// How long an earlier pass holds, in milliseconds.
+    pub ttl_ms: u64,
+    /// Whether its failure moves the active role.
+    pub moves_role: bool,
+}
+
+/// A node's PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PostgresStatus {
+    /// Whether a server runs.
+    pub is_running: bool,
+    /// Whether it takes new connections.
+    pub is_accepting: bool,
+    /// Whether it replays as a standby; absent while it does not answer.
+    pub is_in_recovery: Option<bool>,
+    /// Whether its WAL receiver streams.
+    pub is_streaming: bool,
+    /// Number of its version, as 150004.
+    pub server_version: Option<u32>,
+    /// Which database cluster it is.
+    pub system_identifier: Option<u64>,
+    /// The timeline it is on.
+    pub timeline: Option<Timeline>,
+    /// The end of its log on disk.
+    pub lsn: Option<Lsn>,
+    /// The end of what it replayed; on standbys.
+    pub replayed_lsn: Option<Lsn>,
+    /// Standbys that stream from it, by name.
+    pub standbys: Vec<String>,
+    /// What `synchronous_standby_names` was last seen to be.
+    pub synchronous_standby_names: Option<String>,
+    /// Commits whose wait for a standby was cancelled, since the daemon started.
+    pub cancelled_waits: u64,
+}
+
+/// Versions of programs on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Versions {
+    /// hasup's.
+    pub hasup: String,
+    /// PostgreSQL's, as it prints it.
+    pub postgres: Option<String>,
+}
+
+impl Status {
+    /// Returns what a node says before it has looked at anything.
+    pub fn starting(me: impl Into<String>) -> Self {
+        Self {
+            cluster: ClusterStatus::default(),
+            me: me.into(),
+            state: NodeState::Empty,
+            active: None,
+            active_ready: false,
+            active_until: None,
+            lease_remaining_ms: None,
+            raft_leader: None,
+            waiting_on: vec!["the node is starting".to_owned()],
+            nodes: Vec::new(),
+            postgres: PostgresStatus::default(),
+            versions: Versions { hasup: env!("CARGO_PKG_VERSION").to_owned(), postgres: None },
+            certificate_days_left: None,
+            role_changes: 0,
+            ca_pem: String::new(),
+        }
+    }
+
+    /// Returns whether this node may be called active at `now`: it was published as ready and that has not run out.
+    pub fn is_active_at(&self, now: BootTime) -> bool {
+        self.active_ready && self.active_until.is_some_and(|until| now < until)
+    }
+
+    /// Returns the member named `name`.
+    pub fn node(&self, name: &str) -> Option<&NodeStatus> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_ends_by_itself_when_nothing_new_is_published() {
+        let mut status = Status::starting("n1");
+        status.active_ready = true;
+        assert!(!status.is_active_at(BootTime(0)), "without an end there is no readiness");
+        status.active_until = Some(BootTime::from_millis(10));
+        assert!(status.is_active_at(BootTime::from_millis(9)));
+        assert!(!status.is_active_at(BootTime::from_millis(10)));
+    }
+
+    #[test]
+    fn json_holds_what_was_promised_to_programs() {
+        let json = serde_json::to_value(Status::starting("n1")).unwrap();
+        for key in ["cluster", "active", "raft_leader", "nodes"] {
+            assert!(json.get(key).is_some(), "{key}");
+        }
+        for key in ["id", "name", "generation", "majority", "durability", "warnings"] {
+            assert!(json["cluster"].get(key).is_some(), "cluster.{key}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What was said, by whom, before anything is checked against anything else.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use toml::de::{DeTable, DeValue};
+
+use super::defaults::{Kind, SETTINGS, setting};
+
+/// Where a value came from, weakest first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// Nobody said anything.
+    Default,
+    /// A line of a file.
+    File {
+        /// The file's name.
+        name: String,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// An environment variable.
+    Env(String),
+    /// A flag of the command line, as `--peer-port`.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { name, line } => write!(f, "{name}:{line}"),
+            Self::Env(name) | Self::Flag(name) => name.fmt(f),
+        }
+    }
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Where the value stands.
+    pub origin: Origin,
+    /// The key.
+    pub key: String,
+    /// The value as written, empty where there is none to show.
+    pub value: String,
+    /// What is wrong, as the end of "key = value …".
+    pub what: String,
+    /// What to do.
+    pub cure: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.origin)?;
+        if !self.key.is_empty() {
+            write!(f, "{} ", self.key)?;
+        }
+        if !self.value.is_empty() {
+            write!(f, "= {} ", self.value)?;
+        }
+        write!(f, "{}: {}", self.what, self.cure)
+    }
+}
+
+/// Everything that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        write!(f, "the configuration has {count} problem{}:", if count == 1 { "" } else { "s" })?;
+        for problem in &self.0 {
+            write!(f, "\n  {problem}")?;
+        }
+        f.write_str("\nNothing was started. Correct them, then try `hasup config check`.")
+    }
+}
+
+/// A file's name and text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Layer {
+    /// How messages name it.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// Everything that was said about the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The node file, then what the node was told when it began; later ones win.
+    pub files: Vec<Layer>,
+    /// The environment; only `HASUP_*` that name a setting are looked at.
+    pub env: BTreeMap<String, String>,
+    /// Flags: the flag's name, the key it sets, its value.
+    pub flags: Vec<(String, String, String)>,
+}
+
+/// A value of the kind its setting asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Value {
+    Text(String),
+    Port(u16),
+    Bool(bool),
+    List(Vec<String>),
+    Map(BTreeMap<String, String>),
+}
+
+impl fmt::Display for Value {
+    /// Prints the value as TOML.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let toml = match self {
+            Self::Text(text) => toml::Value::from(text.as_str()),
+            Self::Port(port) => toml::Value::from(i64::from(*port)),
+            Self::Bool(truth) => toml::Value::from(*truth),
+            Self::List(items) => toml::Value::from(items.clone()),
+            Self::Map(items) => toml::Value::Table(items.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect()),
+        };
+        toml.fmt(f)
+    }
+}
+
+/// What was said last about each key.
+pub(super) type Said = BTreeMap<&'static str, (Value, Origin)>;
+
+/// Gathers all layers; what cannot be understood goes to `problems`.
+pub(super) fn gather(sources: &Sources, problems: &mut Vec<Problem>) -> Said {
+    let mut said = Said::new();
+    for layer in &sources.files {
+        read_file(layer, &mut said, problems);
+    }
+    for setting in SETTINGS {
+        if let Some(text) = sources.env.get(&setting.env()) {
+            take_text(setting.key, text, Origin::Env(setting.env()), &mut said, problems);
+        }
+    }
+    for (flag, key, text) in &sources.flags {
+        take_text(key, text, Origin::Flag(flag.clone()), &mut said, problems);
+    }
+    said
+}
+
+fn read_file(layer: &Layer, said: &mut Said, problems: &mut Vec<Problem>) {
+    let line_of = |offset: usize| layer.text.get(..offset).map_or(1, |before| before.matches('\n').count() + 1);
+    let origin = |offset: usize| Origin::File { name: layer.name.clone(), line: line_of(offset) };
+    let (table, errors) = DeTable::parse_recoverable(&layer.text);
+    for error in &errors {
+        problems.push(Problem {
+            origin: origin(error.span().map_or(0, |span| span.start)),
+            key: String::new(),
+            value: String::new(),
+            what: "is no TOML".to_owned(),
+            cure: error.message().replace('\n', " "),
+        });
+    }
+    if errors.is_empty() {
+        walk("", table.get_ref(), &origin, said, problems);
+    }
+}
+
+fn walk(prefix: &str, table: &DeTable<'_>, origin: &dyn Fn(usize) -> Origin, said: &mut Said, problems: &mut Vec<Problem>) {
+    for (name, value) in table {
+        let key = if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
+        let place = origin(name.span().start);
+        match (setting(&key), value.get_ref()) {
+            (Some(known), found) => match of_kind(known.kind, found) {
+                Some(value) => {
+                    said.insert(known.key, (value, place));
+                }
+                None => problems.push(Problem {
+                    origin: place,
+                    key,
+                    value: show(found),
+                    what: if known.kind == Kind::Port && found.is_integer() {
+                        "is out of range".to_owned()
+                    } else {
+                        format!("is of the wrong kind ({})", found.type_str())
+                    },
+                    cure: format!("use {}", known.kind.cure()),
+                }),
+            },
+            (None, DeValue::Table(inner)) if is_section(&key) => walk(&key, inner, origin, said, problems),
+            (None, found) => problems.push(Problem {
+                origin: place,
+                value: show(found),
+                what: "is no setting".to_owned(),
+                cure: nearest(&key)
+                    .map_or_else(|| "remove it".to_owned(), |near| format!("did you mean `{near}`? Else remove it")),
+                key,
+            }),
+        }
+    }
+}
+
+fn is_section(key: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+}
+
+fn show(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::Table(_) => "{…}".to_owned(),
+        DeValue::Array(_) => "[…]".to_owned(),
+        DeValue::String(text) => format!("{text:?}"),
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Float(number) => number.to_string(),
+        DeValue::Boolean(truth) => truth.to_string(),
+        DeValue::Datetime(instant) => instant.to_string(),
+    }
+}
+
+fn of_kind(kind: Kind, value: &DeValue<'_>) -> Option<Value> {
+    match kind {
+        Kind::Text => value.as_str().map(|text| Value::Text(text.to_owned())),
+        Kind::Port => {
+            let number = value.as_integer()?;
+            let port = u16::from_str_radix(number.as_str(), number.radix()).ok()?;
+            (port != 0).then_some(Value::Port(port))
+        }
+        Kind::Bool => value.as_bool().map(Value::Bool),
+        Kind::List => match value {
+            DeValue::String(text) => Some(Value::List(vec![text.to_string()])),
+            DeValue::Array(items) if !items.is_empty() => {
+                items.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect::<Option<_>>().map(Value::List)
+            }
+            _ => None,
+        },
+        Kind::Map => {
+            let scalar = |value: &DeValue<'_>| match value {
+                DeValue::String(text) => Some(text.to_string()),
+                DeValue::Integer(number) => Some(number.to_string()),
+                DeValue::Float(number) => Some(number.to_string()),
+                DeValue::Boolean(truth) => Some(if *truth { "on" } else { "off" }.to_owned()),
+                _ => None,
+            };
+            let entry = |(name, value): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| {
+                let name: &std::borrow::Cow<'_, str> = name.get_ref();
+                scalar(value.get_ref()).map(|text| (name.to_string(), text))
+            };
+            value.as_table()?.iter().map(entry).collect::<Option<_>>().map(Value::Map)
+        }
+    }
+}
+
+/// Takes a value that an environment variable or a flag gives as text.
+fn take_text(key: &str, text: &str, origin: Origin, said: &mut Said, problems: &mut Vec<Problem>) {
+    let Some(known) = setting(key) else {
+        problems.push(Problem {
+            origin,
+            key: key.to_owned(),
+            value: text.to_owned(),
+            what: "is no setting".to_owned(),
+            cure: "remove it".to_owned(),
+        });
+        return;
+    };
+    let items = || text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    let value = match known.kind {
+        Kind::Text => Some(Value::Text(text.to_owned())),
+        Kind::Port => text.parse().ok().filter(|port| *port != 0).map(Value::Port),
+        Kind::Bool => match text {
+            "true" | "1" | "yes" | "on" => Some(Value::Bool(true)),
+            "false" | "0" | "no" | "off" => Some(Value::Bool(false)),
+            _ => None,
+        },
+        Kind::List => Some(items().map(str::to_owned).collect::<Vec<_>>()).filter(|all| !all.is_empty()).map(Value::List),
+        Kind::Map => items()
+            .map(|item| item.split_once('=').map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned())))
+            .collect::<Option<_>>()
+            .map(Value::Map),
+    };
+    match value {
+        Some(value) => {
+            said.insert(known.key, (value, origin));
+        }
+        None => problems.push(Problem {
+            origin,
+            key: key.to_owned(),
+            value: format!("{text:?}"),
+            what: "cannot be read".to_owned(),
+            cure: format!("use {}", known.kind.cure()),
+        }),
+    }
+}
+
+/// Returns the setting that `key` most likely was meant to be: few letters differ, or only the section does.
+fn nearest(key: &str) -> Option<&'static str> {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    let close = SETTINGS.iter().map(|setting| (edits(key, setting.key), setting.key)).min()?;
+    if close.0 <= 2 {
+        return Some(close.1);
+    }
+    SETTINGS.iter().find(|setting| last(setting.key) == last(key)).map(|setting| setting.key)
+}
+
+/// Returns how many letters must be added, dropped or changed to make one text the other.
+fn edits(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in other.iter().enumerate() {
+            let changed = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}
+
+/// Returns a file that says what the flags of `sources` say, for the node to remember; later files and flags override it.
+///
+/// # Errors
+/// A flag's value cannot be read.
+pub fn render(sources: &Sources) -> Result<String, Problems> {
+    let mut problems = Vec::new();
+    let flags = Sources { flags: sources.flags.clone(), ..Sources::default() };
+    let said = gather(&flags, &mut problems);
+    if !problems.is_empty() {
+        return Err(Problems(problems));
+    }
+    // Dotted keys need no section headers, and keep the order of the table.
+    let order = |key: &str| SETTINGS.iter().position(|setting| setting.key == key);
+    let mut lines: Vec<_> = said.iter().map(|(key, (value, _))| (order(key), format!("{key} = {value}\n"))).collect();
+    lines.sort();
+    Ok(lines.into_iter().map(|(_, line)| line).collect())
+}
