@@ -5,5 +5,8 @@
 //! acquit itself.
 
 pub mod checkers;
+pub mod client;
+pub mod dsn;
+pub mod http;
 pub mod journal;
 pub mod schedule;
