@@ -1,1 +1,69 @@
-//! Breaks a cluster and judges it.
+//! Breaks a cluster and judges it, from outside.
+//!
+//! Everything here treats hasup as a black box: it starts processes of the binary, asks its endpoints and its PostgreSQL, and
+//! believes only the journals of its own clients. Nothing of a node's inside is used, so that a defect of a node cannot
+//! acquit itself.
+//!
+//! - Clients, each a process of its own with a journal: [`writer`] (unique rows), [`poller`] (role endpoints).
+//! - Pure: [`journal`] (what clients saw, write gaps), [`checkers`] (verdicts), [`schedule`] (what is done when), [`dsn`].
+
+pub mod checkers;
+pub mod client;
+pub mod dsn;
+pub mod http;
+pub mod journal;
+pub mod poller;
+pub mod recorder;
+pub mod schedule;
+pub mod writer;
+
+use std::time::Duration;
+
+/// Returns milliseconds with one decimal, as figures are printed.
+#[must_use]
+pub fn millis(span: Duration) -> f64 {
+    (span.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+/// Breaks a cluster and judges it
+#[derive(Debug, clap::Args)]
+pub struct ChaosArgs {
+    #[command(subcommand)]
+    command: ChaosCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ChaosCommand {
+    #[command(hide = true)]
+    Writer(writer::WriterArgs),
+    #[command(hide = true)]
+    Poller(poller::PollerArgs),
+}
+
+/// Runs a chaos command and returns the process's exit status.
+///
+/// It brings its own runtime on its own thread, so it may be called from anywhere, also within a runtime.
+///
+/// # Errors
+/// When the command could not do what it is for; a verdict against the cluster is an exit status, not an error.
+pub fn main(args: ChaosArgs) -> anyhow::Result<u8> {
+    on_own_runtime(async {
+        match args.command {
+            ChaosCommand::Writer(args) => writer::run(args).await,
+            ChaosCommand::Poller(args) => poller::run(args).await,
+        }
+    })
+}
+
+/// Runs `work` to its end on a thread with a runtime of its own.
+///
+/// That thread lives as long as the work, which matters to children that are to die with the thread that started them.
+pub(crate) fn on_own_runtime<T: Send>(work: impl Future<Output = anyhow::Result<T>> + Send) -> anyhow::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(work)
+        });
+        thread.join().map_err(|_| anyhow::anyhow!("a panic, told above, ended the work"))?
+    })
+}

@@ -1,0 +1,258 @@
+//! The verdicts: what a cluster promised, held against what its clients saw.
+//!
+//! All pure. A checker convicts on proof alone: a request's answer was decided somewhere between its sending and its
+//! arrival, so two answers are in order only where their spans are disjoint. A checker without input never acquits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::journal::{Journal, Outcome, Row, Span};
+use crate::types::Timeline;
+
+/// How many findings a verdict spells out; all are counted.
+const SPELLED_OUT: usize = 10;
+
+/// The role cannot leave a node and return to it faster than two promotions, whose floor was measured at 0.1 s each. Within
+/// half of that, two answers of one node belong to one holding of the role.
+const QUICKEST_RETURN: Duration = Duration::from_millis(100);
+
+/// What a checker found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// The promise that was checked.
+    pub checker: &'static str,
+    /// Whether it was kept, and the checker had enough to see it.
+    pub ok: bool,
+    /// How much the checker looked at.
+    pub examined: usize,
+    /// How many violations it found.
+    pub violations: usize,
+    /// The first of them, or why the checker could not judge, in plain words.
+    pub findings: Vec<String>,
+}
+
+impl Verdict {
+    fn new(checker: &'static str, examined: usize, enough: bool, all: Vec<String>) -> Self {
+        let violations = all.len();
+        let mut findings: Vec<String> = all.into_iter().take(SPELLED_OUT).collect();
+        if !enough {
+            findings.push("nothing to judge: the clients saw too little, so this run proves nothing".to_owned());
+        }
+        Self { checker, ok: enough && violations == 0, examined, violations, findings }
+    }
+}
+
+/// The keys that a node's table holds.
+pub type Table = BTreeSet<String>;
+
+/// Checks that every acknowledged row is on every node, that the nodes agree about each row that was ever sent, and that no
+/// row whose failure was certain is there. `tables` must have been read after the journal.
+#[must_use]
+pub fn kept_rows(journal: &Journal, tables: &BTreeMap<String, Table>) -> Verdict {
+    let acknowledged: BTreeSet<&str> = journal.acknowledged().map(|row| row.key.as_str()).collect();
+    let failed: BTreeSet<&str> = with_outcome(journal, Outcome::Failed).map(|row| row.key.as_str()).collect();
+    let mut findings = Vec::new();
+    for key in journal.keys() {
+        let (have, lack): (Vec<_>, Vec<_>) = tables.iter().partition(|(_, table)| table.contains(key));
+        if acknowledged.contains(key) && !lack.is_empty() {
+            findings.push(format!("row {key} was acknowledged and is missing on {}", names(&lack)));
+        } else if failed.contains(key) && !have.is_empty() {
+            findings.push(format!("row {key} failed for certain and is there on {}", names(&have)));
+        } else if !have.is_empty() && !lack.is_empty() {
+            findings.push(format!("row {key} is on {} and not on {}", names(&have), names(&lack)));
+        }
+    }
+    Verdict::new("kept_rows", acknowledged.len(), !acknowledged.is_empty() && !tables.is_empty(), findings)
+}
+
+/// Returns how many acknowledged rows are missing on at least one node.
+#[must_use]
+pub fn lost_rows(journal: &Journal, tables: &BTreeMap<String, Table>) -> usize {
+    journal.acknowledged().filter(|row| tables.values().any(|table| !table.contains(&row.key))).count()
+}
+
+/// Checks that no two nodes acknowledged writes in the same span of time.
+///
+/// Each acknowledged row names the timeline that it was written on, and a timeline has one maker. Two things convict: one
+/// timeline written by two nodes, and a row on an older timeline sent after a row on a newer one had been answered.
+#[must_use]
+pub fn one_writer(journal: &Journal) -> Verdict {
+    let mut findings = Vec::new();
+    let mut examined = 0;
+    let mut makers: BTreeMap<Timeline, &str> = BTreeMap::new();
+    // The first answer on each timeline: whatever is sent after it must not be acknowledged on an older one.
+    let mut first_answer: BTreeMap<Timeline, &Row> = BTreeMap::new();
+    for row in journal.acknowledged() {
+        let Some(timeline) = row.timeline else {
+            findings.push(format!("row {} was acknowledged without naming its timeline", row.key));
+            continue;
+        };
+        examined += 1;
+        let maker = *makers.entry(timeline).or_insert(row.node.as_str());
+        if maker != row.node {
+            findings.push(format!("timeline {timeline} was written by {maker} and by {} (row {})", row.node, row.key));
+        }
+        first_answer.entry(timeline).or_insert(row);
+    }
+    for row in journal.acknowledged() {
+        let Some(timeline) = row.timeline else { continue };
+        let newer = first_answer.range(timeline.next()..).find(|(_, first)| first.span.is_before(&row.span));
+        if let Some((newer, first)) = newer {
+            findings.push(format!(
+                "{} acknowledged row {} on timeline {timeline}, sent {} ms after {} had acknowledged row {} on timeline {newer}",
+                row.node,
+                row.key,
+                row.span.sent.since(first.span.answered).as_millis(),
+                first.node,
+                first.key,
+            ));
+        }
+    }
+    Verdict::new("one_writer", examined, examined > 0, findings)
+}
+
+/// Checks that at no instant two nodes' role endpoints answered 200.
+///
+/// Convicts where one node's 200 lies wholly between two consecutive 200s of another that are closer together than the role
+/// can leave and return.
+#[must_use]
+pub fn one_active_endpoint(journal: &Journal) -> Verdict {
+    let mut by_node: BTreeMap<&str, Vec<(Span, bool)>> = BTreeMap::new();
+    for poll in &journal.polls {
+        by_node.entry(&poll.node).or_default().push((poll.span, poll.status == Some(200)));
+    }
+    for polls in by_node.values_mut() {
+        polls.sort_by_key(|(span, _)| span.sent);
+    }
+    let mut findings = Vec::new();
+    let mut seen_active = false;
+    for (holder, polls) in &by_node {
+        seen_active |= polls.iter().any(|(_, active)| *active);
+        for pair in polls.windows(2) {
+            let ((before, first), (after, second)) = (pair[0], pair[1]);
+            if !(first && second) || after.answered.since(before.sent) > QUICKEST_RETURN {
+                continue;
+            }
+            for (other, others) in by_node.iter().filter(|(name, _)| *name != holder) {
+                let from = others.partition_point(|(span, _)| span.sent <= before.answered);
+                let between = others[from..].iter().take_while(|(span, _)| span.sent < after.sent);
+                if between.into_iter().any(|(span, active)| *active && span.is_before(&after)) {
+                    findings.push(format!("{other} answered 200 while {holder} did, at {}", before.answered));
+                }
+            }
+        }
+    }
+    Verdict::new("one_active_endpoint", journal.polls.len(), seen_active, findings)
+}
+
+fn with_outcome(journal: &Journal, outcome: Outcome) -> impl Iterator<Item = &Row> {
+    journal.rows.iter().filter(move |row| row.outcome == outcome)
+}
+
+fn names(nodes: &[(&String, &Table)]) -> String {
+    nodes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn journal(text: &str) -> Journal {
+        Journal::parse(text).unwrap()
+    }
+
+    fn tables(nodes: &[(&str, &[&str])]) -> BTreeMap<String, Table> {
+        nodes.iter().map(|(name, keys)| ((*name).to_owned(), keys.iter().map(|key| (*key).to_owned()).collect())).collect()
+    }
+
+    const FAILOVER: &str = "row 1 2 a n1 1 ok\nrow 3 4 b n1 - unknown\nrow 5 6 c n1 - failed read-only\nrow 20 21 d n2 2 ok\n";
+
+    #[test]
+    fn a_clean_failover_is_acquitted() {
+        let all = tables(&[("n1", &["a", "b", "d"]), ("n2", &["a", "b", "d"]), ("n3", &["a", "b", "d"])]);
+        let verdict = kept_rows(&journal(FAILOVER), &all);
+        assert_eq!((verdict.ok, verdict.examined, verdict.violations), (true, 2, 0), "{:?}", verdict.findings);
+        assert!(one_writer(&journal(FAILOVER)).ok);
+        assert_eq!(lost_rows(&journal(FAILOVER), &all), 0);
+    }
+
+    #[test]
+    fn an_acknowledged_row_missing_anywhere_convicts() {
+        let all = tables(&[("n1", &["a", "d"]), ("n2", &["a", "d"]), ("n3", &["a"])]);
+        let verdict = kept_rows(&journal(FAILOVER), &all);
+        assert_eq!(verdict.findings, vec!["row d was acknowledged and is missing on n3"]);
+        assert_eq!(lost_rows(&journal(FAILOVER), &all), 1);
+    }
+
+    #[test]
+    fn nodes_that_differ_about_an_unknown_row_convict() {
+        let verdict = kept_rows(&journal(FAILOVER), &tables(&[("n1", &["a", "b", "d"]), ("n2", &["a", "d"])]));
+        assert_eq!(verdict.findings, vec!["row b is on n1 and not on n2"]);
+    }
+
+    #[test]
+    fn a_certain_failure_that_is_there_convicts() {
+        let verdict = kept_rows(&journal(FAILOVER), &tables(&[("n1", &["a", "c", "d"]), ("n2", &["a", "c", "d"])]));
+        assert_eq!(verdict.findings, vec!["row c failed for certain and is there on n1, n2"]);
+    }
+
+    #[test]
+    fn nothing_acknowledged_is_no_acquittal() {
+        let verdict = kept_rows(&Journal::default(), &tables(&[("n1", &[])]));
+        assert!(!verdict.ok && verdict.violations == 0);
+        assert!(!one_writer(&Journal::default()).ok);
+        assert!(!one_active_endpoint(&Journal::default()).ok);
+        assert!(!kept_rows(&journal(FAILOVER), &BTreeMap::new()).ok);
+    }
+
+    #[test]
+    fn an_old_primary_that_acknowledges_after_the_new_one_convicts() {
+        let verdict = one_writer(&journal("row 1 2 a n1 1 ok\nrow 20 21 d n2 2 ok\nrow 22 23 e n1 1 ok\n"));
+        assert_eq!(verdict.violations, 1);
+        assert!(verdict.findings[0].contains("n1 acknowledged row e on timeline 1"), "{:?}", verdict.findings);
+    }
+
+    #[test]
+    fn overlapping_spans_prove_no_order() {
+        let verdict = one_writer(&journal("row 1 2 a n1 1 ok\nrow 18 30 e n1 1 ok\nrow 20 21 d n2 2 ok\n"));
+        assert!(verdict.ok, "{:?}", verdict.findings);
+    }
+
+    #[test]
+    fn two_makers_of_one_timeline_convict() {
+        assert_eq!(one_writer(&journal("row 1 2 a n1 2 ok\nrow 5 6 d n2 2 ok\n")).violations, 1);
+    }
+
+    #[test]
+    fn the_role_may_return_to_a_node_on_a_newer_timeline() {
+        assert!(one_writer(&journal("row 1 2 a n1 1 ok\nrow 5 6 d n2 2 ok\nrow 8 9 e n1 3 ok\n")).ok);
+    }
+
+    fn polls(lines: &[(&str, u64, u64, u16)]) -> Journal {
+        let text: String = lines
+            .iter()
+            .map(|(node, sent, answered, status)| {
+                format!("poll {} {} {node} {status}\n", sent * 1_000_000, answered * 1_000_000)
+            })
+            .collect();
+        journal(&text)
+    }
+
+    #[test]
+    fn two_endpoints_at_once_convict() {
+        let both = polls(&[("n1", 0, 1, 200), ("n2", 3, 5, 200), ("n1", 10, 11, 200)]);
+        assert_eq!(one_active_endpoint(&both).violations, 1);
+    }
+
+    #[test]
+    fn endpoints_whose_spans_overlap_or_lie_far_apart_do_not_convict() {
+        let overlap = polls(&[("n1", 0, 4, 200), ("n2", 3, 5, 200), ("n1", 10, 11, 200)]);
+        assert!(one_active_endpoint(&overlap).ok);
+        let far = polls(&[("n1", 0, 1, 200), ("n2", 150, 151, 200), ("n1", 400, 401, 200)]);
+        assert!(one_active_endpoint(&far).ok, "the role may have gone and come back between");
+        let moved = polls(&[("n1", 0, 1, 200), ("n2", 3, 5, 503), ("n1", 10, 11, 503), ("n2", 12, 13, 200)]);
+        assert!(one_active_endpoint(&moved).ok);
+    }
+}
