@@ -88,8 +88,7 @@ async fn dial_one(
     tls: &TlsContext,
 ) -> Result<TlsStream<TcpStream>, Failure> {
     let tcp = connect(address).await?;
-    let expected =
-        NodeIdentity { node: peer.id, name: peer.name.clone(), cluster_id: tls.identity().cluster_id };
+    let expected = NodeIdentity { node: peer.id, name: peer.name.clone(), cluster_id: tls.identity().cluster_id };
     let connector = TlsConnector::from(tls.peer_client(protocol));
     let mut stream = connector.connect(server_name(&expected)?, tcp).await?;
     let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);

@@ -122,7 +122,12 @@ impl Link {
     }
 
     /// Carries calls over one connection until it ends; replies that are then missing are dropped, which tells their callers.
-    async fn use_connection(&mut self, stream: TlsStream<TcpStream>, first: Call, changes: watch::Receiver<u64>) -> End {
+    async fn use_connection(
+        &mut self,
+        stream: TlsStream<TcpStream>,
+        first: Call,
+        changes: watch::Receiver<u64>,
+    ) -> End {
         let (reader, writer) = split(stream);
         let replies = Replies::default();
         let draining = AtomicBool::new(false);

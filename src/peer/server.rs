@@ -279,9 +279,9 @@ async fn join(mut stream: TlsStream<TcpStream>, remote: SocketAddr, shared: &Sha
         (Err(wait), _) => Err(JoinRefusal::TooManyAttempts { retry_after_s: wait.as_secs() + 1 }),
         (Ok(()), Err(_)) => Err(JoinRefusal::TooManyAttempts { retry_after_s: 5 }),
         (Ok(()), Ok(_permit)) => match codec::decode::<JoinRequest>(&frame.payload) {
-            Ok(request) => timeout(JOIN_LIMIT, shared.service.join(request, remote)).await.unwrap_or_else(|_| {
-                Err(JoinRefusal::NotNow { because: "the members did not agree in time".into() })
-            }),
+            Ok(request) => timeout(JOIN_LIMIT, shared.service.join(request, remote))
+                .await
+                .unwrap_or_else(|_| Err(JoinRefusal::NotNow { because: "the members did not agree in time".into() })),
             Err(error) => Err(JoinRefusal::BadRequest { because: error.to_string() }),
         },
     };

@@ -60,7 +60,9 @@ pub enum JoinError {
         because: String,
     },
     /// What was granted does not hold together.
-    #[error("what {target} granted cannot be used: {because}. Run the same command again with another member's address")]
+    #[error(
+        "what {target} granted cannot be used: {because}. Run the same command again with another member's address"
+    )]
     BadGrant {
         /// Who was asked.
         target: String,

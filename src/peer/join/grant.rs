@@ -122,7 +122,9 @@ impl fmt::Display for UnreachableAddress {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum JoinRefusal {
     /// The cluster knows no such token.
-    #[error("the join token is not one of this cluster's, or was revoked. Create one on a member: `hasup token create`")]
+    #[error(
+        "the join token is not one of this cluster's, or was revoked. Create one on a member: `hasup token create`"
+    )]
     WrongToken,
     /// The token was right once.
     #[error("the join token expired {expired_s_ago} s ago. Create a new one on a member: `hasup token create`")]
@@ -151,7 +153,9 @@ pub enum JoinRefusal {
         member: NodeName,
     },
     /// hasup's versions cannot work together.
-    #[error("this node runs hasup {joiner}, the cluster {cluster}, and these do not work together. Install hasup {cluster} here")]
+    #[error(
+        "this node runs hasup {joiner}, the cluster {cluster}, and these do not work together. Install hasup {cluster} here"
+    )]
     WrongVersion {
         /// The joiner's.
         joiner: String,

@@ -212,9 +212,8 @@ mod tests {
             let addresses = [mine.clone(), strange.clone(), silent.clone()];
             let failed = dial_back(&addresses, &key, Duration::from_millis(500)).await;
             let failed: Vec<_> = failed.iter().map(|failed| (failed.address.as_str(), failed.transport)).collect();
-            let expected = [&strange, &silent].map(|address| {
-                [(address.as_str(), Transport::Tcp), (address.as_str(), Transport::Udp)]
-            });
+            let expected = [&strange, &silent]
+                .map(|address| [(address.as_str(), Transport::Tcp), (address.as_str(), Transport::Udp)]);
             assert_eq!(failed, expected.concat());
         };
         tokio::select! {

@@ -188,6 +188,10 @@ mod tests {
         assert_eq!(token.proof().check([], NOW), Err(JoinRefusal::WrongToken));
         let late = token.proof().check(&known, NOW + hour + Duration::from_secs(5));
         assert_eq!(late, Err(JoinRefusal::ExpiredToken { expired_s_ago: 5 }));
-        assert_eq!(swapped.check(&known, NOW + 2 * hour), Err(JoinRefusal::WrongToken), "expiry is told to its holder only");
+        assert_eq!(
+            swapped.check(&known, NOW + 2 * hour),
+            Err(JoinRefusal::WrongToken),
+            "expiry is told to its holder only"
+        );
     }
 }
