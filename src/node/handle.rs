@@ -355,10 +355,15 @@ impl Handle {
     /// `unavailable` where the node is gone or busy and nothing was done; `unknown` where a change may have been done; else
     /// what the node answers.
     pub async fn request(&self, request: Request) -> Result<Answer, HandleError> {
-        let deadline = Instant::now() + request.time_limit();
+        let limit = request.time_limit();
+        self.request_within(request, Self::QUEUE_LIMIT, limit).await
+    }
+
+    async fn request_within(&self, request: Request, queue_limit: Duration, limit: Duration) -> Result<Answer, HandleError> {
+        let deadline = Instant::now() + limit;
         let is_read = request.is_read();
         let (reply, answer) = oneshot::channel();
-        match timeout(Self::QUEUE_LIMIT, self.orders.send(Order { request, reply })).await {
+        match timeout(queue_limit, self.orders.send(Order { request, reply })).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(HandleError::new(ErrorCode::Unavailable, STOPPING)),
             Err(_) => {
@@ -384,22 +389,21 @@ const STOPPING: &str = "The node is stopping. Nothing was done. Ask another node
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_unanswered_change_is_unknown_and_an_unanswered_read_is_not() {
         let (_published, status) = watch::channel(Arc::new(Status::starting("n1")));
         let (handle, mut queue) = Handle::new(status, 1);
-        let change = handle.request(Request::Switchover { to: None });
-        let keep = async { queue.recv().await };
-        let (outcome, order) = tokio::join!(change, keep);
+        let brief = Duration::from_millis(20);
+        let ask = |request| handle.request_within(request, brief, brief);
+        let (outcome, order) = tokio::join!(ask(Request::Switchover { to: None }), queue.recv());
         assert_eq!(outcome.unwrap_err().code, ErrorCode::Unknown);
         assert!(order.is_some_and(|order| order.reply.is_closed()));
-        let (outcome, _order) = tokio::join!(handle.request(Request::Dsn), queue.recv());
+        let (outcome, _order) = tokio::join!(ask(Request::Dsn), queue.recv());
         assert_eq!(outcome.unwrap_err().code, ErrorCode::Unavailable);
         // Nobody takes orders: one fills the queue, the next is refused.
-        let (first, second) = tokio::join!(handle.request(Request::Leave), handle.request(Request::Leave));
-        assert_eq!(first.unwrap_err().code, ErrorCode::Unknown);
-        assert_eq!(second.unwrap_err().code, ErrorCode::Unavailable);
+        assert_eq!(ask(Request::Leave).await.unwrap_err().code, ErrorCode::Unknown);
+        assert_eq!(ask(Request::Leave).await.unwrap_err().code, ErrorCode::Unavailable);
         drop(queue);
-        assert_eq!(handle.request(Request::Leave).await.unwrap_err().code, ErrorCode::Unavailable);
+        assert_eq!(ask(Request::Leave).await.unwrap_err().code, ErrorCode::Unavailable);
     }
 }

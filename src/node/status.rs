@@ -15,6 +15,8 @@ pub struct Status {
     pub cluster: ClusterStatus,
     /// The name of the node that says all this.
     pub me: String,
+    /// When it was published, on this machine's boot-time clock: by its age the control loop is known to be alive.
+    pub published_at: BootTime,
     /// Its own state.
     pub state: NodeState,
     /// The name of the active node, by the newest record applied.
@@ -192,6 +194,7 @@ impl Status {
         Self {
             cluster: ClusterStatus::default(),
             me: me.into(),
+            published_at: BootTime::default(),
             state: NodeState::Empty,
             active: None,
             active_ready: false,

@@ -1,0 +1,131 @@
+//! What members ask each other. New variants go to the end: the encoding counts them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Generation, NodeId, NodeName, Timeline};
+
+/// The first thing a server says on a member's connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Welcome {
+    /// The member may ask.
+    Member {
+        /// Who answers here.
+        node: NodeId,
+        /// Its version of hasup.
+        version: String,
+    },
+    /// The certificate is of this cluster, but its node is no present member: it was removed, or replaced.
+    NotAMember,
+}
+
+/// A request and how long its sender waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Milliseconds after which nobody waits for the answer any more, so that work on it may stop.
+    pub within_ms: u64,
+    /// The request.
+    pub request: PeerRequest,
+}
+
+/// What one member asks another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerRequest {
+    /// Answer at once: the way there and back is what counts.
+    Ping,
+    /// A message of Raft, in the encoding of the raft module.
+    Raft(Vec<u8>),
+    /// Propose this to the replicated store, as its leader; in the encoding of the store.
+    Propose(Vec<u8>),
+    /// Say up to which log index the store must have been applied for a linearizable read; the leader answers.
+    ReadIndex,
+    /// Send PostgreSQL's history file of this timeline.
+    TimelineHistory {
+        /// Which timeline.
+        timeline: Timeline,
+    },
+    /// Run a checkpoint, as the active node of this generation, so that a rewind has a fresh starting point.
+    Checkpoint {
+        /// The generation that the asker believes in.
+        generation: Generation,
+    },
+    /// Issue a new certificate for the asking node.
+    Renew {
+        /// Its signing request, PEM.
+        csr: String,
+    },
+    /// A request of the API, handed on to the node that can answer it; in the encoding of the API.
+    Admin(Vec<u8>),
+}
+
+/// What a member answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerResponse {
+    /// To `Ping`.
+    Pong {
+        /// The node that answers.
+        node: NodeId,
+        /// Its name.
+        name: NodeName,
+        /// Its version of hasup.
+        version: String,
+    },
+    /// To `Raft`.
+    Raft(Vec<u8>),
+    /// To `Propose`.
+    Propose(Vec<u8>),
+    /// To `ReadIndex`.
+    ReadIndex {
+        /// The log index to wait for.
+        index: u64,
+    },
+    /// To `TimelineHistory`.
+    TimelineHistory {
+        /// The file's content; absent where the node has none of that timeline.
+        file: Option<Vec<u8>>,
+    },
+    /// To `Checkpoint`, once it is complete.
+    Checkpointed,
+    /// To `Renew`.
+    Renewed {
+        /// The new certificate, PEM.
+        certificate: String,
+        /// The authorities to accept, PEM, newest first.
+        ca_certificates: Vec<String>,
+    },
+    /// To `Admin`.
+    Admin(Vec<u8>),
+    /// To any: the request was not carried out.
+    Refused(PeerRefusal),
+}
+
+/// Why a member did not do what it was asked. In each case nothing was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum PeerRefusal {
+    /// Only the Raft leader can, and this node is not.
+    #[error("the node asked is not the Raft leader{}", leader.map(|id| format!("; node {id} is")).unwrap_or_default())]
+    NotLeader {
+        /// Who is, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// The request was decided under an older generation than the one in force.
+    #[error("the request is of an older generation; {current} is in force. Decide again")]
+    StaleGeneration {
+        /// The one in force.
+        current: Generation,
+    },
+    /// This version of hasup does not know the request.
+    #[error("the node asked runs a version of hasup that does not know this request. Upgrade it")]
+    Unsupported,
+    /// The answer is longer than a frame.
+    #[error("the answer of {bytes} bytes does not fit a frame. Ask for less")]
+    AnswerTooLong {
+        /// Its length.
+        bytes: u64,
+    },
+    /// The node cannot do it now.
+    #[error("the node asked cannot do it: {because}")]
+    Unable {
+        /// Why, as a clause.
+        because: String,
+    },
+}
