@@ -11,11 +11,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::dial::{DialError, SharedTls};
+use super::dial::DialError;
 use super::frame::PAYLOAD_MAX;
 use super::link::Link;
 use super::message::{Envelope, PeerRequest, PeerResponse};
 use crate::codec;
+use crate::tls::TlsContext;
 use crate::tls::config::MemberProtocol;
 use crate::types::{NodeId, NodeName};
 
@@ -130,7 +131,7 @@ struct Entrance {
 }
 
 struct Inner {
-    tls: SharedTls,
+    tls: Arc<TlsContext>,
     book: watch::Sender<AddressBook>,
     entrances: Mutex<BTreeMap<(NodeId, MemberProtocol), Arc<Entrance>>>,
     new_links: mpsc::UnboundedSender<Link>,
@@ -150,7 +151,7 @@ impl fmt::Debug for PeerClient {
 
 impl PeerClient {
     /// Returns a client that knows no peers yet, and the work to run beside it as a task; when that ends, calls fail.
-    pub fn new(tls: SharedTls) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    pub fn new(tls: Arc<TlsContext>) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (new_links, mut links) = mpsc::unbounded_channel::<Link>();
         let inner = Inner { tls, book: watch::Sender::default(), entrances: Mutex::default(), new_links };
         let work = async move {

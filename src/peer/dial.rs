@@ -1,6 +1,5 @@
 //! Reaches a member by one of its addresses, and checks who answers.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -118,6 +117,3 @@ pub(super) async fn connect(address: &str) -> std::io::Result<TcpStream> {
     }
     Err(last)
 }
-
-/// Shared by the links: the context outlives them.
-pub(super) type SharedTls = Arc<TlsContext>;

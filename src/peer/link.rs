@@ -1,6 +1,7 @@
 //! One kept connection to one member for one purpose.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 
 use super::client::{AddressBook, Call};
-use super::dial::{DialError, SharedTls, dial};
+use super::dial::{DialError, dial};
 use super::frame::{PAYLOAD_MAX, put_frame, read_frame};
+use crate::tls::TlsContext;
 use crate::tls::config::MemberProtocol;
 use crate::types::NodeId;
 
@@ -36,7 +38,7 @@ type Replies = Mutex<HashMap<u64, oneshot::Sender<Result<Vec<u8>, DialError>>>>;
 pub(super) struct Link {
     target: NodeId,
     protocol: MemberProtocol,
-    tls: SharedTls,
+    tls: Arc<TlsContext>,
     book: watch::Receiver<AddressBook>,
     calls: mpsc::Receiver<Call>,
     /// The address that last worked.
@@ -57,7 +59,7 @@ impl Link {
     pub(super) fn new(
         target: NodeId,
         protocol: MemberProtocol,
-        tls: SharedTls,
+        tls: Arc<TlsContext>,
         book: watch::Receiver<AddressBook>,
         calls: mpsc::Receiver<Call>,
     ) -> Self {

@@ -366,6 +366,30 @@ async fn a_call_that_never_left_says_so() {
 }
 
 #[tokio::test]
+async fn a_restarted_peer_is_found_again() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client(context(&new_trust(&cluster.ca(), 2)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    client.set_peers([PeerAddress { addresses: vec![address.to_string()], ..cluster.peer() }]);
+    let mut server = JoinSet::new();
+    server.spawn(serve(listener, cluster.server_tls.clone(), cluster.service.clone()));
+    assert_eq!(echo(&client, b"before").await, echoed(b"before"));
+    server.shutdown().await;
+    let down = echo(&client, b"down").await;
+    assert!(down.is_err(), "{down:?}");
+    let listener = TcpListener::bind(address).await.unwrap();
+    server.spawn(serve(listener, cluster.server_tls.clone(), cluster.service.clone()));
+    let begun = tokio::time::Instant::now();
+    let mut last = echo(&client, b"up").await;
+    while last.is_err() && begun.elapsed() < LONG {
+        tokio::task::yield_now().await;
+        last = echo(&client, b"up").await;
+    }
+    assert_eq!(last, echoed(b"up"));
+}
+
+#[tokio::test]
 async fn hostile_bytes_end_their_connection_and_nothing_else() {
     let mut cluster = Cluster::start().await;
     let tls = context(&new_trust(&cluster.ca(), 2));

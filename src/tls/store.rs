@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -13,7 +14,8 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
 use super::ca::{common_name, split_certificates};
-use super::{CertificateFacts, ClusterSecret, TlsError, random};
+use super::{CertificateAuthority, CertificateFacts, ClusterSecret, LeafRequest, NodeIdentity, TlsError, random};
+use crate::ha::record::Trust;
 use crate::sys::fs::write_durably;
 
 /// Where each file of a node's trust lies; PostgreSQL is pointed at the first three.
@@ -151,6 +153,45 @@ pub struct NodeTrust {
 }
 
 impl NodeTrust {
+    /// Makes the trust of a cluster's first node, and the authority whose record ([`CertificateAuthority::to_trust`]) is to
+    /// be replicated. `now` is the wall clock since 1970; `hosts` as in [`LeafRequest`].
+    pub fn found_cluster(
+        keys: NodeKeys,
+        identity: NodeIdentity,
+        hosts: Vec<String>,
+        now: Duration,
+    ) -> Result<(Self, CertificateAuthority), TlsError> {
+        let authority = CertificateAuthority::create(&identity.cluster_id, now)?;
+        let trust = Self::issued(&authority, keys, ClusterSecret::generate()?, identity, hosts, now)?;
+        Ok((trust, authority))
+    }
+
+    /// Issues the node a new certificate from its own copy of the cluster's record, with the keys and the secret kept below
+    /// `data_dir`: for renewal, and where the certificate is damaged, lost or expired. Nothing is written yet.
+    pub fn reissue(
+        data_dir: &Path,
+        record: &Trust,
+        identity: NodeIdentity,
+        hosts: Vec<String>,
+        now: Duration,
+    ) -> Result<Self, TlsError> {
+        let secret = load_secret(&TrustPaths::below(data_dir))?;
+        let authority = CertificateAuthority::open(record, &secret)?;
+        Self::issued(&authority, NodeKeys::load(data_dir)?, secret, identity, hosts, now)
+    }
+
+    fn issued(
+        authority: &CertificateAuthority,
+        keys: NodeKeys,
+        cluster_secret: ClusterSecret,
+        identity: NodeIdentity,
+        hosts: Vec<String>,
+        now: Duration,
+    ) -> Result<Self, TlsError> {
+        let certificate = authority.issue(&LeafRequest { identity, csr: keys.csr()?, hosts }, now)?;
+        Ok(Self { keys, certificate, ca_certificates: authority.certificates().to_vec(), cluster_secret })
+    }
+
     /// Tells whether a node's trust has been written below `data_dir` completely.
     pub fn exists(data_dir: &Path) -> bool {
         let paths = TrustPaths::below(data_dir);
@@ -160,13 +201,11 @@ impl NodeTrust {
     /// Reads a node's trust; what is missing or damaged is an error that says which file and what to do.
     pub fn load(data_dir: &Path) -> Result<Self, TlsError> {
         let paths = TrustPaths::below(data_dir);
-        let secret = Zeroizing::new(read(&paths.cluster_secret)?);
         let trust = Self {
             keys: NodeKeys::load(data_dir)?,
             certificate: read(&paths.certificate)?,
             ca_certificates: split_certificates(&read(&paths.ca)?)?,
-            cluster_secret: ClusterSecret::from_text(&secret)
-                .ok_or_else(|| damaged("the cluster's secret", "it is not 32 bytes in base64"))?,
+            cluster_secret: load_secret(&paths)?,
         };
         trust.facts()?;
         Ok(trust)
@@ -192,6 +231,11 @@ impl NodeTrust {
     pub fn facts(&self) -> Result<CertificateFacts, TlsError> {
         CertificateFacts::of_pem(&self.certificate)
     }
+}
+
+fn load_secret(paths: &TrustPaths) -> Result<ClusterSecret, TlsError> {
+    let text = Zeroizing::new(read(&paths.cluster_secret)?);
+    ClusterSecret::from_text(&text).ok_or_else(|| damaged("the cluster's secret", "it is not 32 bytes in base64"))
 }
 
 fn make_folder(folder: &Path) -> Result<(), TlsError> {
@@ -223,26 +267,17 @@ fn damaged(what: &'static str, because: &str) -> TlsError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::{CertificateAuthority, LeafRequest, NodeIdentity};
     use crate::types::NodeId;
     use std::os::unix::fs::PermissionsExt;
-    use std::time::Duration;
 
     #[test]
     fn trust_survives_the_disk_with_secrets_closed() {
         let folder = tempfile::tempdir().unwrap();
         let now = Duration::from_secs(1_800_000_000);
-        let ca = CertificateAuthority::create("c1", now).unwrap();
         let keys = NodeKeys::load_or_generate(folder.path()).unwrap();
         assert!(!NodeTrust::exists(folder.path()));
         let identity = NodeIdentity { node: NodeId(1), name: "n1".parse().unwrap(), cluster_id: "c1".into() };
-        let request = LeafRequest { identity: identity.clone(), csr: keys.csr().unwrap(), hosts: vec![] };
-        let trust = NodeTrust {
-            keys,
-            certificate: ca.issue(&request, now).unwrap(),
-            ca_certificates: ca.certificates().to_vec(),
-            cluster_secret: ClusterSecret::generate().unwrap(),
-        };
+        let (trust, _) = NodeTrust::found_cluster(keys, identity.clone(), vec![], now).unwrap();
         trust.save(folder.path()).unwrap();
         assert!(NodeTrust::exists(folder.path()));
         let back = NodeTrust::load(folder.path()).unwrap();
@@ -264,5 +299,60 @@ mod tests {
             fs::write(path, kept).unwrap();
         }
         assert!(NodeTrust::load(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn a_node_with_an_expired_or_lost_certificate_issues_itself_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (now, day) = (Duration::from_secs(1_800_000_000), Duration::from_secs(86_400));
+        let identity = NodeIdentity { node: NodeId(1), name: "n1".parse().unwrap(), cluster_id: "c1".into() };
+        let keys = NodeKeys::load_or_generate(folder.path()).unwrap();
+        let (trust, authority) = NodeTrust::found_cluster(keys, identity.clone(), vec![], now).unwrap();
+        trust.save(folder.path()).unwrap();
+        let record = authority.to_trust(&trust.cluster_secret).unwrap();
+        let late = now + 200 * day;
+        assert!(trust.facts().unwrap().days_left(late) < 0);
+        fs::remove_file(TrustPaths::below(folder.path()).certificate).unwrap();
+        let again =
+            NodeTrust::reissue(folder.path(), &record, identity.clone(), vec!["10.0.0.1".into()], late).unwrap();
+        again.save_certificates(folder.path()).unwrap();
+        let facts = NodeTrust::load(folder.path()).unwrap().facts().unwrap();
+        assert_eq!((facts.identity.clone(), facts.days_left(late)), (identity, 90));
+        assert!(!facts.needs_renewal(late) && facts.needs_renewal(late + 60 * day));
+    }
+
+    /// PostgreSQL and libpq read these files by OpenSSL, which checks more than rustls does.
+    #[test]
+    fn openssl_accepts_the_files_as_server_and_client() {
+        let openssl = |arguments: &[&str]| std::process::Command::new("openssl").args(arguments).output();
+        if openssl(&["version"]).is_err() {
+            eprintln!("SKIPPED: the program `openssl` is missing");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let now = crate::sys::clock::wall_now();
+        let former = CertificateAuthority::create("c1", now).unwrap();
+        let ca = CertificateAuthority::create("c1", now).unwrap().trusting_also(former.certificates());
+        let keys = NodeKeys::generate().unwrap();
+        // The longest name there is: longer than the 64 characters that X.509 wants of a CN.
+        let identity = NodeIdentity { node: NodeId(1), name: "n".repeat(63).parse().unwrap(), cluster_id: "c1".into() };
+        let hosts = vec!["10.1.2.3:5432".into(), "db.example.org".into()];
+        let request = LeafRequest { identity, csr: keys.csr().unwrap(), hosts };
+        let certificate = ca.issue(&request, now).unwrap();
+        let cluster_secret = ClusterSecret::generate().unwrap();
+        let trust = NodeTrust { keys, certificate, ca_certificates: ca.certificates().to_vec(), cluster_secret };
+        trust.save(folder.path()).unwrap();
+        let paths = TrustPaths::below(folder.path());
+        let (ca, leaf) = (paths.ca.to_str().unwrap(), paths.certificate.to_str().unwrap());
+        for check in [
+            ["-purpose", "sslserver", "-verify_ip", "10.1.2.3"],
+            ["-purpose", "sslserver", "-verify_hostname", "db.example.org"],
+            ["-purpose", "sslclient", "-verify_hostname", "localhost"],
+        ] {
+            let output = openssl(&[&["verify", "-x509_strict", "-CAfile", ca][..], &check, &[leaf]].concat()).unwrap();
+            assert!(output.status.success(), "{check:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let key = openssl(&["pkey", "-in", paths.key.to_str().unwrap(), "-noout"]).unwrap();
+        assert!(key.status.success());
     }
 }

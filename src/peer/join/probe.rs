@@ -134,7 +134,6 @@ pub async fn dial_back(addresses: &[String], key: &ProbeKey, within: Duration) -
             Some(UnreachableAddress { address: address.clone(), transport, because })
         })
     });
-    // `flat_map` over two kinds of futures is one type here, as the match is inside.
     join_all(probes).await.into_iter().flatten().collect()
 }
 
