@@ -244,7 +244,7 @@ impl Leader<'_> {
 
     /// The standbys that commits should wait for, once each of them streams and has caught up.
     fn wanted_commit_set(&self, active: &ActiveReport, current: &CommitSet) -> CommitSet {
-        let data_nodes = self.view.members.values().filter(|member| member.kind == MemberKind::Data).count();
+        let data_nodes = self.view.members.values().filter(|member| counts_as_data(member)).count();
         let k = match self.view.durability {
             Durability::OneNode => 0,
             Durability::TwoNodes | Durability::BestEffort => majority_of(data_nodes) - 1,
@@ -253,7 +253,7 @@ impl Leader<'_> {
             return CommitSet::none();
         }
         let is_member = |node: NodeId| {
-            node != self.a.node && self.view.members.get(&node).is_some_and(|member| member.kind == MemberKind::Data)
+            node != self.a.node && self.view.members.get(&node).is_some_and(counts_as_data)
         };
         let answers_for_itself = |member: &&DataMember| {
             let data = self.report_of(member.node).and_then(|report| report.data);
@@ -291,10 +291,11 @@ impl Leader<'_> {
         let is_ready = |node: NodeId, member: &MemberView| {
             let commits_wait = set.is_some_and(|set| set.members.iter().any(|data| data.node == node));
             let holds_data = member.kind == MemberKind::Witness || node == self.a.node || commits_wait;
-            self.view.raft_caught_up.contains(&node) && holds_data && member.passes_both_ways
+            let is_here = member.passes_both_ways && !member.is_leaving;
+            self.view.raft_caught_up.contains(&node) && holds_data && is_here
         };
-        let mut wanted: Vec<NodeId> =
-            current.iter().copied().filter(|node| self.view.members.contains_key(node)).collect();
+        let stays = |node: &NodeId| self.view.members.get(node).is_some_and(|member| !member.is_leaving);
+        let mut wanted: Vec<NodeId> = current.iter().copied().filter(stays).collect();
         // never removed, and so never the one that an even number leaves out
         wanted.sort_by_key(|node| *node != self.a.node);
         let joiners =
@@ -530,6 +531,10 @@ impl Leader<'_> {
         let k = (majority_of(data_nodes.len()) - 1).min(members.len());
         if k == 0 { CommitSet::none() } else { CommitSet { members, k: u32::try_from(k).unwrap_or(u32::MAX) } }
     }
+}
+
+fn counts_as_data(member: &MemberView) -> bool {
+    member.kind == MemberKind::Data && !member.is_leaving
 }
 
 fn words(set: &CommitSet) -> String {

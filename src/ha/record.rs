@@ -258,6 +258,26 @@ impl Default for Options {
 pub struct Goals {
     /// A planned change of the active node.
     pub switchover: Option<SwitchoverGoal>,
+    /// Nodes that are to be taken out of voters and commit sets, and then removed.
+    pub removing: BTreeSet<NodeId>,
+}
+
+impl Goals {
+    /// Returns these goals with `node` to be removed.
+    #[must_use]
+    pub fn removing(&self, node: NodeId) -> Self {
+        let mut goals = self.clone();
+        goals.removing.insert(node);
+        goals
+    }
+
+    /// Returns these goals with nothing to be done about `node`, which is gone.
+    #[must_use]
+    pub fn without(&self, node: NodeId) -> Self {
+        let mut goals = self.clone();
+        goals.removing.remove(&node);
+        goals
+    }
 }
 
 /// A planned change of the active node.

@@ -202,6 +202,8 @@ pub struct MemberView {
     pub priority: u32,
     /// Never made active by itself.
     pub nofailover: bool,
+    /// Is to be removed: nothing new may count on it.
+    pub is_leaving: bool,
     /// Its newest report; the leader's own is always present.
     pub report: Option<super::pulse::Report>,
     /// Whether that is fresh and the leader is heard by it: pulses pass both ways now (L27). True of the leader itself.

@@ -88,7 +88,9 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
             propose(shared, command, Some(event)).await
         }
         Order::ClearSwitchover => {
-            let command = Command::SetGoals { expected: None, goals: Goals::default() };
+            let goals = shared.state().goals.clone();
+            let rest = Goals { switchover: None, ..(*goals.value).clone() };
+            let command = Command::SetGoals { expected: Some(goals.index), goals: rest };
             propose(shared, command, None).await
         }
         Order::ChangeRaftVoters(voters) => {

@@ -52,6 +52,7 @@ impl LeaderMemory {
                 kind: member.kind,
                 priority: member.priority,
                 nofailover: member.nofailover,
+                is_leaving: state.goals.removing.contains(&member.id),
                 report: if is_me { Some(own_report.clone()) } else { heard.map(|peer| peer.report.clone()) },
                 passes_both_ways: is_me || heard.is_some_and(|peer| peer.is_fresh(now, &timing)),
             }

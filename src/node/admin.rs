@@ -1,0 +1,418 @@
+//! Works off what operators and programs ask of the node through its [`Handle`](super::handle::Handle).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use super::Shared;
+use super::error::{ErrorCode, HandleError};
+use super::handle::{
+    Answer, CaBundle, Done, Dsn, EventInfo, KvChanged, KvEntries, KvEntry, NewToken, Order, Request, TokenInfo,
+};
+use super::options;
+use super::propose::WriteError;
+use crate::config::Secret;
+use crate::ha::record::{Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
+use crate::kv::{Bytes, Command, KvCommand, State, Watch};
+use crate::peer::TokenText;
+use crate::peer::{PeerRequest, PeerResponse};
+use crate::sys::clock::wall_now;
+use crate::tls::{CertificateAuthority, MemberProtocol};
+use crate::types::{Generation, NodeId};
+
+const WRITE_LIMIT: Duration = Duration::from_secs(8);
+/// How long an ordered switchover may take before the asker is told to look for himself.
+const SWITCHOVER_LIMIT: Duration = Duration::from_secs(50);
+/// Orders worked on at once: watches wait for minutes each.
+const ORDERS_MAX: usize = 1024;
+
+type Outcome = Result<Answer, HandleError>;
+
+/// Works off `orders` until the last handle is gone. Each runs on its own, so that a watch holds nobody up.
+pub(super) async fn serve(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>) {
+    let mut running = JoinSet::new();
+    loop {
+        tokio::select! {
+            order = orders.recv(), if running.len() < ORDERS_MAX => {
+                let Some(Order { request, mut reply }) = order else { return };
+                let shared = Arc::clone(&shared);
+                running.spawn(async move {
+                    let limit = Instant::now() + request.time_limit();
+                    tokio::select! {
+                        // nobody waits any more: reads stop here, and a write that was sent is on its way all the same
+                        () = reply.closed() => {}
+                        answer = timeout_at(limit, shared.answer(request)) => {
+                            let late = || HandleError::new(ErrorCode::Unknown, "The node did not finish in time. It may have been done or not. Look at `hasup status`");
+                            let _ = reply.send(answer.unwrap_or_else(|_| Err(late())));
+                        }
+                    }
+                });
+            }
+            Some(ended) = running.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    std::panic::resume_unwind(error.into_panic());
+                }
+            }
+        }
+    }
+}
+
+fn refused(message: impl Into<String>) -> HandleError {
+    HandleError::new(ErrorCode::Refused, message)
+}
+
+impl From<WriteError> for HandleError {
+    fn from(error: WriteError) -> Self {
+        let code = match &error {
+            WriteError::Conflict { .. } => ErrorCode::Conflict,
+            WriteError::Refused(_) => ErrorCode::Refused,
+            WriteError::NoLeader => ErrorCode::NoMajority,
+            WriteError::Unknown => ErrorCode::Unknown,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl Shared {
+    async fn answer(&self, request: Request) -> Outcome {
+        match request {
+            Request::Switchover { to } => self.switchover(to).await,
+            Request::Promote { node, force } => self.promote(node, force).await,
+            Request::NodesSet { name, priority, nofailover } => {
+                let state = self.state();
+                let mut member = find(&state, &name)?.clone();
+                member.priority = priority.unwrap_or(member.priority);
+                member.nofailover = nofailover.unwrap_or(member.nofailover);
+                let (priority, nofailover) = (member.priority, member.nofailover);
+                self.write(Command::PutMember { member }, None, WRITE_LIMIT).await?;
+                Ok(Done::answer(format!("Node {name} has priority {priority} and nofailover {nofailover}")))
+            }
+            Request::NodesRemove { name } => self.remove(&name).await,
+            Request::Leave => {
+                let name = self.name.to_string();
+                self.remove(&name).await
+            }
+            Request::OptionsList => Ok(Answer::Options(options::list(&self.state().options))),
+            Request::OptionsSet { changes } => self.set_options(&changes).await,
+            Request::TokenCreate { ttl } => self.create_token(ttl).await,
+            Request::TokenList => {
+                let state = self.state();
+                let info = |token: &crate::ha::record::JoinToken| TokenInfo { id: token.id.clone(), expires_at: token.expires_at };
+                Ok(Answer::Tokens(state.tokens.values().map(|token| info(token)).collect()))
+            }
+            Request::TokenRevoke { id } => {
+                self.write(Command::RevokeToken { id: id.clone() }, None, WRITE_LIMIT).await?;
+                Ok(Done::answer(format!("Join token {id} admits nobody any more")))
+            }
+            Request::History { limit } => Ok(Answer::History(self.history(limit))),
+            Request::KvGet { key, consistent } => {
+                let state = self.read(consistent).await?;
+                Ok(Answer::Kv(one_entry(&state, &key)))
+            }
+            Request::KvList { prefix, consistent } => {
+                let state = self.read(consistent).await?;
+                Ok(Answer::Kv(entries_under(&state, &prefix)))
+            }
+            Request::KvPut { key, value, flags, cas } => {
+                let command = KvCommand::Put { key: Bytes::from(key), value: Bytes::from(value), flags, expected: cas };
+                self.change_kv(command).await
+            }
+            Request::KvDelete { key, recurse, cas } => {
+                let key = Bytes::from(key);
+                let command =
+                    if recurse { KvCommand::DeletePrefix { prefix: key } } else { KvCommand::Delete { key, expected: cas } };
+                self.change_kv(command).await
+            }
+            Request::KvWatch { key, prefix, index, wait } => self.watch_kv(key, prefix, index, wait).await,
+            Request::CaExport => {
+                let authority = self.authority()?;
+                Ok(Answer::Ca(CaBundle { bundle: Secret::new(authority.export().to_string()) }))
+            }
+            Request::CaImport { bundle } => self.import_ca(&bundle).await,
+            Request::Dsn => Ok(Answer::Dsn(self.dsn())),
+            Request::Shutdown { handover } => {
+                self.shutdown.send_replace(Some(handover));
+                Ok(Done::answer("The node is stopping"))
+            }
+        }
+    }
+
+    /// Sets the goal and waits until another generation is open, or the goal was given up.
+    async fn switchover(&self, to: Option<String>) -> Outcome {
+        let state = self.state();
+        let record = state.assignment.clone().ok_or_else(|| refused("The cluster has no active node yet. Nothing was done"))?;
+        let record = &record.value;
+        if !record.opened {
+            return Err(refused("The active node is only just coming up. Nothing was done. Wait until `hasup status` shows it active"));
+        }
+        let target = match &to {
+            Some(name) => {
+                let member = find(&state, name)?;
+                if member.id == record.node {
+                    return Ok(Done::answer(format!("Node {name} is active already")));
+                }
+                if member.kind == MemberKind::Witness {
+                    return Err(refused(format!("Node {name} is a witness and holds no PostgreSQL. Nothing was done. Name a data node")));
+                }
+                Some(member.id)
+            }
+            None => None,
+        };
+        let pulse = self.pulses.view();
+        let now = crate::sys::clock::boot_now();
+        let timing = crate::ha::timing::Timing::from_options(&state.options);
+        let own = self.plan.borrow().stance.report.clone();
+        let heard = |node: NodeId| {
+            if node == self.me { Some(own.clone()) } else { pulse.peers.get(&node).filter(|peer| peer.is_fresh(now, &timing)).map(|peer| peer.report.clone()) }
+        };
+        let streaming = heard(record.node).and_then(|report| report.active).map(|active| active.streaming).unwrap_or_default();
+        let is_ready = |node: NodeId| {
+            streaming.iter().any(|member| member.node == node) && heard(node).is_some_and(|report| report.is_fit)
+        };
+        match target {
+            Some(node) if !is_ready(node) => {
+                let name = to.unwrap_or_default();
+                return Err(refused(format!(
+                    "Node {name} does not stream from the active node, or is not fit, so it cannot take over without a gap. Nothing \
+                     was done. See `hasup status`, and wait until it streams"
+                )));
+            }
+            None if !state.members.keys().any(|node| *node != record.node && is_ready(*node)) => {
+                return Err(refused("No standby streams from the active node and is fit. Nothing was done. See `hasup status`"));
+            }
+            _ => {}
+        }
+        let from = record.generation;
+        let goals = Goals { switchover: Some(SwitchoverGoal { from, to: target }) };
+        let why = WhyRecord {
+            facts: vec![format!("an operator asked for a switchover{}", to.map(|to| format!(" to {to}")).unwrap_or_default())],
+            rule: "design 7".to_owned(),
+            step: format!("ends generation {from} in order"),
+        };
+        let event = self.event("switchover_ordered", from, why);
+        let command = Command::SetGoals { expected: Some(state.goals.index), goals };
+        self.write(command, Some(event), WRITE_LIMIT).await?;
+        self.wait_for_handover(from).await
+    }
+
+    async fn wait_for_handover(&self, from: Generation) -> Outcome {
+        let mut states = self.consensus.state();
+        let over = states.wait_for(|applied| {
+            let record = applied.state.assignment.as_ref();
+            record.is_some_and(|record| record.value.promoted > from && record.value.opened)
+        });
+        match tokio::time::timeout(SWITCHOVER_LIMIT, over).await {
+            Ok(Ok(applied)) => {
+                let record = applied.state.assignment.as_ref().map(|record| (record.value.node, record.value.generation));
+                let (node, generation) = record.unwrap_or_default();
+                let name = applied.state.members.get(&node).map_or_else(|| node.to_string(), |member| member.name.to_string());
+                Ok(Done::answer(format!("Node {name} is active under generation {generation}")))
+            }
+            Ok(Err(_)) => Err(HandleError::new(ErrorCode::Unknown, "The node stopped meanwhile. Look at `hasup status` on another")),
+            Err(_) => Err(HandleError::new(
+                ErrorCode::Unknown,
+                "The switchover was ordered and is not finished. `hasup status` tells what it waits for",
+            )),
+        }
+    }
+
+    async fn promote(&self, node: String, force: bool) -> Outcome {
+        if force {
+            return Err(refused(
+                "A forced promotion is not offered: an assignment follows by itself once a majority and the data allow it. Nothing was \
+                 done. `hasup status` tells what is waited for",
+            ));
+        }
+        let state = self.state();
+        let record = state.assignment.clone().ok_or_else(|| refused("The cluster has no active node yet. Nothing was done"))?;
+        let member = find(&state, &node)?;
+        if member.id == record.value.node {
+            return Ok(Done::answer(format!("Node {node} is active already")));
+        }
+        self.switchover(Some(node)).await
+    }
+
+    async fn remove(&self, name: &str) -> Outcome {
+        let state = self.state();
+        let id = find(&state, name)?.id;
+        let is_active = |state: &State| state.assignment.as_ref().is_some_and(|record| record.value.node == id);
+        if is_active(&state) {
+            return Err(refused(format!(
+                "Node {name} is active and was not removed. Run `hasup switchover` first, then repeat this"
+            )));
+        }
+        let why = WhyRecord {
+            facts: vec![format!("an operator asked to remove {name}")],
+            rule: "design 9".to_owned(),
+            step: format!("removes node {name}"),
+        };
+        let generation = state.assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
+        let goals = state.goals.value.removing(id);
+        self.write(Command::SetGoals { expected: Some(state.goals.index), goals }, None, WRITE_LIMIT).await?;
+        // the leader takes the node out of voters and commit set first; then nothing counts on it any more
+        let mut states = self.consensus.state();
+        let is_out = states.wait_for(|applied| {
+            applied.state.assignment.as_ref().is_none_or(|record| {
+                let votes = record.value.voter_sets.iter().any(|set| set.contains(&id));
+                let holds = record.value.commit_sets.iter().any(|set| set.members.iter().any(|member| member.node == id));
+                !votes && !holds
+            })
+        });
+        let waited = tokio::time::timeout(Duration::from_secs(30), is_out).await.is_ok();
+        if !waited {
+            return Err(HandleError::new(
+                ErrorCode::Unknown,
+                format!("Node {name} still votes or holds commits; the leader goes on taking it out. See `hasup status`, then repeat this"),
+            ));
+        }
+        let event = self.event("member_removed", generation, why);
+        self.write(Command::RemoveMember { id }, Some(event), WRITE_LIMIT).await?;
+        let goals = self.state().goals.clone();
+        let rest = goals.value.without(id);
+        self.write(Command::SetGoals { expected: Some(goals.index), goals: rest }, None, WRITE_LIMIT).await?;
+        Ok(Done::answer(format!(
+            "Node {name} is no member any more. Empty its data directory (`hasup destroy` there) before it joins again"
+        )))
+    }
+
+    async fn set_options(&self, changes: &BTreeMap<String, String>) -> Outcome {
+        let state = self.state();
+        let changed = options::apply(&state.options, changes)
+            .map_err(|error| HandleError::new(ErrorCode::BadRequest, error.to_string()))?;
+        let command = Command::SetOptions { expected: Some(state.options.index), options: changed.clone() };
+        self.write(command, None, WRITE_LIMIT).await?;
+        Ok(Answer::Options(options::list(&changed)))
+    }
+
+    async fn create_token(&self, ttl: Duration) -> Outcome {
+        let authority = self.authority()?;
+        let internal = |error: crate::tls::TlsError| HandleError::new(ErrorCode::Internal, error.to_string());
+        let fingerprint = authority.fingerprint().map_err(internal)?;
+        let (text, token) = TokenText::generate(fingerprint, wall_now() + ttl).map_err(internal)?;
+        let (id, expires_at) = (token.id.clone(), token.expires_at);
+        self.write(Command::PutToken { token }, None, WRITE_LIMIT).await?;
+        Ok(Answer::Token(NewToken { id, join_token: Secret::new(text.expose().to_string()), expires_at }))
+    }
+
+    fn authority(&self) -> Result<CertificateAuthority, HandleError> {
+        let state = self.state();
+        let trust = state.trust.as_ref().ok_or_else(|| refused("The cluster has no certificate authority yet. Try again shortly"))?;
+        CertificateAuthority::open(&trust.value, &self.cluster_secret)
+            .map_err(|error| HandleError::new(ErrorCode::Internal, error.to_string()))
+    }
+
+    async fn import_ca(&self, bundle: &Secret) -> Outcome {
+        let bad = |error: crate::tls::TlsError| HandleError::new(ErrorCode::BadRequest, error.to_string());
+        let state = self.state();
+        let index = state.trust.as_ref().map_or(0, |trust| trust.index);
+        let older = state.trust.as_ref().map(|trust| trust.value.ca_certificates.clone()).unwrap_or_default();
+        let authority = CertificateAuthority::import(bundle.expose()).map_err(bad)?.trusting_also(&older);
+        let trust = authority.to_trust(&self.cluster_secret).map_err(bad)?;
+        self.write(Command::SetTrust { expected: index, trust }, None, WRITE_LIMIT).await?;
+        Ok(Done::answer("The authority was imported; the ones before stay trusted. Nodes renew their certificates from it as they come due"))
+    }
+
+    fn history(&self, limit: u32) -> Vec<EventInfo> {
+        let state = self.state();
+        let skip = state.events.len().saturating_sub(limit as usize);
+        let name_of = |node: NodeId| state.members.get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string());
+        let info = |stored: &crate::kv::StoredEvent| EventInfo {
+            id: stored.id.index,
+            node: name_of(stored.event.by),
+            event: stored.event.clone(),
+        };
+        state.events.iter().skip(skip).map(|stored| info(stored)).collect()
+    }
+
+    /// Returns the state: as this node has it, or with every write acknowledged before in it.
+    async fn read(&self, consistent: bool) -> Result<Arc<State>, HandleError> {
+        if !consistent {
+            return Ok(self.state());
+        }
+        let no_leader = || HandleError::new(ErrorCode::NoMajority, "No leader confirmed that this is the present state. Nothing was read. Try again, or read without `consistent`");
+        let leader = self.consensus.leadership().borrow().leader.ok_or_else(no_leader)?;
+        let index = if leader == self.me {
+            self.consensus.read_index().await.map_err(|_| no_leader())?
+        } else {
+            match self.peers.call(leader, MemberProtocol::Raft, PeerRequest::ReadIndex, Duration::from_secs(2)).await {
+                Ok(PeerResponse::ReadIndex { index }) => index,
+                _ => return Err(no_leader()),
+            }
+        };
+        let mut states = self.consensus.state();
+        let applied = states.wait_for(|applied| applied.index >= index).await.map_err(|_| no_leader())?;
+        Ok(Arc::clone(&applied.state))
+    }
+
+    async fn change_kv(&self, command: KvCommand) -> Outcome {
+        match self.write(Command::Kv(command), None, WRITE_LIMIT).await? {
+            crate::kv::Reply::Applied { index } => Ok(Answer::KvChanged(KvChanged { index })),
+            other => Err(HandleError::new(ErrorCode::Internal, format!("The store gave an unexpected answer: {other:?}"))),
+        }
+    }
+
+    async fn watch_kv(&self, key: String, prefix: bool, index: u64, wait: Duration) -> Outcome {
+        let name = Bytes::from(key.clone());
+        let watch = if prefix { Watch::Prefix(name) } else { Watch::Key(name) };
+        let mut states = self.consensus.state();
+        let changed = states.wait_for(|applied| applied.state.changed_since(&watch, index));
+        // the present state is the answer in either case
+        let _ = tokio::time::timeout(wait, changed).await;
+        let state = self.state();
+        Ok(Answer::Kv(if prefix { entries_under(&state, &key) } else { one_entry(&state, &key) }))
+    }
+
+    fn dsn(&self) -> Dsn {
+        let state = self.state();
+        let data = state.members.values().filter(|member| member.kind == MemberKind::Data);
+        let hosts: Vec<String> = data.map(|member| format!("{}:{}", bracketed(&member.postgres_host), member.postgres_port)).collect();
+        let ca_file = self.ca_file.display().to_string();
+        Dsn {
+            uri: format!(
+                "postgresql://app@{}/app?target_session_attrs=read-write&connect_timeout=2&sslmode=verify-ca&sslrootcert={ca_file}",
+                hosts.join(",")
+            ),
+            user: "app".to_owned(),
+            database: "app".to_owned(),
+            password_file: Some(self.password_file.display().to_string()),
+            ca_file: Some(ca_file),
+        }
+    }
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
+}
+
+fn find<'a>(state: &'a State, name: &str) -> Result<&'a Member, HandleError> {
+    state.member_named(name).ok_or_else(|| {
+        let names: Vec<String> = state.members.values().map(|member| member.name.to_string()).collect();
+        let text = format!("There is no node {name}; members are {}. Nothing was done", names.join(", "));
+        HandleError::new(ErrorCode::NotFound, text)
+    })
+}
+
+fn to_entry(key: &Bytes, entry: &crate::kv::Entry) -> KvEntry {
+    KvEntry {
+        key: String::from_utf8_lossy(key.as_ref()).into_owned(),
+        value: entry.value.as_ref().to_vec(),
+        flags: entry.flags,
+        create_index: entry.create_index,
+        modify_index: entry.modify_index,
+    }
+}
+
+fn one_entry(state: &State, key: &str) -> KvEntries {
+    let name = Bytes::from(key.to_owned());
+    let entries = state.table.get(key.as_bytes()).map(|entry| to_entry(&name, entry)).into_iter().collect();
+    KvEntries { index: state.table.key_index(key.as_bytes()), entries }
+}
+
+fn entries_under(state: &State, prefix: &str) -> KvEntries {
+    let entries = state.table.list(prefix.as_bytes()).map(|(key, entry)| to_entry(key, entry)).collect();
+    KvEntries { index: state.table.prefix_index(prefix.as_bytes()), entries }
+}

@@ -1,0 +1,117 @@
+//! The daemon's lasting tie to its guard: connects, starts one where none answers, and says what it last told.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::guard::{GuardClient, GuardError, GuardStatus, spawn_detached};
+use crate::ha::view::GuardView;
+use crate::types::{BootTime, Generation};
+
+/// Between two tries to connect. A guard needs a few milliseconds to be there.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
+/// A guard that was started and does not answer by then is started again: the one before may have lost a race for its lock.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Where the guard is, and who starts it.
+#[derive(Debug, Clone)]
+pub(super) struct GuardPlace {
+    /// The node's data directory.
+    pub(super) data_dir: PathBuf,
+    /// PostgreSQL's data directory.
+    pub(super) pgdata: PathBuf,
+    /// The binary to start one with; none where a supervisor does that.
+    pub(super) program: Option<PathBuf>,
+}
+
+/// The tie to the guard. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct GuardLink {
+    status: watch::Receiver<Option<GuardStatus>>,
+    client: Arc<Mutex<Option<GuardClient>>>,
+    extended: Arc<Mutex<Option<(Generation, BootTime)>>>,
+}
+
+impl GuardLink {
+    /// Returns the tie and the work that keeps it, to be run as a task.
+    pub(super) fn new(place: GuardPlace) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (sender, status) = watch::channel(None);
+        let link = Self { status, client: Arc::default(), extended: Arc::default() };
+        let client = Arc::clone(&link.client);
+        (link, keep(place, sender, client))
+    }
+
+    /// Returns a watch that changes with all that the guard says; none while it does not answer.
+    pub(super) fn watch(&self) -> watch::Receiver<Option<GuardStatus>> {
+        self.status.clone()
+    }
+
+    /// Returns the client of the present guard.
+    pub(super) fn client(&self) -> Result<GuardClient, GuardError> {
+        self.client.lock().clone().ok_or(GuardError::Gone)
+    }
+
+    /// Notes that the pulses have extended the deadline: the guard's own word about it comes later.
+    pub(super) fn note_extension(&self, generation: Generation, deadline: BootTime) {
+        *self.extended.lock() = Some((generation, deadline));
+    }
+
+    /// Returns what the guard last said, in the words of the brain.
+    pub(super) fn view(&self) -> GuardView {
+        let Some(status) = self.status.borrow().clone() else { return GuardView::default() };
+        let armed = status.lease.map(|lease| lease.generation);
+        let extended = self.extended.lock().filter(|(generation, _)| Some(*generation) == armed);
+        let told = status.lease.map_or(BootTime(0), |lease| lease.deadline);
+        GuardView {
+            is_present: true,
+            armed,
+            deadline: told.max(extended.map_or(BootTime(0), |(_, deadline)| deadline)),
+            has_fence_begun: status.is_fencing() || (armed.is_some() && status.fenced >= armed),
+            has_processes: status.processes_left,
+            has_postmaster_died: armed.is_some() && status.postgres.is_none(),
+        }
+    }
+}
+
+async fn keep(place: GuardPlace, status: watch::Sender<Option<GuardStatus>>, client: Arc<Mutex<Option<GuardClient>>>) {
+    let mut started_at: Option<Instant> = None;
+    loop {
+        match GuardClient::connect(&place.data_dir).await {
+            Ok((connected, connection)) => {
+                started_at = None;
+                let mut said = connected.watch();
+                status.send_replace(Some(said.borrow_and_update().clone()));
+                *client.lock() = Some(connected);
+                let relay = async {
+                    while said.changed().await.is_ok() {
+                        status.send_replace(Some(said.borrow_and_update().clone()));
+                    }
+                };
+                tokio::select! {
+                    () = connection.run() => {}
+                    () = relay => {}
+                }
+                *client.lock() = None;
+                status.send_replace(None);
+                tracing::warn!(
+                    "the guard is gone; PostgreSQL, if it ran, is being stopped by the kernel. A new guard is looked for"
+                );
+            }
+            Err(error) => {
+                let is_due = started_at.is_none_or(|at| at.elapsed() > ANSWER_LIMIT);
+                if let (Some(program), true) = (&place.program, is_due) {
+                    tracing::info!(%error, "starting a guard");
+                    started_at = Some(Instant::now());
+                    if let Err(error) = spawn_detached(program, &place.data_dir, &place.pgdata) {
+                        tracing::error!(%error, "no guard could be started; PostgreSQL stays stopped until one is");
+                    }
+                }
+                sleep(TRY_AGAIN).await;
+            }
+        }
+    }
+}
