@@ -38,6 +38,23 @@ pub enum NodeState {
 }
 
 impl NodeState {
+    /// Every state.
+    pub const ALL: [Self; 13] = [
+        Self::Empty,
+        Self::Joining,
+        Self::Standby,
+        Self::Promoting,
+        Self::Active,
+        Self::Demoting,
+        Self::Rejoining,
+        Self::Minority,
+        Self::ActiveMinority,
+        Self::Fenced,
+        Self::Witness,
+        Self::Paused,
+        Self::Failed,
+    ];
+
     /// Returns the word as printed in `nodes list` and in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
