@@ -1,7 +1,6 @@
 //! A node's control loop: look, decide, take the stance, carry out the steps one after another.
 
 use hasup::ha::decide::decide;
-use hasup::ha::durable::DataState;
 use hasup::ha::pulse::PulseCore;
 use hasup::ha::record::MemberKind;
 use hasup::ha::view::{GuardView, NamesInEffect, NodeView, PostgresView};
@@ -116,15 +115,26 @@ impl World {
         let now = self.now;
         let Some(daemon) = &mut self.nodes[node].daemon else { return };
         daemon.is_deciding = false;
-        let is_report_new = daemon.report != plan.stance.report;
         daemon.report = plan.stance.report.clone();
         daemon.serves_until = plan.serves_until;
         let round = daemon.core.set_stance(local, plan.stance);
         let has_steps = !plan.steps.is_empty();
-        if self.trace.is_some() && (is_report_new || has_steps) {
+        if self.trace.is_some() {
             let waits: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
-            let text = format!("node {} is {}: {:?} waiting on {}", node + 1, plan.state, plan.steps, waits.join("; "));
-            self.note(|| text);
+            let mut text = format!("node {} is {}", node + 1, plan.state);
+            if has_steps {
+                text += &format!(": {:?}", plan.steps);
+            }
+            if !waits.is_empty() {
+                text += &format!(", waiting on {}", waits.join("; "));
+            }
+            if let Some(stated) = plan.stated {
+                text += &format!(", states {stated}");
+            }
+            if self.nodes[node].told != text {
+                self.nodes[node].told.clone_from(&text);
+                self.note(|| text);
+            }
         }
         self.extend(node);
         crate::invariants::on_decided(self, node);
@@ -227,10 +237,5 @@ impl World {
         if let Some(daemon) = &mut self.nodes[node].daemon {
             daemon.names = Some(names);
         }
-    }
-
-    /// Whether the data directory of `node` answers for what it holds.
-    pub fn is_intact(&self, node: usize) -> bool {
-        self.nodes[node].disk.data == DataState::Intact
     }
 }

@@ -5,7 +5,6 @@ use hasup::types::NodeId;
 
 use crate::event::{Event, Heal};
 use crate::node::Guard;
-use crate::postgres::Run;
 use crate::raft::{ClusterState, Command, Info};
 use crate::rng::{MS, Rng, Time};
 use crate::world::World;
@@ -543,10 +542,5 @@ impl World {
         if new.commit_sets.len() > old.commit_sets.len() {
             self.trigger(Trigger::SetsChange, node);
         }
-    }
-
-    /// Whether a node has its PostgreSQL as it should be in a healthy cluster.
-    pub fn runs(&self, node: usize, run: Run) -> bool {
-        self.nodes[node].pg.run == run
     }
 }

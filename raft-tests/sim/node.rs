@@ -222,6 +222,8 @@ pub struct Node {
     pub said_resigned: Generation,
     /// Its clock has stood still once: I3 says nothing about it any more.
     pub has_lost_time: bool,
+    /// What the trace last said about it.
+    pub told: String,
 }
 
 impl Daemon {

@@ -13,7 +13,6 @@ use hasup::ha::view::{AppliedRecord, ClusterView, MemberView};
 use hasup::types::NodeId;
 
 use crate::event::Event;
-use crate::node::span;
 use crate::rng::{MS, Time};
 use crate::world::World;
 
@@ -420,9 +419,4 @@ pub fn first_state(members: &BTreeMap<NodeId, Info>, durability: Durability) -> 
         since_opened: Vec::new(),
     };
     ClusterState { record: Some((assignment, 0)), goals: Goals::default(), members: members.clone() }
-}
-
-/// Returns how long a lease lasts, in virtual time.
-pub fn lease_of(world: &World) -> Time {
-    span(world.timing.lease)
 }

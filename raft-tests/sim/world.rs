@@ -122,6 +122,7 @@ impl World {
                     said_barred: Default::default(),
                     said_resigned: Default::default(),
                     has_lost_time: false,
+                    told: String::new(),
                 }
             })
             .collect();

@@ -571,14 +571,42 @@ impl Helper<'_> {
     }
 
     /// Rebuilds this node's data, when the cluster can do without what it holds: the active node has committed under this
-    /// promotion with others, so that no record before counts on this node's data any more (L19).
+    /// promotion with others, so that no record before counts on this node's data any more; or nobody else can follow, so that the
+    /// record would never be opened (L19).
     fn rejoin(&self, draft: &mut Draft<'_>) {
         draft.state = NodeState::Rejoining;
-        if self.a.opened {
+        if self.a.opened || self.has_to_be_rebuilt() {
             draft.step(Step::Rejoin { from: self.a.node, generation: self.a.generation });
         } else {
             draft.wait(WaitingOn::SafeToRebuild);
         }
+    }
+
+    /// Whether fewer than k members in reach can follow without a rebuild, or after one that already goes on, and this node is
+    /// the one whose data is missed least: only as many are rebuilt as it takes.
+    fn has_to_be_rebuilt(&self) -> bool {
+        let view = self.view;
+        let Some(set) = self.a.commit_sets.last() else { return false };
+        // those who are on their way back are waited for a little
+        if set.k == 0 || view.now < self.record_applied_at() + view.timing.lease {
+            return false;
+        }
+        let position = view.postgres.position;
+        let others = self.view.pulse.peers.iter().filter(|(node, peer)| {
+            **node != self.a.node && peer.is_fresh(view.now, &view.timing) && peer.report.data.is_some()
+        });
+        let stay = others.filter(|(node, peer)| {
+            let waits = peer.report.state == NodeState::Rejoining && peer.report.data.is_some_and(|data| data.is_intact);
+            let theirs = peer.report.data.and_then(|data| data.position);
+            let is_member = set.members.iter().any(|member| member.node == **node);
+            // who waits like this node goes first if it has less log
+            is_member && (!waits || (theirs, **node) < (position, view.me))
+        });
+        stay.count() < set.k as usize
+    }
+
+    fn record_applied_at(&self) -> BootTime {
+        self.view.record.as_ref().map_or(BootTime(0), |record| record.applied_at)
     }
 
     fn follow_if_possible(&self, draft: &mut Draft<'_>) {
