@@ -206,6 +206,12 @@ impl World {
                 Next::Done
             }
             Step::Rejoin { from, .. } | Step::CopyDatabase { from, .. } => {
+                let from = self.index_of(*from);
+                if phase == 0 && !(self.passes(node, from) && self.passes(from, node) && self.nodes[from].pg.is_primary()) {
+                    // nothing is destroyed for a source that is not there
+                    self.fail_job(node, "the active node cannot be copied from");
+                    return Next::Failed;
+                }
                 if phase < 2 {
                     let rebuilt = |durable: &mut Durable| {
                         durable.data = DataState::Rebuilding { until: None };
@@ -217,7 +223,7 @@ impl World {
                     };
                 }
                 self.postgres_kill(node, 10 * MS);
-                let work = Work::Rebuild { from: self.index_of(*from), copy: None };
+                let work = Work::Rebuild { from, copy: None };
                 self.begin(node, Job::Rebuilding, work, 30 * MS);
                 Next::Done
             }
