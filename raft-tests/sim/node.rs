@@ -220,6 +220,8 @@ pub struct Node {
     pub said_barred: Generation,
     /// The highest generation that it told anybody it had resigned.
     pub said_resigned: Generation,
+    /// The highest generation under whose bar or resignation it stated a position.
+    pub stated_under: Generation,
     /// Its clock has stood still once: I3 says nothing about it any more.
     pub has_lost_time: bool,
     /// What the trace last said about it.

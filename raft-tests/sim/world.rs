@@ -121,6 +121,7 @@ impl World {
                     slow_apply_until: 0,
                     said_barred: Default::default(),
                     said_resigned: Default::default(),
+                    stated_under: Default::default(),
                     has_lost_time: false,
                     told: String::new(),
                 }

@@ -11,6 +11,9 @@ pub fn check_sent(world: &mut World, node: usize, datagram: &Datagram) {
     let (barred, resigned) = (datagram.report.barred, datagram.report.resigned);
     host.said_barred = host.said_barred.max(barred);
     host.said_resigned = host.said_resigned.max(resigned);
+    if let Some(stated) = datagram.report.data.and_then(|data| data.stated) {
+        host.stated_under = host.stated_under.max(stated.under);
+    }
     if let Some(asked) = datagram.asks
         && asked <= host.said_resigned
     {
@@ -41,17 +44,17 @@ pub fn check_promotion(world: &mut World, node: usize, generation: Generation) {
     }
 }
 
-/// Checks a replication connection that is made or used.
+/// Checks a replication connection that is made or used: a bar as such speaks of votes, a position stated under it of log.
 pub fn check_stream(world: &mut World, stream: usize) {
     let stream = &world.streams[stream];
     let host = &world.nodes[stream.standby];
-    if stream.generation <= host.said_barred {
+    if stream.generation <= host.stated_under {
         let what = format!(
-            "node {} streams from node {} under generation {}, having said that it barred {}",
+            "node {} streams from node {} under generation {}, having stated its position under {}",
             stream.standby + 1,
             stream.primary + 1,
             stream.generation,
-            host.said_barred
+            host.stated_under
         );
         world.break_rule("I6", what);
     }
