@@ -254,6 +254,10 @@ impl World {
                 } else {
                     self.rng.millis(15, 60)
                 };
+                // through the guard, which refuses what it is not armed for
+                if self.nodes[node].guard.armed != Some(*generation) && !self.broken(Mutation::PromoteWithoutLease) {
+                    return Next::Failed;
+                }
                 let pg = &mut self.nodes[node].pg;
                 if pg.run != Run::Standby {
                     return if matches!(pg.run, Run::Promoting | Run::Primary) { Next::Done } else { Next::Failed };

@@ -66,10 +66,6 @@ impl World {
         if !self.nodes[node].guard.is_alive {
             self.after(0, Event::GuardBack { node });
         }
-        // a store may be a little behind after a crash; what counts is in the durable facts
-        if self.rng.chance(100) && self.nodes[node].applied > 0 {
-            self.nodes[node].applied -= 1;
-        }
         let is_member = self.raft.newest().members.contains_key(&self.nodes[node].id);
         if is_member {
             self.take_applied(node);

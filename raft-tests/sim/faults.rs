@@ -180,6 +180,8 @@ pub fn draw(seed: u64) -> Schedule {
             Fault::Daemon { target: Target::Node(0), back: rng.millis(50, 800) }
         } else if trigger == Trigger::VotersChange && rng.chance(600) {
             Fault::Stall { target: Target::Active, lasts: rng.millis(800, 3_500) }
+        } else if trigger == Trigger::SetsChange && rng.chance(300) {
+            Fault::Daemon { target: Target::Active, back: rng.millis(60, 600) }
         } else {
             draw_fault(&mut rng, count)
         };

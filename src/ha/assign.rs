@@ -337,10 +337,14 @@ impl Leader<'_> {
     fn change_voters(&self) -> Option<Assigned> {
         let current = self.a.voter_sets.last()?;
         let wanted = self.wanted_voters(current);
+        let single = self.view.rules.broken(Mutation::SingleVoterSet);
+        if single && self.view.raft_voters != [current.clone()] {
+            let order = Order::ChangeRaftVoters(current.clone());
+            return Some(self.done(order, "the record names other voters than Raft has", "L22", "changes Raft's voters"));
+        }
         if wanted == *current || !wanted.contains(&self.a.node) {
             return None;
         }
-        let single = self.view.rules.broken(Mutation::SingleVoterSet);
         let voter_sets = if single { vec![wanted.clone()] } else { vec![current.clone(), wanted.clone()] };
         let order = self.change(Assignment { voter_sets, ..self.renewed(AssignmentReason::VotersChanged) });
         let fact = format!("voters are {}; wanted are {}", names(current), names(&wanted));
@@ -389,9 +393,8 @@ impl Leader<'_> {
     /// L11: both the voters and the data must be accounted for; then L12 chooses.
     fn replace(&self, assigned: &mut Assigned) {
         let generation = self.a.generation;
-        let spared = self.view.rules.broken(Mutation::SkipLeaseWait)
-            || (self.view.rules.broken(Mutation::ResignationWithoutBars)
-                && self.report_of(self.a.node).is_some_and(|report| report.resigned >= generation));
+        let spared = self.view.rules.broken(Mutation::ResignationWithoutBars)
+            && self.report_of(self.a.node).is_some_and(|report| report.resigned >= generation);
         if !spared && !majority_of_every(&self.a.voter_sets, |voter| self.has_barred(voter)) {
             if self.is_barred_by_anybody() {
                 let barred = self.reports().map(|(node, ..)| node).filter(|node| self.has_barred(*node)).collect();

@@ -25,7 +25,10 @@ pub fn decide(view: &NodeView) -> Plan {
         }
         Some(record) => {
             let is_holder = record.assignment.node == view.me && view.durable.resigned < record.assignment.generation;
-            if is_holder {
+            if view.durable.acknowledged > record.assignment.generation {
+                // this node has known a newer record: its store is behind what it did, so nothing that the older one says counts
+                draft.wait(WaitingOn::NewerRecord { generation: view.durable.acknowledged });
+            } else if is_holder {
                 Holder { view, record, a: &record.assignment }.decide(&mut draft);
             } else {
                 Helper { view, a: &record.assignment }.decide(&mut draft);
@@ -166,9 +169,15 @@ impl Holder<'_> {
             if had_primary {
                 return Some(ResignReason::Restarted);
             }
+            if self.is_lease_out_of_reach() {
+                return Some(ResignReason::LeaseOver);
+            }
             let is_same_data = view.durable.data == DataState::Intact && view.durable.incarnation == self.a.incarnation;
             return (is_late || !is_same_data).then_some(ResignReason::PromotionFailed);
         };
+        if view.rules.broken(Mutation::AskWhileFenced) && (view.guard.has_fence_begun || !view.guard.has_processes) {
+            return None;
+        }
         if view.postgres.cleanly_stopped.is_some_and(|stopped| stopped >= armed) {
             let is_switchover = view.goals.switchover.as_ref().is_some_and(|goal| goal.from == generation);
             return Some(if is_switchover { ResignReason::Switchover } else { ResignReason::Stopping });
@@ -181,7 +190,7 @@ impl Holder<'_> {
             });
         }
         let is_over = view.now >= self.deadline().before(view.timing.fence_lead);
-        if (view.guard.has_fence_begun || is_over) && !view.rules.broken(Mutation::AskWhileFenced) {
+        if view.guard.has_fence_begun || is_over {
             return Some(ResignReason::LeaseOver);
         }
         let is_primary = view.postgres.in_recovery == Some(false);
@@ -191,6 +200,16 @@ impl Holder<'_> {
         let must_be_done = !is_primary || (waits_for_nobody && !self.a.opened);
         let is_mutated = view.rules.broken(Mutation::TimelinesCollide);
         ((is_wrong_timeline && !is_mutated) || (is_late && must_be_done)).then_some(ResignReason::PromotionFailed)
+    }
+
+    /// Whether so many have barred the generation that no majority can acknowledge it any more: only another assignment helps.
+    fn is_lease_out_of_reach(&self) -> bool {
+        let view = self.view;
+        let may_acknowledge = |voter| {
+            let has_barred = |peer: &super::pulse::PeerView| peer.report.barred >= self.a.generation;
+            voter == view.me || !view.pulse.peers.get(&voter).is_some_and(has_barred)
+        };
+        !majority_of_every(&self.a.voter_sets, may_acknowledge)
     }
 
     /// The end of the lease: as the guard was last told, or as the pulses have extended it since.
@@ -228,7 +247,11 @@ impl Holder<'_> {
 
     /// What commits are to wait for: the newest set of the record, and nobody's name until a set of none is opened (L15).
     fn names(&self) -> SyncNames {
-        let newest = self.newest_set();
+        let mut newest = self.newest_set();
+        if self.view.rules.broken(Mutation::NamesBeforeRecord) && self.a.opened {
+            newest.members = self.view.postgres.standbys.keys().copied().collect();
+            newest.k = newest.k.min(u32::try_from(newest.members.len()).unwrap_or(0));
+        }
         if newest.k == 0 && !self.a.opened { SyncNames::Nobody } else { SyncNames::Set(newest) }
     }
 
@@ -466,7 +489,7 @@ impl Helper<'_> {
         if is_former {
             return;
         }
-        let until = view.pulse.promise_end;
+        let until = self.promise_end();
         draft.look_at(until + std::time::Duration::from_millis(1));
         if view.now > until {
             draft.suspects = self.a.generation;
@@ -474,6 +497,16 @@ impl Helper<'_> {
                 draft.wait(WaitingOn::MajoritySuspects { node: self.a.node });
             }
         }
+    }
+
+    /// Until when this node promised to support nobody else. The pulses learn of a new record only with the stance that follows from
+    /// this very decision, so its own grace is counted here, too: nobody is suspected for not having been active before.
+    fn promise_end(&self) -> BootTime {
+        let is_heard = |peer: &super::pulse::PeerView| peer.is_fresh(self.view.now, &self.view.timing);
+        if self.view.rules.broken(Mutation::SkipLeaseWait) && !self.view.pulse.peers.get(&self.a.node).is_some_and(is_heard) {
+            return BootTime(0);
+        }
+        self.view.pulse.promise_end.max(self.record_applied_at() + self.view.timing.promise())
     }
 
     /// Whether the time has come to refuse the generation durably (L8).
@@ -486,7 +519,7 @@ impl Helper<'_> {
         if has_resigned(self.a.node) {
             return true;
         }
-        let suspects_now = view.now > view.pulse.promise_end;
+        let suspects_now = view.now > self.promise_end();
         majority_of_every(&self.a.voter_sets, |voter| {
             if voter == view.me {
                 return suspects_now;

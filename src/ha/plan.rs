@@ -115,6 +115,11 @@ pub enum Step {
 pub enum WaitingOn {
     /// It belongs to no cluster yet, or the cluster has made no assignment.
     FirstRecord,
+    /// The store is behind a record that this node has acted on before.
+    NewerRecord {
+        /// The newest generation that it acknowledged.
+        generation: Generation,
+    },
     /// The active node is not heard; this node's promise to it runs on.
     PromiseEnd {
         /// Whom the promise was given to.
@@ -173,6 +178,9 @@ impl fmt::Display for WaitingOn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::FirstRecord => f.write_str("the cluster's first assignment"),
+            Self::NewerRecord { generation } => {
+                write!(f, "the record of generation {generation}, which this node had acknowledged, to be applied again")
+            }
             Self::PromiseEnd { node, .. } => write!(f, "the end of the promise to node {node}, which is not heard"),
             Self::MajoritySuspects { node } => write!(f, "a majority that no longer hears node {node} either"),
             Self::NextAssignment { barred } => {

@@ -292,7 +292,8 @@ impl PulseCore {
         }
         if let Some((boot, incarnation, sequence)) = peer.newest {
             let is_same_start = (boot, incarnation) == (datagram.boot, datagram.incarnation);
-            if is_same_start && datagram.sequence <= sequence {
+            let counts_again = self.rules.broken(Mutation::CountReplayed);
+            if is_same_start && datagram.sequence <= sequence && !counts_again {
                 return received;
             }
         }
@@ -307,9 +308,12 @@ impl PulseCore {
                 peer.view = Some(PeerView { report: datagram.report, proved_at });
             }
         }
-        if let (Some(Echo { grants: Some(granted), .. }), Some(stamp)) = (datagram.echo, proved_at)
+        if let (Some(Echo { grants: Some(granted), .. }), Some(mut stamp)) = (datagram.echo, proved_at)
             && Some(granted) == self.stance.asks
         {
+            if self.rules.broken(Mutation::LeaseFromArrival) || self.rules.broken(Mutation::CountReplayed) {
+                stamp = now;
+            }
             let newest = peer.granted.filter(|(generation, _)| *generation == granted);
             if newest.is_none_or(|(_, before)| before < stamp) {
                 peer.granted = Some((granted, stamp));
@@ -322,7 +326,10 @@ impl PulseCore {
             }
         }
         if !datagram.is_reply {
-            let grants = datagram.asks.filter(|asked| self.stance.grants == Some((from, *asked)));
+            let accepts_stale = self.rules.broken(Mutation::AcceptStale);
+            let grants = datagram.asks.filter(|asked| {
+                self.stance.grants.is_some_and(|granted| granted == (from, *asked) || (accepts_stale && *asked < granted.1))
+            });
             if grants.is_some() {
                 self.promise_from = self.promise_from.max(now);
             }
