@@ -56,6 +56,8 @@ pub enum Fault {
     Link { from: Target, to: Target, is_both: bool, lasts: Time },
     /// One direction of a link gets slow.
     Slow { from: Target, to: Target, extra: Time, lasts: Time },
+    /// The target and this many others are cut off from the rest.
+    Split { target: Target, with: Vec<usize>, lasts: Time },
     /// Datagrams get lost.
     Loss { per_mille: u64, lasts: Time },
     /// Another leader is elected.
@@ -132,7 +134,8 @@ pub fn draw(seed: u64) -> Schedule {
     use MemberKind::{Data, Witness};
     let mut rng = Rng::new(seed);
     let (kinds, members, durability) = match rng.between(0, 99) {
-        0..=61 => (vec![Data; 3], 3, Durability::TwoNodes),
+        0..=57 => (vec![Data; 3], 3, Durability::TwoNodes),
+        58..=61 => (vec![Data; 5], 3, Durability::TwoNodes),
         62..=74 => (vec![Data, Data, Witness], 3, Durability::TwoNodes),
         75..=79 => (vec![Data; 5], 5, Durability::TwoNodes),
         80..=91 => (vec![Data; 3], 1, Durability::TwoNodes),
@@ -190,6 +193,19 @@ pub fn draw(seed: u64) -> Schedule {
         let times = if trigger == Trigger::Barred { 2 } else { 1 };
         schedule.armed.push(Armed { trigger, delay, fault, from, times });
     }
+    if members < count && members > 1 && rng.chance(600) {
+        // the active node and one who helps it learn of the new voters late, and the others part from them
+        let with = vec![rng.between(0, count as u64 - 1) as usize, rng.between(0, count as u64 - 1) as usize];
+        let from = rng.millis(2_000, 8_000);
+        let mut arm = |delay, fault| {
+            schedule.armed.push(Armed { trigger: Trigger::VotersChange, delay, fault, from, times: 1 });
+        };
+        for target in [Target::Active, Target::Node(with[0]), Target::Node(with[1])] {
+            arm((0, 0), Fault::SlowApply { target, lasts: rng.millis(2_500, 6_000) });
+        }
+        let (early, lasts) = (rng.millis(50, 600), rng.millis(3_000, 6_000));
+        arm((early, early + 100 * MS), Fault::Split { target: Target::Active, with, lasts });
+    }
     if rng.chance(400) {
         for _ in 0..rng.between(1, 6) {
             let at = rng.millis(2_500, 31_000);
@@ -246,7 +262,11 @@ fn draw_fault(rng: &mut Rng, count: usize) -> Fault {
         30..=43 => Fault::Freeze { target, lasts, stops_clock: rng.chance(200) },
         44..=49 => Fault::Stall { target, lasts: rng.millis(200, 4_500) },
         50..=61 => Fault::Isolate { target, way, lasts },
-        62..=68 => {
+        62..=63 => {
+            let with = vec![rng.between(0, count as u64 - 1) as usize];
+            Fault::Split { target, with, lasts }
+        }
+        64..=68 => {
             let to = draw_target(rng, count);
             Fault::Link { from: target, to, is_both: rng.chance(500), lasts }
         }
@@ -362,6 +382,15 @@ impl World {
                 let (from, to) = (self.resolve(from), self.resolve(to));
                 self.extra[from][to] = extra;
                 self.after(lasts, Event::Heal { heal: Heal::Link { from, to } });
+            }
+            Fault::Split { target, with, lasts } => {
+                let node = self.resolve(target);
+                let is_here = |peer: usize| peer == node || with.contains(&peer);
+                for from in 0..self.nodes.len() {
+                    for to in (0..self.nodes.len()).filter(|to| is_here(from) != is_here(*to)) {
+                        self.cut_link(from, to, lasts);
+                    }
+                }
             }
             Fault::Loss { per_mille, lasts } => {
                 self.loss = per_mille;
@@ -538,7 +567,7 @@ impl World {
         if new.opened && !old.opened {
             self.trigger(Trigger::Opened, node);
         }
-        if new.voter_sets.len() > old.voter_sets.len() {
+        if new.voter_sets != old.voter_sets && new.voter_sets.len() >= old.voter_sets.len() {
             self.trigger(Trigger::VotersChange, node);
         }
         if new.commit_sets.len() > old.commit_sets.len() {

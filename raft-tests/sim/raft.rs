@@ -165,7 +165,7 @@ impl World {
     }
 
     fn apply_delay(&mut self, node: usize) -> Time {
-        if self.now < self.nodes[node].slow_apply_until { self.rng.millis(200, 3_000) } else { self.rng.millis(1, 12) }
+        self.rng.millis(1, 12) + self.nodes[node].slow_apply_until.saturating_sub(self.now)
     }
 
     /// A node applies what was committed, if it still hears a leader.
@@ -175,7 +175,8 @@ impl World {
             .leader
             .is_some_and(|leader| leader == node || (self.passes(leader, node) && self.passes(node, leader)));
         let host = &mut self.nodes[node];
-        if !hears || host.applied >= upto || host.daemon.is_none() {
+        let is_slow = self.now < host.slow_apply_until && self.raft.leader != Some(node);
+        if !hears || is_slow || host.applied >= upto || host.daemon.is_none() {
             return;
         }
         host.applied = upto;

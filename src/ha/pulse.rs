@@ -290,14 +290,17 @@ impl PulseCore {
         if datagram.from != from {
             return received;
         }
+        let mut is_replayed = false;
         if let Some((boot, incarnation, sequence)) = peer.newest {
             let is_same_start = (boot, incarnation) == (datagram.boot, datagram.incarnation);
-            let counts_again = self.rules.broken(Mutation::CountReplayed);
-            if is_same_start && datagram.sequence <= sequence && !counts_again {
+            is_replayed = is_same_start && datagram.sequence <= sequence;
+            if is_replayed && !self.rules.broken(Mutation::CountReplayed) {
                 return received;
             }
         }
-        peer.newest = Some((datagram.boot, datagram.incarnation, datagram.sequence));
+        if !is_replayed {
+            peer.newest = Some((datagram.boot, datagram.incarnation, datagram.sequence));
+        }
         if let Some(proved_at) = proved_at {
             let is_newer = peer.view.as_ref().is_none_or(|view| view.proved_at <= proved_at);
             if is_newer {
@@ -311,7 +314,7 @@ impl PulseCore {
         if let (Some(Echo { grants: Some(granted), .. }), Some(mut stamp)) = (datagram.echo, proved_at)
             && Some(granted) == self.stance.asks
         {
-            if self.rules.broken(Mutation::LeaseFromArrival) || self.rules.broken(Mutation::CountReplayed) {
+            if self.rules.broken(Mutation::LeaseFromArrival) || is_replayed {
                 stamp = now;
             }
             let newest = peer.granted.filter(|(generation, _)| *generation == granted);
