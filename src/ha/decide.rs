@@ -643,6 +643,7 @@ fn wait_for_job(job: &Job, draft: &mut Draft<'_>) {
         Job::StoppingCleanly => "PostgreSQL to stop".to_owned(),
         Job::Rebuilding => "the database to be rebuilt from the active node".to_owned(),
         Job::CheckingLineage => "the active node's history".to_owned(),
+        Job::Brief(what) => (*what).to_owned(),
         Job::Failed { error, retry_at } => {
             draft.look_at(*retry_at);
             format!("the next try, after: {error}")

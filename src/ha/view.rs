@@ -146,6 +146,8 @@ pub enum Job {
     Rebuilding,
     /// The history of the active node is being compared with ours.
     CheckingLineage,
+    /// Something short, named for people.
+    Brief(&'static str),
     /// It ended with an error, and what that says; the next try waits.
     Failed {
         /// The error, for people.
