@@ -20,7 +20,7 @@
 pub mod consensus;
 pub mod log_store;
 mod log_writer;
-mod members;
+pub mod members;
 pub mod network;
 mod serve;
 pub mod state_machine;

@@ -164,6 +164,7 @@ pub struct Consensus {
 pub(super) struct Inner {
     pub(super) me: NodeId,
     pub(super) raft: Raft,
+    pub(super) timing: RaftTiming,
     /// Held during a change of members: they come one after the other.
     pub(super) changing: Mutex<()>,
     server: Server,
@@ -200,7 +201,9 @@ impl Consensus {
         let server = Server::new(raft.clone(), folder.join("incoming"));
         let first = leadership(&raft.metrics().borrow_watched().clone(), &log);
         let (leadership, _) = watch::channel(first);
-        Ok(Self { inner: Arc::new(Inner { me, raft, changing: Mutex::new(()), server, log, applied, leadership }) })
+        Ok(Self {
+            inner: Arc::new(Inner { me, raft, timing, changing: Mutex::new(()), server, log, applied, leadership }),
+        })
     }
 
     /// Keeps [`leadership`](Self::leadership) up to date and the log short until Raft stops. The node runs it as a task.

@@ -426,7 +426,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         {
             let mut memory = self.shared.memory.lock();
             memory.truncate(from);
-            memory.last = last_log_id.or(memory.purged);
+            memory.last = memory.last.min(last_log_id.or(memory.purged));
         }
         self.ask(Change::Truncate { from, told })?;
         done.await.map_err(|_| io::Error::other("the Raft log is closed"))??;

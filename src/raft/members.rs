@@ -4,16 +4,21 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::{ChangeMembers, EmptyNode};
+use openraft::{ChangeMembers, EmptyNode, Instant, RaftMetrics};
 use tokio::time::timeout;
 
 use super::consensus::{Consensus, ProposeError};
+use super::types::TypeConfig;
 use crate::types::NodeId;
+
+/// A node that lacks no more entries than these counts as caught up.
+pub const CAUGHT_UP_ENTRIES: u64 = 100;
 
 impl Consensus {
     /// Lets node `id` listen. Returns when that is committed; [`is_caught_up`](Self::is_caught_up) tells when it has the log.
     pub async fn add_learner(&self, id: NodeId, deadline: Duration) -> Result<(), ProposeError> {
         self.change(deadline, async {
+            self.settled().await?;
             let added = self.inner.raft.add_learner(id.0, EmptyNode {}, false).await;
             added.map(drop).map_err(|error| self.write_error(error))
         })
@@ -69,7 +74,7 @@ impl Consensus {
         .await
     }
 
-    /// Hands the leadership to voter `to` and returns when it leads. Refused unless it votes and has caught up.
+    /// Hands the leadership to voter `to` and returns when it leads. Refused unless it votes, is heard and has caught up.
     ///
     /// Until somebody leads, proposals fail with `NotLeader`. After `Unknown` whoever wins the election leads, possibly this node.
     pub async fn transfer_leader(&self, to: NodeId, deadline: Duration) -> Result<(), ProposeError> {
@@ -82,8 +87,9 @@ impl Consensus {
             if seen.current_leader != Some(self.inner.me.0) {
                 return Err(ProposeError::NotLeader { leader: seen.current_leader.map(NodeId) });
             }
-            if !self.voters().contains(&to) || !self.is_caught_up(to) {
-                return Err(ProposeError::NotDone(format!("node {to} does not vote, or does not have the whole log")));
+            if !self.voters().contains(&to) || !self.is_caught_up(to) || !self.is_alive(to) {
+                let told = format!("node {to} does not vote, is silent, or does not have the log");
+                return Err(ProposeError::NotDone(told));
             }
             let told = |error: &dyn std::fmt::Display| ProposeError::Unknown(error.to_string());
             self.inner.raft.trigger().transfer_leader(to.0).await.map_err(|error| told(&error))?;
@@ -101,14 +107,23 @@ impl Consensus {
         .await
     }
 
-    /// Returns whether this node leads and knows that the log of node `id` holds all that is committed.
+    /// Returns whether this node leads and has heard node `id` within an election time.
+    fn is_alive(&self, id: NodeId) -> bool {
+        let seen = self.inner.raft.metrics().borrow_watched().clone();
+        let heard = seen.heartbeat.as_ref().and_then(|heartbeat| heartbeat.get(&id.0).copied().flatten());
+        heard.is_some_and(|sent| sent.elapsed() <= self.inner.timing.election_max)
+    }
+
+    /// Returns whether this node leads and knows that the log of node `id` holds what is committed, but for the newest
+    /// [`CAUGHT_UP_ENTRIES`]: under load the slower of two followers is always a few entries behind.
     pub fn is_caught_up(&self, id: NodeId) -> bool {
         let seen = self.inner.raft.metrics().borrow_watched().clone();
         if id == self.inner.me {
             return true;
         }
         let matched = seen.replication.as_ref().and_then(|replication| replication.get(&id.0).copied().flatten());
-        matched.is_some() && matched >= seen.local_committed
+        let committed = seen.local_committed.map_or(0, |id| id.index);
+        matched.is_some_and(|matched| matched.index + CAUGHT_UP_ENTRIES >= committed)
     }
 
     /// Returns all that vote, in the old set or the new one.
@@ -117,9 +132,26 @@ impl Consensus {
         seen.membership_config.membership().voter_ids().map(NodeId).collect()
     }
 
+    /// Waits until this leader has committed an entry of its term and the newest change of members; before, openraft refuses
+    /// another one.
+    async fn settled(&self) -> Result<RaftMetrics<TypeConfig>, ProposeError> {
+        let mut metrics = self.inner.raft.metrics();
+        loop {
+            let seen = metrics.borrow_watched().clone();
+            if seen.current_leader != Some(self.inner.me.0) {
+                return Err(ProposeError::NotLeader { leader: seen.current_leader.map(NodeId) });
+            }
+            let leads = seen.local_committed.is_some_and(|id| id.committed_leader_id().term == seen.current_term);
+            if leads && seen.membership_config == seen.committed_membership_config {
+                return Ok(seen);
+            }
+            metrics.changed().await.map_err(|error| ProposeError::Unknown(error.to_string()))?;
+        }
+    }
+
     /// Takes the group out of a joint configuration.
     async fn finish_change(&self) -> Result<(), ProposeError> {
-        let seen = self.inner.raft.metrics().borrow_watched().clone();
+        let seen = self.settled().await?;
         if seen.membership_config.membership().get_joint_config().len() > 1 {
             let nothing = ChangeMembers::AddVoterIds(BTreeSet::new());
             let changed = self.inner.raft.change_membership(nothing, true).await;
