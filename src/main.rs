@@ -1,2 +1,2 @@
 //! entry
-fn main(){}
+fn main() {}
