@@ -352,14 +352,55 @@ fn has_joined(status: &Status) -> bool {
         _ => false,
     };
     let is_voter = matches!(me.raft, RaftRole::Leader | RaftRole::Follower);
-    let may_stay_learner = me.raft == RaftRole::Learner && status.nodes.len() % 2 == 0;
+    let may_stay_learner = me.raft == RaftRole::Learner && status.nodes.len().is_multiple_of(2);
     serves && (is_voter || may_stay_learner)
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
     use crate::cli::show::tests::example;
+
+    fn prepare(folder: &Path, words: &str) -> Result<Begin, CliError> {
+        let data_dir = folder.join("n1").display().to_string();
+        let run_dir = folder.join("run").display().to_string();
+        let places = ["--data-dir", &data_dir, "--run-dir", &run_dir, "--user", "nobody"].map(str::to_owned);
+        let words = std::iter::once("hasup").chain(words.split(' ')).map(str::to_owned).chain(places);
+        match prepare_daemon(&Cli::try_parse_from(words).unwrap())? {
+            Some(Daemon::Node { begin, .. }) => Ok(begin),
+            other => panic!("prepared {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_was_asked_for_is_kept_and_a_node_begins_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let code = |words| prepare(path, words).map_err(|error| error.exit_code());
+        assert_eq!(code("run --host-ip ::1"), Err(3), "there is no node yet");
+        fs::remove_dir_all(path.join("n1")).unwrap();
+        assert_eq!(code("start --foreground --node-name n1 --host-ip ::1 --options nonsense=1"), Err(2));
+        let began = code("start --foreground --node-name n1 --host-ip ::1 --options durability=one_node").unwrap();
+        assert!(matches!(&began, Begin::Start { options } if options["durability"] == "one_node"));
+        // Interrupted: whoever runs the node goes on with it, by its own name and address.
+        assert_eq!(code("run"), Ok(began));
+        Begin::forget(&path.join("n1")).unwrap();
+        assert_eq!(code("run"), Ok(Begin::Run));
+        assert_eq!(code("start --foreground"), Err(3), "it has begun");
+        assert_eq!(code("join ::1 --token t --foreground"), Err(3), "it has begun");
+    }
+
+    #[test]
+    fn a_folder_that_holds_anything_else_is_not_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("n1")).unwrap();
+        fs::write(folder.path().join("n1/thesis.txt"), "years").unwrap();
+        let refused = prepare(folder.path(), "start --foreground --host-ip ::1 --node-name n1").unwrap_err();
+        assert_eq!(refused.exit_code(), 3);
+        assert!(refused.to_string().contains("thesis.txt"));
+    }
 
     #[test]
     fn joined_means_streaming_with_the_final_raft_role() {

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -129,29 +129,35 @@ pub(super) fn owner(config: &Config) -> Result<Option<(Uid, Gid)>, CliError> {
     }
 }
 
-/// Makes the node's folders, closed to others, for the user that the daemon runs as.
+/// Makes the node's folders, closed to others, for the user that the daemon runs as; those that exist must be that user's.
 pub(super) fn make_folders(config: &Config, owner: Option<(Uid, Gid)>) -> Result<(), CliError> {
+    let user = owner.map_or_else(geteuid, |(user, _)| user);
     for (path, mode) in [(&config.data_dir, 0o700), (&config.run_dir, 0o755)] {
-        let make = || -> io::Result<()> {
-            if path.is_dir() {
-                return Ok(());
+        let give = || owner.map_or(Ok(()), |(user, group)| chown(path, Some(user.as_raw()), Some(group.as_raw())));
+        let make = || -> io::Result<bool> {
+            if !path.is_dir() {
+                if let Some(parent) = path.parent() {
+                    fs::create_dir_all(parent)?;
+                }
+                fs::DirBuilder::new().mode(mode).create(path)?;
+                give()?;
+            } else if owner.is_some() && fs::metadata(path)?.uid() == 0 && fs::read_dir(path)?.next().is_none() {
+                // Made by root for this purpose.
+                fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+                give()?;
             }
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent)?;
-            }
-            fs::DirBuilder::new().mode(mode).create(path)?;
-            match owner {
-                Some((user, group)) => chown(path, Some(user.as_raw()), Some(group.as_raw())),
-                None => Ok(()),
-            }
+            Ok(fs::metadata(path)?.uid() == user.as_raw())
         };
-        make().map_err(|error| {
-            CliError::Usage(format!(
-                "the folder {} cannot be made ({error}). Nothing was started. Make it for the user `{}`, or name another",
-                path.display(),
-                config.user
-            ))
-        })?;
+        let what = match make() {
+            Ok(true) => continue,
+            Ok(false) => "belongs to another user".to_owned(),
+            Err(error) => format!("cannot be made or looked at ({error})"),
+        };
+        return Err(CliError::Usage(format!(
+            "the folder {} {what}. Nothing was started. Give it to user {} by chown, or name another",
+            path.display(),
+            owner.map_or_else(|| user.to_string(), |_| config.user.clone()),
+        )));
     }
     Ok(())
 }

@@ -142,7 +142,7 @@ pub(in crate::http) fn read(
     let (first, rest) = path.split_once('/').map_or((path, None), |(first, rest)| (first, Some(rest)));
     Ok(Some(match (method.as_str(), first, rest) {
         ("POST", "switchover", None) => {
-            Request::Switchover { to: json_or_default(body)?.map_or(None, |b: SwitchoverBody| b.to) }
+            Request::Switchover { to: json_or_default(body)?.and_then(|b: SwitchoverBody| b.to) }
         }
         ("POST", "promote", None) => {
             let PromoteBody { node, force } = from_json(body)?;
