@@ -1,34 +1,12 @@
 //! The composition root.
 
-use std::collections::BTreeMap;
+pub mod begin;
+
 use std::ffi::OsString;
 
-use serde::{Deserialize, Serialize};
+pub use begin::Begin;
 
-use crate::config::{Config, Secret};
-
-/// How a node begins.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Begin {
-    /// As a member that it already is.
-    Run,
-    /// As the first node of a new cluster.
-    Start {
-        /// Options of the cluster, names and values as written and already checked.
-        options: BTreeMap<String, String>,
-    },
-    /// As a further node.
-    Join {
-        /// Members to ask, as `host:port` of their peer port, in the order to try.
-        targets: Vec<String>,
-        /// What admits it.
-        #[serde(serialize_with = "Secret::serialize_exposed")]
-        token: Secret,
-        /// Options that must agree with the cluster's.
-        options: BTreeMap<String, String>,
-    },
-}
+use crate::config::Config;
 
 /// Runs the daemon until it is told to stop.
 ///

@@ -11,7 +11,9 @@ use crate::config::{LogConfig, LogFormat};
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter cannot be read.
-    #[error("log.level `{level}` cannot be read. Nothing was started. Use a level like `info` or a filter like `info,hasup=debug`")]
+    #[error(
+        "log.level `{level}` cannot be read. Nothing was started. Use a level like `info` or a filter like `info,hasup=debug`"
+    )]
     Filter {
         /// The filter as written.
         level: String,

@@ -92,7 +92,8 @@ async fn balancers_show_their_credentials_by_any_method() {
         ("GET", "/v1/server/ha/state", "", "200"),
         ("GET", "/nothing", "", "401"),
     ] {
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {credentials}\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {credentials}\r\nConnection: close\r\n\r\n");
         let answer = talk(&node.address, request.as_bytes()).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{method} {path}: {answer}");
     }
