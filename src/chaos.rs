@@ -12,9 +12,13 @@ pub mod client;
 pub mod dsn;
 pub mod http;
 pub mod journal;
+pub mod node;
 pub mod poller;
+pub mod process;
 pub mod recorder;
+pub mod rows;
 pub mod schedule;
+pub mod view;
 pub mod writer;
 
 use std::time::Duration;
@@ -38,6 +42,7 @@ enum ChaosCommand {
     Writer(writer::WriterArgs),
     #[command(hide = true)]
     Poller(poller::PollerArgs),
+    Bench(crate::demo::BenchArgs),
 }
 
 /// Runs a chaos command and returns the process's exit status.
@@ -47,12 +52,11 @@ enum ChaosCommand {
 /// # Errors
 /// When the command could not do what it is for; a verdict against the cluster is an exit status, not an error.
 pub fn main(args: ChaosArgs) -> anyhow::Result<u8> {
-    on_own_runtime(async {
-        match args.command {
-            ChaosCommand::Writer(args) => writer::run(args).await,
-            ChaosCommand::Poller(args) => poller::run(args).await,
-        }
-    })
+    match args.command {
+        ChaosCommand::Writer(args) => on_own_runtime(writer::run(args)),
+        ChaosCommand::Poller(args) => on_own_runtime(poller::run(args)),
+        ChaosCommand::Bench(args) => crate::demo::bench(args),
+    }
 }
 
 /// Runs `work` to its end on a thread with a runtime of its own.
