@@ -128,6 +128,30 @@ mod tests {
     }
 
     #[test]
+    fn words_for_postgresql_pass_untouched() {
+        let words =
+            ["12", "/usr/lib/postgresql/15/bin/postgres", "-D", "/d", "-c", "a=b", "--config", "--json", "--help"];
+        let line = ["hasup", "exec-postgres"].into_iter().chain(words).map(std::ffi::OsString::from);
+        let Ok(Cli { command: Command::ExecPostgres(passed), reach }) = Cli::try_parse_from(line) else {
+            panic!("it is read as something else")
+        };
+        assert_eq!(passed.words, words);
+        assert!(!reach.json);
+        assert_eq!(code_of(&["guard", "--data-dir", "/d", "--pgdata", "/p"]), "parsed");
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_the_manual() {
+        let node = |code| CliError::Node(HandleError::new(code, "")).exit_code();
+        let refused = CliError::Refused(String::new()).exit_code();
+        let usage = CliError::Usage(String::new()).exit_code();
+        let failed = CliError::Failed(anyhow::anyhow!("x")).exit_code();
+        let unknown = node(crate::node::error::ErrorCode::Unknown);
+        assert_eq!([failed, usage, refused, unknown], [1, 2, 3, 4]);
+        assert_eq!(node(crate::node::error::ErrorCode::Refused), refused);
+    }
+
+    #[test]
     fn every_command_parses_as_documented_and_nonsense_is_a_usage_error() {
         for good in [
             "start --foreground --node-name n1 --host-ip 127.0.0.1 --data-dir /d --run-dir /r --peer-port 1 --api-port 2 --postgres-port 3",

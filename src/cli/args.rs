@@ -64,7 +64,7 @@ pub struct NodeFlags {
     #[arg(long, value_name = "PORT")]
     pub postgres_port: Option<String>,
     /// PostgreSQL's data directory, also one that exists; default: pgdata in the data directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, alias = "pgdata", value_name = "DIR")]
     pub postgres_data_dir: Option<String>,
     /// Folder of PostgreSQL's programs; default: found by version
     #[arg(long, value_name = "DIR")]
