@@ -43,7 +43,7 @@ use tokio::sync::{Notify, watch};
 use self::database::Database;
 use self::durable_file::DurableFile;
 use self::guard_link::{GuardLink, GuardPlace};
-use self::handle::{Handle, Order};
+use self::handle::Handle;
 use self::service::{PeerTransport, Service};
 use self::status::Status;
 use self::tasks::Tasks;
@@ -58,7 +58,7 @@ use crate::peer::{PeerClient, PeerService};
 use crate::postgres::Postgres;
 use crate::pulse::{PulseConfig, Pulses};
 use crate::raft::{Consensus, RaftTransport};
-use crate::sys::clock::{boot_now, wall_now};
+use crate::sys::clock::wall_now;
 use crate::tls::{ClusterSecret, TlsContext};
 use crate::types::{BootTime, Generation, NodeId, NodeName};
 
@@ -341,9 +341,4 @@ pub fn default_timing() -> Timing {
 /// Draws an id for a request.
 pub(crate) fn request_id() -> u128 {
     propose::request_id()
-}
-
-/// Returns the present instant, for those above who must not read a clock.
-pub(crate) fn now() -> BootTime {
-    boot_now()
 }

@@ -19,7 +19,7 @@ use crate::postgres::basebackup::BaseBackup;
 use crate::postgres::rewind::{self, Rewind};
 use crate::postgres::{Follow, PgError, Source, SslMode, SslPaths, SyncNames as PostgresNames, TimelineHistory, WriteProbe};
 use crate::sys::clock::wall_now;
-use crate::tls::MemberProtocol;
+use crate::tls::config::MemberProtocol;
 use crate::types::{Generation, Lsn, NodeId, Timeline};
 
 /// How long PostgreSQL has to leave by itself when it must go at once: enough for its processes to see SIGQUIT.
@@ -99,7 +99,7 @@ impl Shared {
             Step::SetNames { names, .. } => self.set_names(names).await,
             Step::Promote { timeline, .. } => {
                 let limit = self.timing().promote_limit;
-                self.job(Job::Brief("PostgreSQL to be promoted"), move |shared, place| shared.promote(timeline, limit, place));
+                self.job(Job::Brief("PostgreSQL to be promoted"), move |shared, place| shared.promote_postgres(timeline, limit, place));
                 Ok(())
             }
             Step::ProbeWrite { .. } => {
@@ -232,7 +232,7 @@ impl Shared {
         }
     }
 
-    async fn promote(self: Arc<Self>, timeline: Timeline, limit: Duration, place: JobPlace) {
+    async fn promote_postgres(self: Arc<Self>, timeline: Timeline, limit: Duration, place: JobPlace) {
         self.postgres.set_hot(true);
         if let Err(error) = self.postgres.postgres.promote(timeline, limit).await {
             place.fail(format!("promote PostgreSQL: {}", chain(&error)), Duration::from_secs(1));
@@ -381,7 +381,8 @@ impl Shared {
             ssl,
             application: "hasup_copy".to_owned(),
             max_rate_kib: None,
-            expected_bytes: self.postgres.database_bytes(),
+            // the member that admitted this node has compared the sizes
+            expected_bytes: 0,
             limit: COPY_LIMIT,
         };
         let mut told = 0;
