@@ -23,8 +23,8 @@ use super::layout::{Layout, remove_dir, remove_file, sync_dir};
 use super::observe::{Observed, observe_with};
 use super::position::position_of;
 use super::settings::{
-    self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, parse_dynamic, render_config, render_dynamic,
-    render_hba, render_ident,
+    self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, parse_dynamic, render_config,
+    render_dynamic, render_hba, render_ident,
 };
 use super::{PgError, Programs, file_error};
 use crate::guard::StartSpec;
@@ -137,7 +137,9 @@ impl Postgres {
     pub fn prepare_start(&self, follow: Option<&Follow>, members: &BTreeSet<NodeName>) -> Result<StartSpec, PgError> {
         let PostgresSetup { layout, programs, settings } = &self.setup;
         if self.postmaster().is_some() {
-            return Err(PgError::Refused("PostgreSQL is running: its files are prepared only while it is stopped".to_owned()));
+            return Err(PgError::Refused(
+                "PostgreSQL is running: its files are prepared only while it is stopped".to_owned(),
+            ));
         }
         layout.prepare()?;
         layout.put_standby_signal()?;
@@ -206,8 +208,11 @@ impl Postgres {
         self.remove_keys(Some(follow.generation))?;
         let folder = layout.generation_dir(follow.generation);
         layout.make_dir(&folder)?;
-        let ssl =
-            SslPaths { certificate: folder.join("client.crt"), key: folder.join("client.key"), ca: settings.ssl.ca.clone() };
+        let ssl = SslPaths {
+            certificate: folder.join("client.crt"),
+            key: folder.join("client.key"),
+            ca: settings.ssl.ca.clone(),
+        };
         for (from, to) in [(&settings.ssl.certificate, &ssl.certificate), (&settings.ssl.key, &ssl.key)] {
             let content = zeroize::Zeroizing::new(fs::read(from).map_err(file_error("read", from))?);
             layout.write(to, &content)?;
@@ -218,7 +223,8 @@ impl Postgres {
     fn remove_keys(&self, but: Option<Generation>) -> Result<(), PgError> {
         let folder = self.setup.layout.config_dir();
         for entry in fs::read_dir(&folder).map_err(file_error("list", &folder))?.flatten() {
-            let generation = entry.file_name().to_str().and_then(|name| name.strip_prefix('g')?.parse().ok().map(Generation));
+            let generation =
+                entry.file_name().to_str().and_then(|name| name.strip_prefix('g')?.parse().ok().map(Generation));
             if let Some(generation) = generation.filter(|generation| Some(*generation) != but) {
                 // The key alone first and durably: the rest is tidiness.
                 remove_file(&self.setup.layout.generation_dir(generation).join("client.key"))?;
@@ -328,7 +334,8 @@ impl Postgres {
             if left.is_zero() {
                 return Err(PgError::Timeout { what, limit });
             }
-            let answer = self.ask(left, async |session, limit| session.value(what, TIMELINE_IF_PRIMARY, limit).await).await;
+            let answer =
+                self.ask(left, async |session, limit| session.value(what, TIMELINE_IF_PRIMARY, limit).await).await;
             match answer {
                 Ok(name) if !name.is_empty() => {
                     layout.put_standby_signal()?;
@@ -421,7 +428,9 @@ impl Postgres {
     pub async fn final_position(&self) -> Result<FinalPosition, PgError> {
         let data = self.control_data().await?;
         if data.state != super::ControlState::ShutDown {
-            return Err(PgError::NotYet { why: "it was not stopped in order, so its final position shows at the next start" });
+            return Err(PgError::NotYet {
+                why: "it was not stopped in order, so its final position shows at the next start",
+            });
         }
         Ok(FinalPosition { position: WalPosition { timeline: data.timeline, lsn: data.checkpoint } })
     }
@@ -437,7 +446,8 @@ impl Postgres {
     }
 }
 
-const TIMELINE_IF_PRIMARY: &str = "select case when pg_is_in_recovery() then '' else pg_walfile_name(pg_current_wal_lsn()) end";
+const TIMELINE_IF_PRIMARY: &str =
+    "select case when pg_is_in_recovery() then '' else pg_walfile_name(pg_current_wal_lsn()) end";
 
 /// Returns the WAL receivers among the postmaster's children, and those so young that they do not say yet what they are.
 fn receivers_of(postmaster: u32) -> Vec<u32> {
@@ -468,8 +478,11 @@ mod tests {
 
     #[test]
     fn receivers_are_told_from_other_processes() {
-        for yes in ["postgres: walreceiver streaming 0/3000000", "postgres: main: walreceiver", "/usr/lib/postgresql/15/bin/postgres -D /x"]
-        {
+        for yes in [
+            "postgres: walreceiver streaming 0/3000000",
+            "postgres: main: walreceiver",
+            "/usr/lib/postgresql/15/bin/postgres -D /x",
+        ] {
             assert!(is_receiver_or_unnamed(yes), "{yes}");
         }
         for no in ["postgres: startup recovering 000000010000000000000003", "postgres: checkpointer", "/bin/true"] {
