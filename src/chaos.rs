@@ -35,13 +35,13 @@ pub fn millis(span: Duration) -> f64 {
 }
 
 /// Breaks a cluster and judges it
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct ChaosArgs {
     #[command(subcommand)]
     command: ChaosCommand,
 }
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Debug, Clone, clap::Subcommand)]
 enum ChaosCommand {
     #[command(hide = true)]
     Writer(writer::WriterArgs),

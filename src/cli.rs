@@ -98,6 +98,12 @@ pub async fn run_command(cli: &Cli) -> Result<ExitCode, CliError> {
         Command::Kv { command } => kv::run(cli, command, out).await,
         Command::Check => check::run(cli, out).await,
         Command::Destroy { yes } => destroy::run(cli, *yes, out).await,
+        Command::Demo(args) => {
+            let mut args = args.clone();
+            args.json |= cli.reach.json;
+            Ok(ExitCode::from(crate::demo::main(args)?))
+        }
+        Command::Chaos(args) => Ok(ExitCode::from(crate::chaos::main(args.clone())?)),
         Command::Config { command: args::ConfigCommand::Check { node } } => local::config_check(cli, node, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -201,9 +201,9 @@ pub enum Command {
     /// Print how clients connect to PostgreSQL
     Dsn,
     /// Start three nodes on this machine and show them
-    Demo(Passed),
+    Demo(crate::demo::DemoArgs),
     /// Break a cluster and judge it
-    Chaos(Passed),
+    Chaos(crate::chaos::ChaosArgs),
     /// Export or import the cluster's authority
     Ca {
         /// What to do.
