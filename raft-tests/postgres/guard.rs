@@ -85,7 +85,7 @@ async fn daemon_is_replaced_unnoticed_and_the_guards_death_is_a_fence() {
     send(after.guard_pid, Signal::KILL);
     let pgdata = node.postgres.layout().pgdata.clone();
     eventually("PostgreSQL dies with its guard", async || {
-        let left = processes_of(0, Some(&pgdata));
+        let left = processes_of(u32::MAX, Some(&pgdata));
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await;

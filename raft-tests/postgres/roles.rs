@@ -94,11 +94,12 @@ async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost(
     assert_eq!(stated(other).await.timeline, Timeline(5));
     assert!(states.iter().all(|position| position.timeline == Timeline(2)));
 
-    // A restart keeps the bar and states no less.
-    let before = stated(other).await;
+    // A restart keeps the bar and states every whole record again; half a record, which no commit can be, may be gone.
+    let before = live(other).await.replay_lsn.unwrap();
     other.stop().await;
     other.start(None).await;
-    assert!(stated(other).await >= before);
+    let after = stated(other).await;
+    assert!(after.lsn >= before && after.timeline == Timeline(5), "{after} after a restart, {before} before");
 
     // The old primary starts as a standby, whose position shows the divergence or none.
     first.stop().await;
@@ -130,8 +131,7 @@ async fn standby_names_are_in_force_when_the_step_returns() {
 
     // What an operator's ALTER SYSTEM says is seen now and taken out at the next start.
     first.sql("alter system set synchronous_standby_names = ''").await;
-    let error =
-        first.postgres.set_sync_names(&one_of(&[2, 3]), Duration::from_millis(500)).await.unwrap_err().to_string();
+    let error = first.postgres.set_sync_names(&one_of(&[2, 3]), Duration::from_secs(2)).await.unwrap_err().to_string();
     assert!(error.contains("ALTER SYSTEM"), "{error}");
     first.stop().await;
     let end = first.postgres.final_position().await.unwrap().position;
@@ -197,14 +197,13 @@ async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
         label: "second".to_owned(),
         limit: LIMIT,
     };
-    if rewind::pending(first.postgres.layout()).is_some()
-        || rewind::list_salvage(first.postgres.layout()).unwrap().is_empty()
-    {
-        if let Err(error) = plan.run(first.postgres.programs(), first.postgres.layout()).await {
-            println!("rewind gave up, base backup follows: {error}");
-            first.copy_from(&second).await;
-            rewind::forget(first.postgres.layout()).unwrap();
-        }
+    // The last step may have been faster than its death: then nothing is left to do.
+    let layout = first.postgres.layout();
+    let is_done = rewind::pending(layout).is_none() && !rewind::list_salvage(layout).unwrap().is_empty();
+    if !is_done && let Err(error) = plan.run(first.postgres.programs(), layout).await {
+        println!("rewind gave up, base backup follows: {error}");
+        first.copy_from(&second).await;
+        rewind::forget(layout).unwrap();
     }
     let salvage = rewind::list_salvage(first.postgres.layout()).unwrap();
     let tail = salvage.values().next().unwrap();

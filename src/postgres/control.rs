@@ -60,6 +60,8 @@ pub struct FinalPosition {
 
 /// Between two looks at something that changes within milliseconds.
 const POLL: Duration = Duration::from_millis(3);
+/// The server's limit for a statement on the kept connection; callers wait less.
+const KEPT_STATEMENT_LIMIT: Duration = Duration::from_secs(10);
 /// After this, a WAL receiver that has not gone by itself is told to (L9).
 const RECEIVER_TERM_AFTER: Duration = Duration::from_millis(50);
 
@@ -110,7 +112,8 @@ impl Postgres {
         // Taken out while in use: a question given up midway takes its connection with it.
         let mut session = match kept.take() {
             Some(session) => session,
-            None => self.new_session(limit).await?,
+            // The server's own limit for a statement outlives this question, so it is a long one.
+            None => within("accept a connection", limit, self.new_session(limit.max(KEPT_STATEMENT_LIMIT))).await?,
         };
         let result = query(&mut session, deadline.saturating_duration_since(Instant::now()).max(POLL)).await;
         if result.as_ref().err().is_none_or(|error| session.survives(error)) {
@@ -288,7 +291,8 @@ impl Postgres {
 
     /// Returns the end of valid log on disk (L10): only meant under a bar, when nothing is received any more.
     ///
-    /// [`PgError::NotYet`] while it is not certain; never less than what was ever acknowledged.
+    /// [`PgError::NotYet`] while it is not certain; never less than what was ever acknowledged. It may lie within a record:
+    /// a restart then states the end of the last whole one, which is less by bytes that no commit ended in.
     pub async fn stated_position(&self, limit: Duration) -> Result<WalPosition, PgError> {
         let Observed { facts, segment_bytes } = match self.observed(limit).await {
             Err(error) if error.is_not_ready() => return Err(PgError::NotYet { why: "it is still reading its log" }),
@@ -367,19 +371,25 @@ impl Postgres {
         }
         self.change_dynamic(|dynamic| dynamic.sync_names.clone_from(&rendered))?;
         self.reload();
-        loop {
-            let mut fresh = self.new_session(left()).await?;
-            let shown = fresh.value("show its settings", "show synchronous_standby_names", left()).await?;
-            if shown == rendered {
-                break;
-            }
+        let mut shown = None;
+        while shown.as_ref() != Some(&rendered) {
             if Instant::now() >= deadline {
-                return Err(PgError::Refused(format!(
-                    "PostgreSQL still shows synchronous_standby_names `{shown}`, not `{rendered}`: both sets stay in force; look \
-                     for `ALTER SYSTEM` or a command line that overrides it"
-                )));
+                return Err(match shown {
+                    None => PgError::Timeout { what: "show the standbys that it waits for", limit },
+                    Some(shown) => PgError::Refused(format!(
+                        "PostgreSQL still shows synchronous_standby_names `{shown}`, not `{rendered}`: both sets stay in force; \
+                         look for `ALTER SYSTEM` or a command line that overrides it"
+                    )),
+                });
             }
-            sleep(POLL).await;
+            match self.shown_sync_names(left()).await {
+                Ok(names) => shown = Some(names),
+                Err(PgError::Timeout { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            if shown.as_ref() != Some(&rendered) {
+                sleep(POLL).await;
+            }
         }
         if is_standby {
             return Ok(());
@@ -390,6 +400,11 @@ impl Postgres {
         }
         session.query("make a checkpoint", "checkpoint", left()).await?;
         Ok(())
+    }
+
+    async fn shown_sync_names(&self, limit: Duration) -> Result<String, PgError> {
+        let mut fresh = self.new_session(limit).await?;
+        fresh.value("show its settings", "show synchronous_standby_names", limit).await
     }
 
     async fn cut_senders(&self, session: &mut Session, limit: Duration) -> Result<(), PgError> {

@@ -272,9 +272,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let first = Exclusive::acquire(&path, "rewind", Duration::from_secs(5)).await.unwrap();
-        let mut orphan = std::process::Command::new("sleep");
-        std::os::unix::process::CommandExt::process_group(&mut orphan, 0);
-        let mut orphan = orphan.arg("60").stdin(Stdio::from(first.file.try_clone().unwrap())).spawn().unwrap();
+        let mut command = std::process::Command::new("sleep");
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut orphan = command.arg("60").stdin(Stdio::from(first.file.try_clone().unwrap())).spawn().unwrap();
+        // Our own copy of the lock went into the command.
+        drop(command);
         first.note(orphan.id());
         drop(first);
         let second = Exclusive::acquire(&path, "rewind", Duration::from_secs(5)).await;
