@@ -272,7 +272,7 @@ impl Shared {
 
     /// Returns the postmaster that the guard runs.
     fn postgres_process(&self) -> Option<PostgresProcess> {
-        self.guard.watch().borrow().as_ref().and_then(|status| status.postgres)
+        self.guard.status().and_then(|status| status.postgres)
     }
 
     fn note_acted(&self, generation: Generation) {

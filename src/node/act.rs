@@ -233,9 +233,10 @@ impl Shared {
     }
 
     async fn promote_postgres(self: Arc<Self>, timeline: Timeline, limit: Duration, place: JobPlace) {
-        self.postgres.set_hot(true);
-        if let Err(error) = self.postgres.postgres.promote(timeline, limit).await {
-            place.fail(format!("promote PostgreSQL: {}", chain(&error)), Duration::from_secs(1));
+        let process = self.postgres_process();
+        match self.postgres.postgres.promote(timeline, limit).await {
+            Ok(()) => self.postgres.note_promoted(process, timeline),
+            Err(error) => place.fail(format!("promote PostgreSQL: {}", chain(&error)), Duration::from_secs(1)),
         }
     }
 

@@ -128,9 +128,7 @@ impl Database {
             let in_recovery = live.in_recovery && (!is_known || memory.in_recovery.is_some_and(|(_, was)| was));
             memory.in_recovery = Some((process, in_recovery));
             if !in_recovery && memory.promoted_at.is_none_or(|(timeline, _)| timeline != live.timeline) {
-                let history = self.postgres.history(live.timeline).ok().flatten();
-                let left_at = history.and_then(|history| history.ancestors.last().map(|(_, lsn)| *lsn));
-                memory.promoted_at = left_at.map(|lsn| (live.timeline, lsn));
+                memory.promoted_at = self.promotion_of(live.timeline);
             }
         }
         drop(memory);
@@ -260,6 +258,19 @@ impl Database {
 
     pub(super) fn note_names(&self, names: NamesInEffect) {
         self.memory.lock().names = Some(names);
+    }
+
+    /// Notes that `process` is a primary now, before the next observation says so.
+    pub(super) fn note_promoted(&self, process: Option<PostgresProcess>, timeline: Timeline) {
+        let mut memory = self.memory.lock();
+        memory.in_recovery = process.map(|process| (process, false));
+        memory.promoted_at = self.promotion_of(timeline);
+    }
+
+    /// Returns where the timeline before `timeline` was left.
+    fn promotion_of(&self, timeline: Timeline) -> Option<(Timeline, Lsn)> {
+        let history = self.postgres.history(timeline).ok().flatten()?;
+        history.ancestors.last().map(|(_, lsn)| (timeline, *lsn))
     }
 
     pub(super) fn note_written(&self) {
