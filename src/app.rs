@@ -104,6 +104,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
         cluster_secret: trust.cluster_secret.clone(),
         data_dir: config.data_dir.clone(),
         guard_program: guard_program(),
+        first_peers: identity.peers.iter().map(|member| (member.name.to_string(), member.id)).collect(),
         peers,
         consensus: consensus.clone(),
         postgres: Arc::new(Postgres::new(PostgresSetup { layout, programs, settings })),

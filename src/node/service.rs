@@ -63,7 +63,12 @@ impl PeerService for Service {
     }
 
     fn member(&self, name: &str) -> Option<NodeId> {
-        self.shared.state().member_named(name).map(|member| member.id)
+        let state = self.shared.state();
+        if state.members.is_empty() {
+            // a node that has just joined has heard nothing of the store yet: whom it was told of at the join may speak
+            return self.shared.first_peers.get(name).copied();
+        }
+        state.member_named(name).map(|member| member.id)
     }
 
     fn join(&self, request: JoinRequest, _remote: SocketAddr) -> BoxFuture<'_, Result<JoinGrant, JoinRefusal>> {
