@@ -48,6 +48,7 @@ struct Draft<'a> {
     waiting_on: Vec<WaitingOn>,
     look_again: BootTime,
     serves_until: Option<BootTime>,
+    resigning: Option<(Generation, ResignReason)>,
 }
 
 impl<'a> Draft<'a> {
@@ -64,6 +65,7 @@ impl<'a> Draft<'a> {
             waiting_on: Vec::new(),
             look_again: view.now + view.timing.report_fresh,
             serves_until: None,
+            resigning: None,
         }
     }
 
@@ -122,6 +124,7 @@ impl<'a> Draft<'a> {
             waiting_on: self.waiting_on,
             look_again: self.look_again,
             serves_until: self.serves_until,
+            resigning: self.resigning,
             stated: self.stated.map(|stated| stated.position),
         }
     }
@@ -144,7 +147,8 @@ impl Holder<'_> {
             return;
         }
         let is_primary = view.guard.armed.is_some() && view.postgres.in_recovery == Some(false);
-        match self.reason_to_resign() {
+        let begun = view.resigning.clone().filter(|(generation, _)| *generation == self.a.generation);
+        match begun.map(|(_, reason)| reason).or_else(|| self.reason_to_resign()) {
             Some(reason) => self.resign(reason, draft),
             None if view.job == Some(Job::StoppingCleanly) => {
                 self.ask(draft);
@@ -203,6 +207,7 @@ impl Holder<'_> {
     /// Ends the role: fence complete, `standby.signal` present, then the resignation on disk, and only then said (L7).
     fn resign(&self, reason: ResignReason, draft: &mut Draft<'_>) {
         draft.state = NodeState::Demoting;
+        draft.resigning = Some((self.a.generation, reason.clone()));
         end_role(self.view, self.a.generation, reason, draft);
     }
 

@@ -53,6 +53,7 @@ pub(super) enum StepError {
 impl Shared {
     /// Carries out `step`. What it changed has been noted when this returns.
     pub(super) async fn act(self: &Arc<Self>, step: Step) -> Result<(), StepError> {
+        self.refuse_stale(&step)?;
         match step {
             Step::PersistAcknowledged { generation } => {
                 self.remember(move |facts| facts.acknowledged = facts.acknowledged.max(generation)).await
@@ -118,6 +119,38 @@ impl Shared {
                 Ok(())
             }
         }
+    }
+
+    /// The record may have changed since the step was decided; what would act for a generation that is over is not done.
+    fn refuse_stale(&self, step: &Step) -> Result<(), StepError> {
+        let generation = match step {
+            Step::ArmGuard { generation, .. }
+            | Step::SetNames { generation, .. }
+            | Step::Promote { generation, .. }
+            | Step::ProbeWrite { generation }
+            | Step::PrepareSwitchover { generation }
+            | Step::StopCleanly { generation }
+            | Step::Rejoin { generation, .. }
+            | Step::CopyDatabase { generation, .. } => *generation,
+            Step::Follow(followed) => followed.generation,
+            Step::PersistAcknowledged { .. }
+            | Step::PersistBar { .. }
+            | Step::PersistResignation { .. }
+            | Step::PersistIntact
+            | Step::CutReceiver { .. }
+            | Step::Fence { .. }
+            | Step::Disarm { .. }
+            | Step::PutStandbySignal
+            | Step::StartPostgres
+            | Step::CheckLineage { .. } => return Ok(()),
+        };
+        let durable = self.durable.get();
+        let newest = self.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
+        let is_over = generation < newest || generation <= durable.barred || generation <= durable.resigned;
+        if is_over {
+            return Err(StepError::Unknown(format!("generation {generation} is over; generation {newest} is in force")));
+        }
+        Ok(())
     }
 
     pub(super) fn timing(&self) -> Timing {

@@ -39,6 +39,7 @@ pub(super) fn first_plan() -> Plan {
         waiting_on: vec![WaitingOn::FirstRecord],
         look_again: BootTime(0),
         serves_until: None,
+        resigning: None,
         stated: None,
     }
 }
@@ -160,6 +161,7 @@ impl ControlLoop {
             goals: (*state.goals.value).clone(),
             durable: shared.durable.get(),
             acted_under: *shared.acted_under.lock(),
+            resigning: shared.plan.borrow().resigning.clone(),
             lineage: shared.postgres.lineage(),
             pulse: shared.pulses.view(),
             guard,

@@ -80,7 +80,7 @@ pub(super) async fn lead(shared: Arc<Shared>) {
 }
 
 async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Generation) {
-    let step = why.step.clone();
+    let step = if why.step.is_empty() { format!("{order:?}") } else { why.step.clone() };
     let done = match order {
         Order::Record { expected, assignment } => {
             let kind = if assignment.generation > generation { "assigned" } else { "record_changed" };
