@@ -5,11 +5,15 @@
 //! acquit itself.
 //!
 //! - Clients, each a process of its own with a journal: [`writer`] (unique rows), [`poller`] (role endpoints).
+//! - The cluster under test: [`node`] (commands, supervisor), [`forming`], [`hosts`] (namespaces and their faults), [`view`],
+//!   [`rows`], [`process`]. [`run`] plays a schedule on it.
 //! - Pure: [`journal`] (what clients saw, write gaps), [`checkers`] (verdicts), [`schedule`] (what is done when), [`dsn`].
 
 pub mod checkers;
 pub mod client;
 pub mod dsn;
+pub mod forming;
+pub mod hosts;
 pub mod http;
 pub mod journal;
 pub mod node;
@@ -17,6 +21,7 @@ pub mod poller;
 pub mod process;
 pub mod recorder;
 pub mod rows;
+pub mod run;
 pub mod schedule;
 pub mod view;
 pub mod writer;
@@ -30,18 +35,19 @@ pub fn millis(span: Duration) -> f64 {
 }
 
 /// Breaks a cluster and judges it
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct ChaosArgs {
     #[command(subcommand)]
     command: ChaosCommand,
 }
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Debug, Clone, clap::Subcommand)]
 enum ChaosCommand {
     #[command(hide = true)]
     Writer(writer::WriterArgs),
     #[command(hide = true)]
     Poller(poller::PollerArgs),
+    Run(run::RunArgs),
     Bench(crate::demo::BenchArgs),
 }
 
@@ -55,6 +61,7 @@ pub fn main(args: ChaosArgs) -> anyhow::Result<u8> {
     match args.command {
         ChaosCommand::Writer(args) => on_own_runtime(writer::run(args)),
         ChaosCommand::Poller(args) => on_own_runtime(poller::run(args)),
+        ChaosCommand::Run(args) => on_own_runtime(run::run(args)),
         ChaosCommand::Bench(args) => crate::demo::bench(args),
     }
 }

@@ -98,6 +98,12 @@ pub async fn run_command(cli: &Cli) -> Result<ExitCode, CliError> {
         Command::Kv { command } => kv::run(cli, command, out).await,
         Command::Check => check::run(cli, out).await,
         Command::Destroy { yes } => destroy::run(cli, *yes, out).await,
+        Command::Demo(args) => {
+            let mut args = args.clone();
+            args.json |= cli.reach.json;
+            Ok(ExitCode::from(crate::demo::main(args)?))
+        }
+        Command::Chaos(args) => Ok(ExitCode::from(crate::chaos::main(args.clone())?)),
         Command::Config { command: args::ConfigCommand::Check { node } } => local::config_check(cli, node, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -125,6 +131,30 @@ mod tests {
     #[test]
     fn the_command_tree_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn words_for_postgresql_pass_untouched() {
+        let words =
+            ["12", "/usr/lib/postgresql/15/bin/postgres", "-D", "/d", "-c", "a=b", "--config", "--json", "--help"];
+        let line = ["hasup", "exec-postgres"].into_iter().chain(words).map(std::ffi::OsString::from);
+        let Ok(Cli { command: Command::ExecPostgres(passed), reach }) = Cli::try_parse_from(line) else {
+            panic!("it is read as something else")
+        };
+        assert_eq!(passed.words, words);
+        assert!(!reach.json);
+        assert_eq!(code_of(&["guard", "--data-dir", "/d", "--pgdata", "/p"]), "parsed");
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_the_manual() {
+        let node = |code| CliError::Node(HandleError::new(code, "")).exit_code();
+        let refused = CliError::Refused(String::new()).exit_code();
+        let usage = CliError::Usage(String::new()).exit_code();
+        let failed = CliError::Failed(anyhow::anyhow!("x")).exit_code();
+        let unknown = node(crate::node::error::ErrorCode::Unknown);
+        assert_eq!([failed, usage, refused, unknown], [1, 2, 3, 4]);
+        assert_eq!(node(crate::node::error::ErrorCode::Refused), refused);
     }
 
     #[test]

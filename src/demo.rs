@@ -9,7 +9,6 @@ mod table;
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -116,7 +115,11 @@ struct Stop([tokio::signal::unix::Signal; 3]);
 impl Stop {
     fn new() -> anyhow::Result<Self> {
         let await_one = |kind| signal(kind).context("await signals");
-        Ok(Self([await_one(SignalKind::interrupt())?, await_one(SignalKind::terminate())?, await_one(SignalKind::hangup())?]))
+        Ok(Self([
+            await_one(SignalKind::interrupt())?,
+            await_one(SignalKind::terminate())?,
+            await_one(SignalKind::hangup())?,
+        ]))
     }
 
     async fn asked(&mut self) {
@@ -128,8 +131,3 @@ impl Stop {
         }
     }
 }
-
-/// How long the first node may take to take writes: `initdb` on a slow disk is most of it.
-const START_LIMIT: Duration = Duration::from_secs(90);
-/// How long the cluster may take to be whole: two base backups, or a rewind after a fault.
-const WHOLE_LIMIT: Duration = Duration::from_secs(180);

@@ -127,7 +127,9 @@ pub enum PgError {
     #[error("{0}")]
     Refused(String),
     /// Too little space.
-    #[error("{path} has {free} MiB free, {needed} MiB are needed: nothing was touched; make room and it goes on by itself")]
+    #[error(
+        "{path} has {free} MiB free, {needed} MiB are needed: nothing was touched; make room and it goes on by itself"
+    )]
     NoSpace {
         /// The folder.
         path: PathBuf,

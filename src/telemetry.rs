@@ -33,7 +33,7 @@ pub enum TelemetryError {
 /// # Errors
 /// The filter cannot be read, or logs were set up before.
 pub fn init(log: &LogConfig) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::try_new(&log.level)
+    let filter = EnvFilter::try_new(with_quiet_libraries(&log.level))
         .map_err(|source| TelemetryError::Filter { level: log.level.clone(), source })?
         // The store's own chatter says nothing to an operator.
         .add_directive("sled=warn".parse().expect("a constant directive is well formed"));
@@ -50,4 +50,10 @@ pub fn init(log: &LogConfig) -> Result<(), TelemetryError> {
         (LogFormat::Text, false) => tracing::subscriber::set_global_default(lines.finish()),
     };
     done.map_err(TelemetryError::Twice)
+}
+
+/// Raft tells each of its steps as news; what of it matters to an operator hasup says itself. A filter that names targets is
+/// taken as it is.
+fn with_quiet_libraries(level: &str) -> String {
+    if level.contains('=') { level.to_owned() } else { format!("{level},openraft=warn,sled=warn") }
 }

@@ -164,10 +164,14 @@ mod tests {
     }
 
     fn tables(nodes: &[(&str, &[&str])]) -> BTreeMap<String, Table> {
-        nodes.iter().map(|(name, keys)| ((*name).to_owned(), keys.iter().map(|key| (*key).to_owned()).collect())).collect()
+        nodes
+            .iter()
+            .map(|(name, keys)| ((*name).to_owned(), keys.iter().map(|key| (*key).to_owned()).collect()))
+            .collect()
     }
 
-    const FAILOVER: &str = "row 1 2 a n1 1 ok\nrow 3 4 b n1 - unknown\nrow 5 6 c n1 - failed read-only\nrow 20 21 d n2 2 ok\n";
+    const FAILOVER: &str =
+        "row 1 2 a n1 1 ok\nrow 3 4 b n1 - unknown\nrow 5 6 c n1 - failed read-only\nrow 20 21 d n2 2 ok\n";
 
     #[test]
     fn a_clean_failover_is_acquitted() {

@@ -249,12 +249,7 @@ impl Supervisor {
     }
 }
 
-async fn supervise(
-    node: Arc<Node>,
-    first: First,
-    mut orders: watch::Receiver<Wanted>,
-    report: watch::Sender<Seen>,
-) {
+async fn supervise(node: Arc<Node>, first: First, mut orders: watch::Receiver<Wanted>, report: watch::Sender<Seen>) {
     loop {
         let Ok(wanted) = orders.wait_for(|wanted| wanted.up).await.map(|wanted| *wanted) else { return };
         let words = if wanted.is_member { node.again() } else { node.begin(&first) };
@@ -313,7 +308,8 @@ pub async fn wait_whole(nodes: &[Supervisor], limit: Duration) -> anyhow::Result
             }
             match supervisor.node.view().await {
                 Ok(view) => {
-                    missing = missing.or(view.missing(nodes.len()).map(|what| format!("{} says: {what}", supervisor.node.name)));
+                    missing = missing
+                        .or(view.missing(nodes.len()).map(|what| format!("{} says: {what}", supervisor.node.name)));
                     whole.get_or_insert(view);
                 }
                 Err(error) => missing = Some(format!("{error:#}")),
@@ -325,7 +321,10 @@ pub async fn wait_whole(nodes: &[Supervisor], limit: Duration) -> anyhow::Result
                 let missing = missing.unwrap_or_else(|| "there are no nodes".to_owned());
                 bail!("the cluster was not whole within {} s: {missing}", limit.as_secs());
             }
-            _ => sleep(Duration::from_millis(if nodes.iter().any(|s| s.node.prefix.is_empty()) { 50 } else { 250 })).await,
+            _ => {
+                sleep(Duration::from_millis(if nodes.iter().any(|s| s.node.prefix.is_empty()) { 50 } else { 250 }))
+                    .await
+            }
         }
     }
 }

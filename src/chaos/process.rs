@@ -82,11 +82,13 @@ pub fn of_folder(all: &BTreeMap<i32, Process>, folder: &Path) -> BTreeSet<i32> {
 #[must_use]
 pub fn parts(all: &BTreeMap<i32, Process>, among: &BTreeSet<i32>, part: Part) -> Vec<i32> {
     let is_server = |pid: i32| {
-        let program = all.get(&pid).and_then(|process| process.arguments.first()).map(|word| word.as_str()).unwrap_or_default();
+        let program =
+            all.get(&pid).and_then(|process| process.arguments.first()).map(|word| word.as_str()).unwrap_or_default();
         // A postmaster is called by its path; what it forks names itself `postgres: …`.
         Path::new(program).file_name().is_some_and(|name| name == "postgres")
     };
-    let verb = |pid: i32| all.get(&pid).and_then(|process| process.arguments.get(1)).map(String::as_str).unwrap_or_default();
+    let verb =
+        |pid: i32| all.get(&pid).and_then(|process| process.arguments.get(1)).map(String::as_str).unwrap_or_default();
     among
         .iter()
         .copied()

@@ -25,7 +25,8 @@ pub async fn read_all(
     limit: Duration,
 ) -> anyhow::Result<BTreeMap<String, Table>> {
     let deadline = Instant::now() + limit;
-    let primary = targets.iter().find(|target| target.name == active).context("the active node is none of the targets")?;
+    let primary =
+        targets.iter().find(|target| target.name == active).context("the active node is none of the targets")?;
     let written = open(access, primary, deadline).await?.value("SELECT pg_current_wal_lsn()", ANSWER_LIMIT).await?;
     let mut tables = BTreeMap::new();
     for target in targets {

@@ -150,7 +150,13 @@ mod tests {
     #[test]
     fn parts_are_the_first_events_after_the_fault() {
         let event = |at_ms, kind: &str| EventView { at_ms, kind: kind.to_owned() };
-        let history = [event(90, "assigned"), event(120, "barred"), event(125, "barred"), event(130, "assigned"), event(900, "x")];
+        let history = [
+            event(90, "assigned"),
+            event(120, "barred"),
+            event(125, "barred"),
+            event(130, "assigned"),
+            event(900, "x"),
+        ];
         assert_eq!(parts(&history, 100, 500), BTreeMap::from([("barred".to_owned(), 20), ("assigned".to_owned(), 30)]));
     }
 }

@@ -64,7 +64,7 @@ pub struct NodeFlags {
     #[arg(long, value_name = "PORT")]
     pub postgres_port: Option<String>,
     /// PostgreSQL's data directory, also one that exists; default: pgdata in the data directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, alias = "pgdata", value_name = "DIR")]
     pub postgres_data_dir: Option<String>,
     /// Folder of PostgreSQL's programs; default: found by version
     #[arg(long, value_name = "DIR")]
@@ -201,9 +201,9 @@ pub enum Command {
     /// Print how clients connect to PostgreSQL
     Dsn,
     /// Start three nodes on this machine and show them
-    Demo(Passed),
+    Demo(crate::demo::DemoArgs),
     /// Break a cluster and judge it
-    Chaos(Passed),
+    Chaos(crate::chaos::ChaosArgs),
     /// Export or import the cluster's authority
     Ca {
         /// What to do.

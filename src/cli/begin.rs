@@ -290,7 +290,9 @@ pub async fn run_daemon(daemon: Daemon) -> Result<(), CliError> {
             }
         }
         Daemon::Service { config, begin, announce } => {
-            systemctl(&["enable", "--now", "hasup-guard.service", "hasup.service"])?;
+            systemctl(&["enable", "hasup-guard.service", "hasup.service"])?;
+            // Not waited for by systemctl: what the node is doing is asked of the node itself.
+            systemctl(&["start", "--no-block", "hasup-guard.service", "hasup.service"])?;
             match announce {
                 Some(json) => announce_up(&config, &begin, Out::new(json)).await,
                 None => Ok(()),

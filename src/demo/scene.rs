@@ -12,13 +12,12 @@ use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User, chown};
 use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
-use super::{Progress, START_LIMIT, WHOLE_LIMIT};
-use crate::chaos::client::{Access, Target};
-use crate::chaos::dsn::Dsn;
+use super::Progress;
+use crate::chaos::forming::{self, WayIn};
 use crate::chaos::journal::Journal;
-use crate::chaos::node::{First, Node, Supervisor, wait_whole};
+use crate::chaos::node::{Node, Supervisor};
 use crate::chaos::process;
 use crate::chaos::schedule::Part;
 use crate::chaos::view::View;
@@ -42,22 +41,6 @@ pub(crate) struct Scene {
     dir_is_ours: bool,
     ports: [u16; 3],
     writer: Option<Child>,
-}
-
-/// How clients reach the database.
-pub(crate) struct WayIn {
-    /// The connection string, without a password.
-    pub(crate) uri: String,
-    /// The user.
-    pub(crate) user: String,
-    /// The database.
-    pub(crate) database: String,
-    /// The password file, in libpq's form.
-    pub(crate) passfile: PathBuf,
-    /// Opens sessions.
-    pub(crate) access: Access,
-    /// Every node's PostgreSQL.
-    pub(crate) targets: Vec<Target>,
 }
 
 impl Scene {
@@ -85,8 +68,11 @@ impl Scene {
         fs::set_permissions(&dir, Permissions::from_mode(0o755)).context("open the folder")?;
         if Uid::effective().is_root() {
             let user = User::from_name(USER).context("look for the user postgres")?;
-            let user = user.context("there is no user `postgres`; nothing was started. Install PostgreSQL: apt-get install postgresql")?;
-            chown(&dir, Some(user.uid), Some(user.gid)).with_context(|| format!("give {} to postgres", dir.display()))?;
+            let user = user.context(
+                "there is no user `postgres`; nothing was started. Install PostgreSQL: apt-get install postgresql",
+            )?;
+            chown(&dir, Some(user.uid), Some(user.gid))
+                .with_context(|| format!("give {} to postgres", dir.display()))?;
         }
         progress.line(&format!("working in {}", dir.display()));
         Ok(Self { dir, nodes: Vec::new(), way_in: None, keep, dir_is_ours, ports: free_ports()?, writer: None })
@@ -116,84 +102,17 @@ impl Scene {
                 })
             })
             .collect();
-        progress.line("n1: hasup start");
-        self.nodes.push(Supervisor::begin(Arc::clone(&nodes[0]), First::Start(options.to_vec())));
-        let token = self.token().await?;
-        let token_file = self.dir.join("token");
-        write_private(&token_file, &format!("{token}\n"))?;
-        self.nodes[0].is_member();
-        for node in &nodes[1..] {
-            progress.line(&format!("{}: hasup join {}:{peer_port}", node.name, HOSTS[0]));
-            let first = First::Join(format!("{}:{peer_port}", HOSTS[0]), token_file.clone());
-            self.nodes.push(Supervisor::begin(Arc::clone(node), first));
-        }
-        let view = wait_whole(&self.nodes, WHOLE_LIMIT).await?;
-        self.nodes.iter().for_each(Supervisor::is_member);
-        progress.line(&format!("three nodes, {} is active", view.active.unwrap_or_default()));
-        self.way_in = Some(self.find_way_in().await?);
+        forming::form(&nodes, options, &self.dir, &mut self.nodes, &|line| progress.line(line)).await?;
+        self.way_in = Some(WayIn::find(&nodes, &self.dir).await?);
         Ok(())
-    }
-
-    async fn token(&self) -> anyhow::Result<String> {
-        let first = &self.nodes[0];
-        let deadline = Instant::now() + START_LIMIT;
-        loop {
-            if let Some(token) = first.node.join_token() {
-                return Ok(token);
-            }
-            if let Some(end) = first.seen().gave_up {
-                bail!("n1 did not start: {end}\n{}", first.node.last_messages());
-            }
-            if Instant::now() > deadline {
-                bail!("n1 printed no join token within {} s\n{}", START_LIMIT.as_secs(), first.node.last_messages());
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    async fn find_way_in(&self) -> anyhow::Result<WayIn> {
-        let told = self.nodes[0].node.ask(&["dsn"], Duration::from_secs(20)).await?;
-        let text = |key: &str| told.get(key).and_then(|value| value.as_str()).map(str::to_owned);
-        let uri = text("uri").context("`hasup dsn` told no `uri`")?;
-        let dsn = Dsn::parse(&uri)?;
-        let targets: Vec<Target> = self
-            .nodes
-            .iter()
-            .map(|supervisor| Target {
-                name: supervisor.node.name.clone(),
-                host: supervisor.node.host.clone(),
-                port: supervisor.node.postgres_port,
-            })
-            .collect();
-        let password_file = text("password_file").map(PathBuf::from).or(dsn.password_file.clone());
-        let password = match (&password_file, &dsn.password) {
-            (Some(path), _) => {
-                let file = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-                Some(dsn.password_in(&file).with_context(|| format!("{} has no password for {}", path.display(), dsn.user))?)
-            }
-            (None, password) => password.clone(),
-        };
-        let passfile = self.dir.join("pgpass");
-        let escaped = password.as_deref().unwrap_or_default().replace('\\', "\\\\").replace(':', "\\:");
-        write_private(&passfile, &format!("*:*:*:{}:{escaped}\n", dsn.user))?;
-        let ca = text("ca_file").map(PathBuf::from).or(dsn.ca.clone());
-        let access = Access::new(&dsn.user, &dsn.database, password.as_deref(), dsn.ssl_mode, ca.as_deref())?;
-        let dsn_file = self.dir.join("dsn");
-        write_private(&dsn_file, &uri)?;
-        Ok(WayIn { uri, user: dsn.user, database: dsn.database, passfile, access, targets })
     }
 
     /// Starts the writer: a process of its own with a journal of its own.
     pub(crate) fn start_writer(&mut self) -> anyhow::Result<()> {
         let way_in = self.way_in.as_ref().context("the cluster has not formed")?;
-        let targets: Vec<String> =
-            way_in.targets.iter().map(|target| format!("{}={}:{}", target.name, target.host, target.port)).collect();
         let program = std::env::current_exe().context("find this program")?;
         let mut command = Command::new(program);
-        command.args(["chaos", "writer", "--with-parent", "--targets", &targets.join(",")]);
-        command.arg("--dsn-file").arg(self.dir.join("dsn"));
-        command.arg("--password-file").arg(&way_in.passfile);
-        command.arg("--journal").arg(self.journal_path());
+        command.args(way_in.writer("w0", &self.journal_path(), |_| true));
         let log = fs::File::create(self.dir.join("writer.log")).context("make the writer's log")?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         self.writer = Some(command.spawn().context("start the writer")?);
@@ -324,23 +243,6 @@ fn new_folder() -> anyhow::Result<PathBuf> {
     bail!("no free name for a folder under /tmp")
 }
 
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("make {}", path.display()))?;
-    file.write_all(text.as_bytes()).with_context(|| format!("write {}", path.display()))?;
-    // The nodes run as the folder's owner and read the token.
-    let owner = fs::metadata(path.parent().unwrap_or(path)).context("look at the folder's owner")?;
-    use std::os::unix::fs::MetadataExt;
-    chown(path, Some(owner.uid().into()), Some(owner.gid().into())).with_context(|| format!("hand over {}", path.display()))
-}
-
 /// Returns three ports that are free on all three addresses, for TCP and UDP: the system offers, the others are tried.
 fn free_ports() -> anyhow::Result<[u16; 3]> {
     // Held until all are chosen, so that none is offered twice.
@@ -360,7 +262,9 @@ fn free_ports() -> anyhow::Result<[u16; 3]> {
             return Ok([peer, api, postgres]);
         }
     }
-    bail!("no port is free on 127.0.0.1, 127.0.0.2 and 127.0.0.3 alike; nothing was started. Does this machine's loopback hold 127.0.0.0/8?")
+    bail!(
+        "no port is free on 127.0.0.1, 127.0.0.2 and 127.0.0.3 alike; nothing was started. Does this machine's loopback hold 127.0.0.0/8?"
+    )
 }
 
 #[cfg(test)]

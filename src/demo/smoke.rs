@@ -9,9 +9,10 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
+use super::Progress;
 use super::scene::{Scene, Tail};
-use super::{Progress, WHOLE_LIMIT};
 use crate::chaos::checkers::{kept_rows, lost_rows, one_writer};
+use crate::chaos::forming::WHOLE_LIMIT;
 use crate::chaos::journal::{Gap, Journal, Outcome};
 use crate::chaos::node::wait_whole;
 use crate::chaos::schedule::Part;

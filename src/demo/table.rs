@@ -39,7 +39,8 @@ pub(super) async fn show(scene: &mut Scene, progress: Progress) -> anyhow::Resul
         scene.check_writer()?;
         let view = scene.any_view().await;
         let newest = tail.read()?.longest_gap(seen_until, BootTime(u64::MAX));
-        if let Some(gap) = newest.filter(|gap| gap.length() >= GAP_MIN && last_gap.is_none_or(|last| gap.to > last.to)) {
+        if let Some(gap) = newest.filter(|gap| gap.length() >= GAP_MIN && last_gap.is_none_or(|last| gap.to > last.to))
+        {
             last_gap = Some(gap);
             seen_until = gap.to + Duration::from_nanos(1);
         }
@@ -48,9 +49,13 @@ pub(super) async fn show(scene: &mut Scene, progress: Progress) -> anyhow::Resul
         let text = render(view.as_ref(), scene, last_gap, stalled.filter(|span| *span > GAP_MIN * 4));
         if is_terminal {
             // Home, text, clear what is left below: no flicker.
-            let page = format!("{text}\n{rows} rows acknowledged\n\n{commands}\n\nCtrl-C stops all and leaves nothing behind\n");
+            let page = format!(
+                "{text}\n{rows} rows acknowledged\n\n{commands}\n\nCtrl-C stops all and leaves nothing behind\n"
+            );
             let page = page.replace('\n', "\x1b[K\n");
-            write!(std::io::stdout(), "\x1b[H{page}\x1b[J").and_then(|()| std::io::stdout().flush()).context("show the table")?;
+            write!(std::io::stdout(), "\x1b[H{page}\x1b[J")
+                .and_then(|()| std::io::stdout().flush())
+                .context("show the table")?;
         } else if text != shown {
             progress.line(&text);
             shown = text;
@@ -98,7 +103,8 @@ fn commands(scene: &Scene) -> anyhow::Result<String> {
     let program = first.node.program.display();
     let place = first.node.place().join(" ");
     let kill = first.node.data_dir.join("pgdata/postmaster.pid");
-    let daemon = Scene::part(&first.node, Part::Daemon).first().map(|pid| pid.to_string()).unwrap_or_else(|| "PID".into());
+    let daemon =
+        Scene::part(&first.node, Part::Daemon).first().map(|pid| pid.to_string()).unwrap_or_else(|| "PID".into());
     Ok(format!(
         "Try, in another terminal:\n  {program} status {place}\n  {program} switchover {place}\n  \
          {program} history {place}\n  kill -9 $(head -1 {})   # PostgreSQL of n1\n  kill -9 {daemon}   # the daemon of n1\n  \

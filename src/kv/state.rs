@@ -386,7 +386,9 @@ pub(super) mod tests {
             generation: Generation(generation),
             node: NodeId(node),
             timeline: Timeline(1),
-            renewal: false,
+            incarnation: crate::types::DataIncarnation(1),
+            promoted: Generation(generation),
+            start: crate::types::WalPosition::default(),
             why: AssignmentReason::Bootstrap,
             voter_sets: vec![[NodeId(1), NodeId(2)].into()],
             commit_sets: vec![CommitSet {

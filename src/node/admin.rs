@@ -18,12 +18,15 @@ use super::propose::WriteError;
 use crate::config::Secret;
 use crate::ha::record::{Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
 use crate::kv::{Bytes, Command, KvCommand, State, Watch};
-use crate::peer::TokenText;
+use crate::peer::join::TokenText;
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::sys::clock::wall_now;
-use crate::tls::{CertificateAuthority, MemberProtocol};
+use crate::tls::CertificateAuthority;
+use crate::tls::config::MemberProtocol;
 use crate::types::{Generation, NodeId};
 
+/// How long a majority may take to confirm that a read is of the present.
+const READ_LIMIT: Duration = Duration::from_secs(2);
 const WRITE_LIMIT: Duration = Duration::from_secs(8);
 /// How long an ordered switchover may take before the asker is told to look for himself.
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(50);
@@ -187,7 +190,7 @@ impl Shared {
             _ => {}
         }
         let from = record.generation;
-        let goals = Goals { switchover: Some(SwitchoverGoal { from, to: target }) };
+        let goals = Goals { switchover: Some(SwitchoverGoal { from, to: target }), ..(*state.goals.value).clone() };
         let why = WhyRecord {
             facts: vec![format!("an operator asked for a switchover{}", to.map(|to| format!(" to {to}")).unwrap_or_default())],
             rule: "design 7".to_owned(),
@@ -336,9 +339,9 @@ impl Shared {
         let no_leader = || HandleError::new(ErrorCode::NoMajority, "No leader confirmed that this is the present state. Nothing was read. Try again, or read without `consistent`");
         let leader = self.consensus.leadership().borrow().leader.ok_or_else(no_leader)?;
         let index = if leader == self.me {
-            self.consensus.read_index().await.map_err(|_| no_leader())?
+            self.consensus.read_index(READ_LIMIT).await.map_err(|_| no_leader())?
         } else {
-            match self.peers.call(leader, MemberProtocol::Raft, PeerRequest::ReadIndex, Duration::from_secs(2)).await {
+            match self.peers.call(leader, MemberProtocol::Raft, PeerRequest::ReadIndex, READ_LIMIT).await {
                 Ok(PeerResponse::ReadIndex { index }) => index,
                 _ => return Err(no_leader()),
             }
@@ -398,8 +401,8 @@ fn find<'a>(state: &'a State, name: &str) -> Result<&'a Member, HandleError> {
 
 fn to_entry(key: &Bytes, entry: &crate::kv::Entry) -> KvEntry {
     KvEntry {
-        key: String::from_utf8_lossy(key.as_ref()).into_owned(),
-        value: entry.value.as_ref().to_vec(),
+        key: String::from_utf8_lossy(key).into_owned(),
+        value: entry.value.to_vec(),
         flags: entry.flags,
         create_index: entry.create_index,
         modify_index: entry.modify_index,

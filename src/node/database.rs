@@ -26,6 +26,8 @@ const OBSERVE_LIMIT: Duration = Duration::from_secs(1);
 const OBSERVE_HOT: Duration = Duration::from_millis(4);
 /// Between two observations otherwise; whatever matters wakes the observer earlier.
 const OBSERVE_IDLE: Duration = Duration::from_millis(250);
+/// How long PostgreSQL may take to add up its files.
+const SIZE_LIMIT: Duration = Duration::from_secs(5);
 /// A PostgreSQL that ends sooner than this after its start is started again only after a pause.
 const START_PAUSE: Duration = Duration::from_secs(1);
 
@@ -64,7 +66,6 @@ pub(super) struct Database {
     look: Notify,
     is_hot: AtomicBool,
     news: Arc<Notify>,
-    database_bytes: Mutex<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,7 +86,6 @@ impl Database {
             look: Notify::new(),
             is_hot: AtomicBool::new(true),
             news,
-            database_bytes: Mutex::new(0),
         };
         database.memory.lock().follows = database.read_followed();
         database
@@ -128,9 +128,7 @@ impl Database {
             let in_recovery = live.in_recovery && (!is_known || memory.in_recovery.is_some_and(|(_, was)| was));
             memory.in_recovery = Some((process, in_recovery));
             if !in_recovery && memory.promoted_at.is_none_or(|(timeline, _)| timeline != live.timeline) {
-                let history = self.postgres.history(live.timeline).ok().flatten();
-                let left_at = history.and_then(|history| history.ancestors.last().map(|(_, lsn)| *lsn));
-                memory.promoted_at = left_at.map(|lsn| (live.timeline, lsn));
+                memory.promoted_at = self.promotion_of(live.timeline);
             }
         }
         drop(memory);
@@ -262,6 +260,19 @@ impl Database {
         self.memory.lock().names = Some(names);
     }
 
+    /// Notes that `process` is a primary now, before the next observation says so.
+    pub(super) fn note_promoted(&self, process: Option<PostgresProcess>, timeline: Timeline) {
+        let mut memory = self.memory.lock();
+        memory.in_recovery = process.map(|process| (process, false));
+        memory.promoted_at = self.promotion_of(timeline);
+    }
+
+    /// Returns where the timeline before `timeline` was left.
+    fn promotion_of(&self, timeline: Timeline) -> Option<(Timeline, Lsn)> {
+        let history = self.postgres.history(timeline).ok().flatten()?;
+        history.ancestors.last().map(|(_, lsn)| (timeline, *lsn))
+    }
+
     pub(super) fn note_written(&self) {
         self.memory.lock().has_written = true;
     }
@@ -316,15 +327,14 @@ impl Database {
     }
 
     pub(super) fn major_version(&self) -> Option<u32> {
-        Some(self.postgres.programs().major())
+        Some(self.postgres.programs().major)
     }
 
-    pub(super) fn database_bytes(&self) -> u64 {
-        *self.database_bytes.lock()
-    }
-
-    pub(super) fn set_database_bytes(&self, bytes: u64) {
-        *self.database_bytes.lock() = bytes;
+    /// Returns how many bytes the databases take; none while PostgreSQL does not say.
+    pub(super) async fn database_bytes(&self) -> Option<u64> {
+        let sql = "select sum(pg_database_size(oid))::bigint from pg_database";
+        let rows = self.postgres.run_sql("tell its size", sql, SIZE_LIMIT).await.ok()?;
+        rows.into_iter().flatten().flatten().next()?.parse().ok()
     }
 
     /// Lets exactly these members' certificates stream and rewind.

@@ -60,9 +60,14 @@ impl GuardLink {
         *self.extended.lock() = Some((generation, deadline));
     }
 
+    /// Returns what the guard last said: its answer to a call is never newer than this.
+    pub(super) fn status(&self) -> Option<GuardStatus> {
+        self.client.lock().as_ref().map(GuardClient::last_status)
+    }
+
     /// Returns what the guard last said, in the words of the brain.
     pub(super) fn view(&self) -> GuardView {
-        let Some(status) = self.status.borrow().clone() else { return GuardView::default() };
+        let Some(status) = self.status() else { return GuardView::default() };
         let armed = status.lease.map(|lease| lease.generation);
         let extended = self.extended.lock().filter(|(generation, _)| Some(*generation) == armed);
         let told = status.lease.map_or(BootTime(0), |lease| lease.deadline);

@@ -12,7 +12,7 @@ use crate::kv::{Command, Proposal, Refusal, Reply};
 use crate::peer::{PeerError, PeerRefusal, PeerRequest, PeerResponse};
 use crate::raft::ProposeError;
 use crate::sys::clock::wall_now;
-use crate::tls::MemberProtocol;
+use crate::tls::config::MemberProtocol;
 use crate::types::NodeId;
 
 /// How long one try at one leader may take before another is looked for.
@@ -73,7 +73,7 @@ impl Shared {
     async fn write_once(&self, proposal: &Proposal) -> Outcome {
         let leadership = self.consensus.leadership().borrow().clone();
         match leadership.leader {
-            Some(leader) if leader == self.me => match self.consensus.propose(proposal.clone()).await {
+            Some(leader) if leader == self.me => match self.consensus.propose(proposal.clone(), TRY_LIMIT).await {
                 Ok(reply) => Outcome::Replied(reply),
                 Err(ProposeError::Unknown(_)) => Outcome::Unknown,
                 Err(_) => Outcome::NotDone,

@@ -42,7 +42,7 @@ pub(super) struct LeaderMemory {
 impl LeaderMemory {
     /// Returns the leader's view of the cluster.
     pub(super) fn view(&mut self, facts: LeaderFacts<'_>) -> ClusterView {
-        let LeaderFacts { now, me, state, pulse, own_report, leadership } = facts;
+        let LeaderFacts { now, me, state, pulse, own_report, leadership, caught_up } = facts;
         let timing = Timing::from_options(&state.options);
         let record = self.clock.record(state, now);
         let member_view = |member: &Member| {
@@ -67,7 +67,7 @@ impl LeaderMemory {
             goals: (*state.goals.value).clone(),
             durability: state.options.durability,
             raft_voters: leadership.voters.clone(),
-            raft_caught_up: leadership.caught_up.clone(),
+            raft_caught_up: caught_up,
             failed_promotion: self.failed_promotion.iter().map(|(node, (_, until))| (*node, *until)).collect(),
             not_streaming_since: self.not_streaming_since.clone(),
             record,
@@ -112,4 +112,5 @@ pub(super) struct LeaderFacts<'a> {
     pub(super) pulse: &'a PulseView,
     pub(super) own_report: &'a Report,
     pub(super) leadership: &'a Leadership,
+    pub(super) caught_up: BTreeSet<NodeId>,
 }

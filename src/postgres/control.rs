@@ -23,8 +23,8 @@ use super::layout::{Layout, remove_dir, remove_file, sync_dir};
 use super::observe::{Observed, observe_with};
 use super::position::position_of;
 use super::settings::{
-    self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, parse_dynamic, render_config, render_dynamic,
-    render_hba, render_ident,
+    self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, parse_dynamic, render_config,
+    render_dynamic, render_hba, render_ident,
 };
 use super::{PgError, Programs, file_error};
 use crate::guard::StartSpec;
@@ -60,6 +60,8 @@ pub struct FinalPosition {
 
 /// Between two looks at something that changes within milliseconds.
 const POLL: Duration = Duration::from_millis(3);
+/// The server's limit for a statement on the kept connection; callers wait less.
+const KEPT_STATEMENT_LIMIT: Duration = Duration::from_secs(10);
 /// After this, a WAL receiver that has not gone by itself is told to (L9).
 const RECEIVER_TERM_AFTER: Duration = Duration::from_millis(50);
 
@@ -110,7 +112,8 @@ impl Postgres {
         // Taken out while in use: a question given up midway takes its connection with it.
         let mut session = match kept.take() {
             Some(session) => session,
-            None => self.new_session(limit).await?,
+            // The server's own limit for a statement outlives this question, so it is a long one.
+            None => within("accept a connection", limit, self.new_session(limit.max(KEPT_STATEMENT_LIMIT))).await?,
         };
         let result = query(&mut session, deadline.saturating_duration_since(Instant::now()).max(POLL)).await;
         if result.as_ref().err().is_none_or(|error| session.survives(error)) {
@@ -137,7 +140,9 @@ impl Postgres {
     pub fn prepare_start(&self, follow: Option<&Follow>, members: &BTreeSet<NodeName>) -> Result<StartSpec, PgError> {
         let PostgresSetup { layout, programs, settings } = &self.setup;
         if self.postmaster().is_some() {
-            return Err(PgError::Refused("PostgreSQL is running: its files are prepared only while it is stopped".to_owned()));
+            return Err(PgError::Refused(
+                "PostgreSQL is running: its files are prepared only while it is stopped".to_owned(),
+            ));
         }
         layout.prepare()?;
         layout.put_standby_signal()?;
@@ -206,8 +211,11 @@ impl Postgres {
         self.remove_keys(Some(follow.generation))?;
         let folder = layout.generation_dir(follow.generation);
         layout.make_dir(&folder)?;
-        let ssl =
-            SslPaths { certificate: folder.join("client.crt"), key: folder.join("client.key"), ca: settings.ssl.ca.clone() };
+        let ssl = SslPaths {
+            certificate: folder.join("client.crt"),
+            key: folder.join("client.key"),
+            ca: settings.ssl.ca.clone(),
+        };
         for (from, to) in [(&settings.ssl.certificate, &ssl.certificate), (&settings.ssl.key, &ssl.key)] {
             let content = zeroize::Zeroizing::new(fs::read(from).map_err(file_error("read", from))?);
             layout.write(to, &content)?;
@@ -218,7 +226,8 @@ impl Postgres {
     fn remove_keys(&self, but: Option<Generation>) -> Result<(), PgError> {
         let folder = self.setup.layout.config_dir();
         for entry in fs::read_dir(&folder).map_err(file_error("list", &folder))?.flatten() {
-            let generation = entry.file_name().to_str().and_then(|name| name.strip_prefix('g')?.parse().ok().map(Generation));
+            let generation =
+                entry.file_name().to_str().and_then(|name| name.strip_prefix('g')?.parse().ok().map(Generation));
             if let Some(generation) = generation.filter(|generation| Some(*generation) != but) {
                 // The key alone first and durably: the rest is tidiness.
                 remove_file(&self.setup.layout.generation_dir(generation).join("client.key"))?;
@@ -282,7 +291,8 @@ impl Postgres {
 
     /// Returns the end of valid log on disk (L10): only meant under a bar, when nothing is received any more.
     ///
-    /// [`PgError::NotYet`] while it is not certain; never less than what was ever acknowledged.
+    /// [`PgError::NotYet`] while it is not certain; never less than what was ever acknowledged. It may lie within a record:
+    /// a restart then states the end of the last whole one, which is less by bytes that no commit ended in.
     pub async fn stated_position(&self, limit: Duration) -> Result<WalPosition, PgError> {
         let Observed { facts, segment_bytes } = match self.observed(limit).await {
             Err(error) if error.is_not_ready() => return Err(PgError::NotYet { why: "it is still reading its log" }),
@@ -328,7 +338,8 @@ impl Postgres {
             if left.is_zero() {
                 return Err(PgError::Timeout { what, limit });
             }
-            let answer = self.ask(left, async |session, limit| session.value(what, TIMELINE_IF_PRIMARY, limit).await).await;
+            let answer =
+                self.ask(left, async |session, limit| session.value(what, TIMELINE_IF_PRIMARY, limit).await).await;
             match answer {
                 Ok(name) if !name.is_empty() => {
                     layout.put_standby_signal()?;
@@ -360,19 +371,25 @@ impl Postgres {
         }
         self.change_dynamic(|dynamic| dynamic.sync_names.clone_from(&rendered))?;
         self.reload();
-        loop {
-            let mut fresh = self.new_session(left()).await?;
-            let shown = fresh.value("show its settings", "show synchronous_standby_names", left()).await?;
-            if shown == rendered {
-                break;
-            }
+        let mut shown = None;
+        while shown.as_ref() != Some(&rendered) {
             if Instant::now() >= deadline {
-                return Err(PgError::Refused(format!(
-                    "PostgreSQL still shows synchronous_standby_names `{shown}`, not `{rendered}`: both sets stay in force; look \
-                     for `ALTER SYSTEM` or a command line that overrides it"
-                )));
+                return Err(match shown {
+                    None => PgError::Timeout { what: "show the standbys that it waits for", limit },
+                    Some(shown) => PgError::Refused(format!(
+                        "PostgreSQL still shows synchronous_standby_names `{shown}`, not `{rendered}`: both sets stay in force; \
+                         look for `ALTER SYSTEM` or a command line that overrides it"
+                    )),
+                });
             }
-            sleep(POLL).await;
+            match self.shown_sync_names(left()).await {
+                Ok(names) => shown = Some(names),
+                Err(PgError::Timeout { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            if shown.as_ref() != Some(&rendered) {
+                sleep(POLL).await;
+            }
         }
         if is_standby {
             return Ok(());
@@ -383,6 +400,11 @@ impl Postgres {
         }
         session.query("make a checkpoint", "checkpoint", left()).await?;
         Ok(())
+    }
+
+    async fn shown_sync_names(&self, limit: Duration) -> Result<String, PgError> {
+        let mut fresh = self.new_session(limit).await?;
+        fresh.value("show its settings", "show synchronous_standby_names", limit).await
     }
 
     async fn cut_senders(&self, session: &mut Session, limit: Duration) -> Result<(), PgError> {
@@ -421,7 +443,9 @@ impl Postgres {
     pub async fn final_position(&self) -> Result<FinalPosition, PgError> {
         let data = self.control_data().await?;
         if data.state != super::ControlState::ShutDown {
-            return Err(PgError::NotYet { why: "it was not stopped in order, so its final position shows at the next start" });
+            return Err(PgError::NotYet {
+                why: "it was not stopped in order, so its final position shows at the next start",
+            });
         }
         Ok(FinalPosition { position: WalPosition { timeline: data.timeline, lsn: data.checkpoint } })
     }
@@ -437,7 +461,8 @@ impl Postgres {
     }
 }
 
-const TIMELINE_IF_PRIMARY: &str = "select case when pg_is_in_recovery() then '' else pg_walfile_name(pg_current_wal_lsn()) end";
+const TIMELINE_IF_PRIMARY: &str =
+    "select case when pg_is_in_recovery() then '' else pg_walfile_name(pg_current_wal_lsn()) end";
 
 /// Returns the WAL receivers among the postmaster's children, and those so young that they do not say yet what they are.
 fn receivers_of(postmaster: u32) -> Vec<u32> {
@@ -468,8 +493,11 @@ mod tests {
 
     #[test]
     fn receivers_are_told_from_other_processes() {
-        for yes in ["postgres: walreceiver streaming 0/3000000", "postgres: main: walreceiver", "/usr/lib/postgresql/15/bin/postgres -D /x"]
-        {
+        for yes in [
+            "postgres: walreceiver streaming 0/3000000",
+            "postgres: main: walreceiver",
+            "/usr/lib/postgresql/15/bin/postgres -D /x",
+        ] {
             assert!(is_receiver_or_unnamed(yes), "{yes}");
         }
         for no in ["postgres: startup recovering 000000010000000000000003", "postgres: checkpointer", "/bin/true"] {

@@ -42,7 +42,8 @@ impl ControlData {
     /// Runs `pg_controldata` on a data directory. Fails where it is none or damaged.
     pub async fn read(programs: &Programs, layout: &Layout) -> Result<Self, PgError> {
         let program = programs.path("pg_controldata");
-        let mut tool = Tool::new(&program, ["-D".into(), layout.pgdata.clone().into_os_string()], Duration::from_secs(10));
+        let mut tool =
+            Tool::new(&program, ["-D".into(), layout.pgdata.clone().into_os_string()], Duration::from_secs(10));
         tool.run_as = layout.owner;
         let output = tool.run().await?;
         Self::parse(&output).map_err(|detail| PgError::Malformed { path: program, what: "control data", detail })
@@ -50,8 +51,11 @@ impl ControlData {
 
     /// Parses what `pg_controldata` prints in the C locale.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let fields: BTreeMap<&str, &str> =
-            text.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| (name.trim(), value.trim())).collect();
+        let fields: BTreeMap<&str, &str> = text
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.trim(), value.trim()))
+            .collect();
         let get = |name: &str| fields.get(name).copied().ok_or_else(|| format!("`{name}` is missing"));
         let number = |name: &str| get(name)?.parse::<u64>().map_err(|_| format!("`{name}` is no number"));
         let lsn = |name: &str| get(name)?.parse::<Lsn>().map_err(|error| format!("`{name}`: {error}"));
@@ -64,7 +68,8 @@ impl ControlData {
             },
             checkpoint: lsn("Latest checkpoint location")?,
             timeline: Timeline(
-                u32::try_from(number("Latest checkpoint's TimeLineID")?).map_err(|_| "timeline too large".to_owned())?,
+                u32::try_from(number("Latest checkpoint's TimeLineID")?)
+                    .map_err(|_| "timeline too large".to_owned())?,
             ),
             min_recovery_end: lsn("Minimum recovery ending location")?,
             checksums: number("Data page checksum version")? > 0,

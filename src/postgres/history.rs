@@ -135,7 +135,9 @@ pub fn read_all(wal_dir: &Path) -> Result<BTreeMap<Timeline, TimelineHistory>, P
     for entry in fs::read_dir(wal_dir).map_err(file_error("list", wal_dir))?.flatten() {
         let name = entry.file_name();
         let timeline = name.to_str().and_then(|name| name.strip_suffix(".history")).filter(|stem| stem.len() == 8);
-        let Some(timeline) = timeline.and_then(|stem| u32::from_str_radix(stem, 16).ok()).map(Timeline) else { continue };
+        let Some(timeline) = timeline.and_then(|stem| u32::from_str_radix(stem, 16).ok()).map(Timeline) else {
+            continue;
+        };
         if let Ok(Some(history)) = read(wal_dir, timeline) {
             histories.insert(timeline, history);
         }
@@ -196,7 +198,8 @@ mod tests {
 
     #[test]
     fn history_files_are_read_as_postgresql_writes_them() {
-        let parsed = TimelineHistory::parse(Timeline(5), "1\t0/3000148\tno recovery target specified\n\n3\t0/5000000\tx\n");
+        let parsed =
+            TimelineHistory::parse(Timeline(5), "1\t0/3000148\tno recovery target specified\n\n3\t0/5000000\tx\n");
         assert_eq!(parsed, Ok(history(5, &[(1, 0x300_0148), (3, 0x500_0000)])));
         assert!(TimelineHistory::parse(Timeline(2), PLACEHOLDER).unwrap().is_placeholder);
         for bad in ["x 0/1 y", "1 z y", "1", "3 0/1 y\n2 0/2 y", "5 0/1 y"] {
@@ -237,7 +240,8 @@ mod tests {
     #[test]
     fn placeholders_fill_the_row_and_never_stand_above_the_newest_timeline() {
         let folder = tempfile::tempdir().unwrap();
-        let real = |number: u32| std::fs::write(folder.path().join(file_name(Timeline(number))), "1\t0/3000000\tx\n").unwrap();
+        let real =
+            |number: u32| std::fs::write(folder.path().join(file_name(Timeline(number))), "1\t0/3000000\tx\n").unwrap();
         real(4);
         assert_eq!(lay_placeholders(folder.path(), Timeline(7)).unwrap(), 4);
         tidy_placeholders(folder.path()).unwrap();

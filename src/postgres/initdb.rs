@@ -24,7 +24,17 @@ pub async fn initdb(programs: &Programs, layout: &Layout, limit: Duration) -> Re
     remove_dir(&beside)?;
     layout.make_dir(&beside)?;
     let mut args: Vec<OsString> = vec!["-D".into(), beside.clone().into_os_string()];
-    let fixed = ["-U", SUPERUSER, "-E", "UTF8", "--locale=C.UTF-8", "-k", "--auth-local=peer", "--auth-host=reject", "--no-instructions"];
+    let fixed = [
+        "-U",
+        SUPERUSER,
+        "-E",
+        "UTF8",
+        "--locale=C.UTF-8",
+        "-k",
+        "--auth-local=peer",
+        "--auth-host=reject",
+        "--no-instructions",
+    ];
     args.extend(fixed.map(OsString::from));
     let mut tool = Tool::new(programs.path("initdb"), args, limit);
     tool.run_as = layout.owner;

@@ -151,7 +151,11 @@ pub(super) struct Observed {
     pub segment_bytes: u64,
 }
 
-pub(super) async fn observe_with(session: &mut Session, postgres: &Postgres, limit: Duration) -> Result<Observed, PgError> {
+pub(super) async fn observe_with(
+    session: &mut Session,
+    postgres: &Postgres,
+    limit: Duration,
+) -> Result<Observed, PgError> {
     let what = "tell its state";
     let text = session.value(what, OBSERVE, limit).await?;
     let raw: Raw = serde_json::from_str(&text).map_err(|error| PgError::Answer { what, detail: error.to_string() })?;
@@ -273,7 +277,8 @@ mod tests {
 
     #[test]
     fn generation_is_read_from_the_key_that_a_connection_uses() {
-        let conninfo = "user=hasup_replication sslkey=/var/lib/hasup/g5x/postgres/g17/client.key sslcert=/x/g17/client.crt";
+        let conninfo =
+            "user=hasup_replication sslkey=/var/lib/hasup/g5x/postgres/g17/client.key sslcert=/x/g17/client.crt";
         assert_eq!(generation_of(conninfo), Some(Generation(17)));
         assert_eq!(generation_of("host=a sslkey=/x/node.key"), None);
     }

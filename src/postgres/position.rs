@@ -35,7 +35,10 @@ fn timeline_of(
     let newest = files.iter().filter(|(_, number)| *number == segment).map(|(timeline, _)| *timeline).max();
     // Without its file (just after a copy) the newest timeline known is the one that the log was read on.
     let newest = newest.unwrap_or_else(|| super::history::newest(histories).timeline);
-    histories.get(&newest).filter(|history| !history.is_placeholder).map_or(newest, |history| history.timeline_before(lsn))
+    histories
+        .get(&newest)
+        .filter(|history| !history.is_placeholder)
+        .map_or(newest, |history| history.timeline_before(lsn))
 }
 
 /// Reads the name of a log file: timeline, and number of the file.
@@ -57,7 +60,9 @@ mod tests {
     #[test]
     fn segment_names_are_read() {
         assert_eq!(parse_segment("000000050000000100000002", MIB16), Some((Timeline(5), 258)));
-        for other in ["000000050000000100000002.partial", "00000005.history", "archive_status", "00000005000000010000000x"] {
+        for other in
+            ["000000050000000100000002.partial", "00000005.history", "archive_status", "00000005000000010000000x"]
+        {
             assert_eq!(parse_segment(other, MIB16), None, "{other}");
         }
     }

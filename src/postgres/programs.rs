@@ -49,7 +49,8 @@ impl Programs {
     pub fn find(setting: Option<&Path>, wanted: Option<u32>) -> Result<Self, ProgramsError> {
         let candidates = setting.map_or_else(default_folders, |folder| vec![folder.to_owned()]);
         let found = candidates.iter().filter_map(|folder| probe(folder));
-        let best = found.filter(|found| wanted.is_none_or(|major| found.major == major)).max_by_key(|found| found.major);
+        let best =
+            found.filter(|found| wanted.is_none_or(|major| found.major == major)).max_by_key(|found| found.major);
         match best {
             None => Err(ProgramsError::Missing {
                 wanted: wanted.map_or_else(|| format!("{MAJOR_MIN} or newer"), |major| major.to_string()),

@@ -59,7 +59,8 @@ impl Postgres {
     ///
     /// PostgreSQL is given the password's verifier only, so that no log can show the password.
     pub async fn provision_application(&self, name: &str, limit: Duration) -> Result<Application, PgError> {
-        let is_plain = !name.is_empty() && name.len() <= 40 && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        let is_plain =
+            !name.is_empty() && name.len() <= 40 && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         if !is_plain {
             return Err(PgError::Refused(format!("`{name}` is no name for a role and database: use a-z and _ alone")));
         }
@@ -68,7 +69,8 @@ impl Postgres {
             Ok(text) => Zeroizing::new(text.trim().to_owned()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 // 244 random bits.
-                let drawn = Zeroizing::new(format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple()));
+                let drawn =
+                    Zeroizing::new(format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple()));
                 self.layout().write(&password_file, drawn.as_bytes())?;
                 drawn
             }

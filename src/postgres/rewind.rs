@@ -109,7 +109,8 @@ impl Rewind {
         layout: &Layout,
         mut reached: impl FnMut(RewindStep) -> Result<(), PgError>,
     ) -> Result<Salvage, PgError> {
-        let lock = Exclusive::acquire(&layout.config_dir().join("copy.lock"), "rewind", Duration::from_secs(10)).await?;
+        let lock =
+            Exclusive::acquire(&layout.config_dir().join("copy.lock"), "rewind", Duration::from_secs(10)).await?;
         let mut journal = pending(layout).unwrap_or_else(|| RewindJournal {
             step: RewindStep::Quarantine,
             salvage: layout.salvage_dir().join(&self.label),
@@ -138,8 +139,11 @@ impl Rewind {
         forget(layout)?;
         let path = journal.salvage.join("salvage.json");
         let bytes = fs::read(&path).map_err(file_error("read", &path))?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| PgError::Malformed { path, what: "list of a salvage", detail: error.to_string() })
+        serde_json::from_slice(&bytes).map_err(|error| PgError::Malformed {
+            path,
+            what: "list of a salvage",
+            detail: error.to_string(),
+        })
     }
 
     fn advance(&self, layout: &Layout, journal: &mut RewindJournal, step: RewindStep) -> Result<(), PgError> {
@@ -155,9 +159,8 @@ impl Rewind {
         let mut bytes = 0;
         for entry in fs::read_dir(&wal_dir).map_err(file_error("list", &wal_dir))?.flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
-            let holds_tail = parse_segment(&name, segment).is_some_and(|(_, number)| {
-                (number + 1) * segment > self.fork.0 && number * segment < self.own.lsn.0
-            });
+            let holds_tail = parse_segment(&name, segment)
+                .is_some_and(|(_, number)| (number + 1) * segment > self.fork.0 && number * segment < self.own.lsn.0);
             if holds_tail || name.ends_with(".history") {
                 bytes += entry.metadata().map_or(0, |metadata| metadata.len());
                 files.push(name);

@@ -95,7 +95,8 @@ pub fn is_owned(name: &str) -> bool {
 
 /// Renders `hasup.conf`: the operator's file first, then hasup's settings, then the dynamic file.
 pub fn render_config(layout: &Layout, settings: &StaticSettings) -> String {
-    let mut text = String::from("# Written by hasup at each start of PostgreSQL; edit postgresql.conf or use `hasup pg set`.\n");
+    let mut text =
+        String::from("# Written by hasup at each start of PostgreSQL; edit postgresql.conf or use `hasup pg set`.\n");
     let mut include = |keyword: &str, path: &Path| {
         let _infallible = writeln!(text, "{keyword} {}", quoted(&path.to_string_lossy()));
     };
@@ -138,7 +139,9 @@ pub fn render_config(layout: &Layout, settings: &StaticSettings) -> String {
     set("wal_receiver_timeout", "10s");
     set("wal_sender_timeout", "10s");
     set("recovery_target_timeline", "latest");
-    for name in ["restore_command", "recovery_end_command", "archive_cleanup_command", "recovery_target", "primary_slot_name"] {
+    for name in
+        ["restore_command", "recovery_end_command", "archive_cleanup_command", "recovery_target", "primary_slot_name"]
+    {
         set(name, "");
     }
     set("recovery_min_apply_delay", "0");
@@ -397,7 +400,11 @@ mod tests {
     #[test]
     fn quotes_and_backslashes_survive_both_files() {
         let dynamic = Dynamic { primary_conninfo: r"host='it\'s'".to_owned(), sync_names: String::new() };
-        assert!(render_dynamic(&dynamic).contains(r"primary_conninfo = 'host=''it\\''s'''"), "{}", render_dynamic(&dynamic));
+        assert!(
+            render_dynamic(&dynamic).contains(r"primary_conninfo = 'host=''it\\''s'''"),
+            "{}",
+            render_dynamic(&dynamic)
+        );
         assert_eq!(parse_dynamic(&render_dynamic(&dynamic)), dynamic);
         assert_eq!(parse_dynamic("garbage"), Dynamic::default());
     }
@@ -427,7 +434,10 @@ mod tests {
             ]),
         };
         let text = render_config(&Layout::new("/d"), &settings);
-        assert!(text.contains("work_mem = '8MB'") && !text.contains("fsync = 'off'") && !text.contains("bad"), "{text}");
+        assert!(
+            text.contains("work_mem = '8MB'") && !text.contains("fsync = 'off'") && !text.contains("bad"),
+            "{text}"
+        );
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[1], "include_if_exists '/d/pgdata/postgresql.conf'");
         assert_eq!(lines.last(), Some(&"include '/d/postgres/dynamic.conf'"));

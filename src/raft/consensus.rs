@@ -133,6 +133,10 @@ pub struct Leadership {
     pub is_settled: bool,
     /// Index of the last entry in this node's log.
     pub last_log: u64,
+    /// Bytes of the entries in this node's log.
+    pub log_bytes: u64,
+    /// Index up to which this node's snapshot holds the state.
+    pub snapshot: u64,
     /// Index of the last entry known to be committed.
     pub committed: u64,
     /// Index up to which this node has applied.
@@ -390,6 +394,8 @@ fn leadership(seen: &RaftMetrics<TypeConfig>, log: &LogStore) -> Leadership {
         voters,
         learners: members.learner_ids().map(NodeId).collect(),
         last_log: seen.last_log_index.unwrap_or(0),
+        log_bytes: log.bytes() as u64,
+        snapshot: index(&seen.snapshot),
         committed: index(&seen.local_committed),
         applied: index(&seen.last_applied),
         quorum_acked: seen.last_quorum_acked.map(|sent| now.before(sent.elapsed())),

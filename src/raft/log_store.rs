@@ -446,3 +446,71 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.ask(Change::Purge { upto: log_id.index, purged: encode(&log_id) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::EntryPayload;
+    use openraft::storage::RaftLogStorageExt;
+    use openraft::vote::leader_id_std::CommittedLeaderId;
+
+    use super::*;
+
+    fn entry(index: u64, len: usize) -> Entry {
+        let put = crate::kv::KvCommand::Put { key: "k".into(), value: vec![7; len].into(), flags: 0, expected: None };
+        let proposal = crate::kv::Proposal::new(1, 1, crate::kv::Command::Kv(put));
+        let log_id = LogId::new(CommittedLeaderId { term: 1 }, index);
+        Entry { log_id, payload: EntryPayload::Normal(proposal) }
+    }
+
+    async fn with_entries(path: &Path, count: u64, len: usize) -> LogStore {
+        let mut log = LogStore::open(path, NodeId(1)).unwrap();
+        for index in 0..count {
+            log.blocking_append([entry(index, len)]).await.unwrap();
+        }
+        log
+    }
+
+    #[tokio::test]
+    async fn a_log_of_another_node_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        with_entries(folder.path(), 1, 10).await.close().await;
+        let opened = LogStore::open(folder.path(), NodeId(2)).map(drop);
+        assert!(matches!(opened, Err(LogError::OtherNode { found: NodeId(1), me: NodeId(2), .. })));
+    }
+
+    #[tokio::test]
+    async fn entries_out_of_memory_are_read_from_disk_and_answers_are_short() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = with_entries(folder.path(), 40, 300_000).await;
+        assert!(log.shared.memory.lock().tail_bytes <= TAIL_BYTES);
+        let all = log.try_get_log_entries(..).await.unwrap();
+        assert_eq!(all, (0..40).map(|index| entry(index, 300_000)).collect::<Vec<_>>());
+        for start in [0, 39] {
+            let some = log.limited_get_log_entries(start, 40).await.unwrap();
+            assert_eq!(some, [entry(start, 300_000)]);
+        }
+        log.close().await;
+        assert!(log.save_vote(&Vote::new(1, 1)).await.is_err(), "closed");
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_a_crash_cut_goes_and_a_changed_one_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = with_entries(folder.path(), 3, 10_000).await;
+        let trees = log.shared.trees.lock().clone().unwrap();
+        let last = trees.log.iter().keys().next_back().unwrap().unwrap();
+        trees.log.remove(last).unwrap();
+        drop(trees);
+        log.close().await;
+        let mut log = LogStore::open(folder.path(), NodeId(1)).unwrap();
+        assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(entry(1, 0).log_id));
+        let trees = log.shared.trees.lock().clone().unwrap();
+        let (first, mut value) = trees.log.iter().next().unwrap().unwrap();
+        value[100] ^= 1;
+        trees.log.insert(first, value).unwrap();
+        drop(trees);
+        log.close().await;
+        let opened = LogStore::open(folder.path(), NodeId(1)).map(drop);
+        assert!(matches!(opened, Err(LogError::Damaged { .. })), "{opened:?}");
+    }
+}

@@ -256,7 +256,7 @@ fn unwrap_record(bytes: &[u8]) -> Found {
     let (len, checksum) = (number(1) as usize, number(5));
     if header[0] != RECORD_FORMAT || body.len() > len {
         Found::Damaged
-    } else if body.len() < len && body.len() + RECORD_HEADER == bytes.len() && bytes.len() % CHUNK_BYTES == 0 {
+    } else if body.len() < len && body.len() + RECORD_HEADER == bytes.len() && bytes.len().is_multiple_of(CHUNK_BYTES) {
         Found::Short
     } else if body.len() != len || crc32fast::hash(body) != checksum {
         Found::Damaged

@@ -90,12 +90,18 @@ impl Drop for GroupKill {
 
 impl Tool {
     /// Returns a tool with its arguments.
-    pub fn new<A: Into<OsString>>(program: impl Into<PathBuf>, args: impl IntoIterator<Item = A>, limit: Duration) -> Self {
+    pub fn new<A: Into<OsString>>(
+        program: impl Into<PathBuf>,
+        args: impl IntoIterator<Item = A>,
+        limit: Duration,
+    ) -> Self {
         Self { program: program.into(), args: args.into_iter().map(Into::into).collect(), run_as: None, limit }
     }
 
     fn name(&self) -> String {
-        self.program.file_name().map_or_else(|| self.program.display().to_string(), |name| name.to_string_lossy().into_owned())
+        self.program
+            .file_name()
+            .map_or_else(|| self.program.display().to_string(), |name| name.to_string_lossy().into_owned())
     }
 
     /// Runs it and returns its standard output. Dropping the future kills the program and all it started.
@@ -115,7 +121,9 @@ impl Tool {
         };
         let mut command = Command::new(&self.program);
         command.args(&self.args).env("LC_ALL", "C").stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-        for variable in ["PGPASSWORD", "PGPASSFILE", "PGSERVICE", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGDATA", "PGOPTIONS"] {
+        for variable in
+            ["PGPASSWORD", "PGPASSFILE", "PGSERVICE", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGDATA", "PGOPTIONS"]
+        {
             command.env_remove(variable);
         }
         command.process_group(0).kill_on_drop(true);
@@ -154,11 +162,7 @@ impl Tool {
         };
         // It has ended by itself: its process id may soon be somebody else's.
         group.0 = None;
-        if status.success() {
-            Ok(output)
-        } else {
-            Err(ExecError::Failed { program: self.name(), status, last_lines })
-        }
+        if status.success() { Ok(output) } else { Err(ExecError::Failed { program: self.name(), status, last_lines }) }
     }
 }
 
@@ -268,9 +272,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let first = Exclusive::acquire(&path, "rewind", Duration::from_secs(5)).await.unwrap();
-        let mut orphan = std::process::Command::new("sleep");
-        std::os::unix::process::CommandExt::process_group(&mut orphan, 0);
-        let mut orphan = orphan.arg("60").stdin(Stdio::from(first.file.try_clone().unwrap())).spawn().unwrap();
+        let mut command = std::process::Command::new("sleep");
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut orphan = command.arg("60").stdin(Stdio::from(first.file.try_clone().unwrap())).spawn().unwrap();
+        // Our own copy of the lock went into the command.
+        drop(command);
         first.note(orphan.id());
         drop(first);
         let second = Exclusive::acquire(&path, "rewind", Duration::from_secs(5)).await;
