@@ -107,6 +107,9 @@ impl ControlLoop {
         let shared = Arc::clone(&self.shared);
         let state = shared.state();
         self.follow_members(&state).await;
+        if let Some(record) = &state.assignment {
+            shared.postgres.notice_missing_log(record.value.promoted);
+        }
         let view = self.view(&state);
         let plan = decide(&view);
         // in effect before any step: whoever bars no longer acknowledges

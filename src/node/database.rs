@@ -28,6 +28,12 @@ const OBSERVE_HOT: Duration = Duration::from_millis(4);
 const OBSERVE_IDLE: Duration = Duration::from_millis(250);
 /// How long PostgreSQL may take to add up its files.
 const SIZE_LIMIT: Duration = Duration::from_secs(5);
+/// A standby that may follow has this long to begin streaming before its log is looked at, and again each time after that.
+const LOG_READ_EVERY: Duration = Duration::from_secs(3);
+/// How much of the end of PostgreSQL's log is looked at.
+const LOG_TAIL_BYTES: u64 = 16 << 10;
+/// How many of its last lines: an older complaint may have been mended since.
+const LOG_TAIL_LINES: usize = 12;
 /// A PostgreSQL that ends sooner than this after its start is started again only after a pause.
 const START_PAUSE: Duration = Duration::from_secs(1);
 
@@ -56,6 +62,7 @@ struct Memory {
     job: Option<Job>,
     changed_at: BootTime,
     started_at: Option<BootTime>,
+    log_read_at: BootTime,
 }
 
 /// This node's PostgreSQL. Shared by the loop, its jobs and the peer service.
@@ -307,6 +314,31 @@ impl Database {
         self.memory.lock().lineage.and_then(|(_, _, fork)| fork)
     }
 
+    /// Looks, now and then, whether a standby that may follow does not stream because its source no longer has the log that it
+    /// needs: PostgreSQL would ask for ever. Then only a copy helps, as if the histories had nothing in common (L19).
+    pub(super) fn notice_missing_log(&self, promoted: Generation) {
+        let now = boot_now();
+        {
+            let mut memory = self.memory.lock();
+            let is_streaming = matches!(&self.observed.borrow().facts, PostgresFacts::Live(live)
+                if live.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming"));
+            let is_due = memory.follows.is_some()
+                && !is_streaming
+                && memory.job.is_none()
+                && now.since(memory.changed_at.max(memory.log_read_at)) > LOG_READ_EVERY;
+            if !is_due {
+                return;
+            }
+            memory.log_read_at = now;
+        }
+        let text = last_bytes(&self.postgres.layout().log_file(), LOG_TAIL_BYTES);
+        if text.lines().rev().take(LOG_TAIL_LINES).any(says_log_is_gone) {
+            tracing::warn!("the active node no longer has the log that this standby needs: the database is copied anew");
+            self.memory.lock().lineage = Some((promoted, Lineage::Diverged, None));
+            self.news.notify_one();
+        }
+    }
+
     pub(super) fn forget_lineage(&self) {
         self.memory.lock().lineage = None;
     }
@@ -394,6 +426,26 @@ fn parse_member(name: &str) -> Option<DataMember> {
     Some(DataMember { node: NodeId(node.parse().ok()?), incarnation: DataIncarnation(incarnation.parse().ok()?) })
 }
 
+/// Returns the end of a file as text; nothing where it cannot be read.
+fn last_bytes(path: &std::path::Path, bytes: u64) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    let read = || {
+        let mut file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
+        let mut text = Vec::new();
+        file.take(bytes).read_to_end(&mut text)?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&text).into_owned())
+    };
+    read().unwrap_or_default()
+}
+
+/// What PostgreSQL's receiver logs when its source has removed the log that it asks for. The message is the server's, in its
+/// language, which hasup's databases have set to C.
+fn says_log_is_gone(line: &str) -> bool {
+    line.contains("requested WAL segment") && line.contains("has already been removed")
+}
+
 /// Whether the loop should look: something other than the growing log differs.
 fn differs(before: &PostgresFacts, after: &PostgresFacts) -> bool {
     match (before, after) {
@@ -412,6 +464,14 @@ fn differs(before: &PostgresFacts, after: &PostgresFacts) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_without_the_log_is_recognised() {
+        let line = "2026-01-01 LOG:  FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment \
+                    000000020000000000000003 has already been removed";
+        assert!(says_log_is_gone(line));
+        assert!(!says_log_is_gone("LOG:  started streaming WAL from primary at 0/3000000 on timeline 2"));
+    }
 
     #[test]
     fn members_are_read_from_the_names_they_stream_under() {
