@@ -55,5 +55,5 @@ pub fn init(log: &LogConfig) -> Result<(), TelemetryError> {
 /// Raft tells each of its steps as news; what of it matters to an operator hasup says itself. A filter that names targets is
 /// taken as it is.
 fn with_quiet_libraries(level: &str) -> String {
-    if level.contains('=') { level.to_owned() } else { format!("{level},openraft=warn,sled=warn") }
+    if level.contains('=') { level.to_owned() } else { format!("{level},openraft=error,sled=warn") }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 use hasup::ha::assign::{Order, assign};
 use hasup::ha::quorum::majority_of_every;
@@ -393,6 +394,10 @@ impl World {
             raft_voters,
             raft_caught_up,
             failed_promotion: daemon.failed_promotion.clone(),
+            holder_unheard_for: {
+                let heard = pulse.peers.get(&assignment.node).map(|peer| peer.proved_at);
+                if assignment.node == me { Duration::ZERO } else { now.since(heard.unwrap_or_default()) }
+            },
             not_streaming_since: daemon.not_streaming_since.clone(),
         })
     }

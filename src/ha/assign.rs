@@ -360,8 +360,11 @@ impl Leader<'_> {
     fn leave_the_seat(&self) -> Option<Order> {
         let voters = self.a.voter_sets.last()?;
         let hears_holder = |report: &Report| report.hears.contains(&self.a.node);
-        let me_hears = self.view.members.get(&self.a.node).is_some_and(|member| member.passes_both_ways);
-        let should_leave = self.view.me == self.a.node || !me_hears;
+        // where the active node has died, all fall silent about it within a promise of each other, and an election would only be
+        // in the way of its replacement
+        let timing = &self.view.timing;
+        let alone_is_deaf = self.view.holder_unheard_for > timing.promise() + timing.lease / 4;
+        let should_leave = self.view.me == self.a.node || alone_is_deaf;
         if !should_leave {
             return None;
         }
