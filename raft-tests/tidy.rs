@@ -93,7 +93,6 @@ const TOP_LEVEL: &[&str] = &[
     "examples",
     "raft-tests",
     // rustup looks for the pinned compiler under this name alone.
-    "rust-toolchain.toml",
     "scripts",
     "src",
     // Not kept in git.

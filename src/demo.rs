@@ -65,11 +65,16 @@ pub fn main(args: DemoArgs) -> anyhow::Result<u8> {
         let progress = Progress { to_stderr: args.json };
         let mut stop = Stop::new()?;
         let mut scene = Scene::set_up(args.dir.as_deref(), args.keep, progress)?;
+        let mut last_line = None;
         let result = tokio::select! {
-            result = play(&args, &mut scene, progress) => result,
+            result = play(&args, &mut scene, &mut last_line, progress) => result,
             () = stop.asked() => Ok(0),
         };
-        tear_down(scene, result, progress).await
+        let status = tear_down(scene, result, progress).await;
+        if let Some(line) = last_line {
+            println!("{line}");
+        }
+        status
     })
 }
 
@@ -99,14 +104,27 @@ async fn tear_down(scene: Scene, result: anyhow::Result<u8>, progress: Progress)
     Ok(status)
 }
 
-async fn play(args: &DemoArgs, scene: &mut Scene, progress: Progress) -> anyhow::Result<u8> {
-    scene.form(&args.options, progress).await?;
-    if args.smoke {
-        let report = smoke::run(scene, progress).await?;
-        println!("{}", serde_json::to_string(&report)?);
-        return Ok(u8::from(!report.ok));
+async fn play(
+    args: &DemoArgs,
+    scene: &mut Scene,
+    last_line: &mut Option<String>,
+    progress: Progress,
+) -> anyhow::Result<u8> {
+    let formed = scene.form(&args.options, progress).await;
+    if !args.smoke {
+        formed?;
+        return table::show(scene, progress).await;
     }
-    table::show(scene, progress).await
+    // Whatever happens, the last line is the report.
+    let report = match formed {
+        Ok(()) => smoke::run(scene, progress).await,
+        Err(error) => {
+            progress.line(&format!("the cluster did not form: {error:#}"));
+            smoke::Report::of_nothing()
+        }
+    };
+    *last_line = Some(serde_json::to_string(&report)?);
+    Ok(u8::from(!report.ok))
 }
 
 /// SIGINT, SIGTERM and SIGHUP: each ends the demonstration in order.

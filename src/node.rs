@@ -33,6 +33,7 @@ pub mod status;
 pub mod tasks;
 mod views;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +82,8 @@ pub struct NodeParts {
     pub data_dir: PathBuf,
     /// The binary to start a guard with; none where a supervisor does that.
     pub guard_program: Option<PathBuf>,
+    /// The members by name as this node was told of them when it joined.
+    pub first_peers: BTreeMap<String, NodeId>,
     /// The peers.
     pub peers: PeerClient,
     /// Raft.
@@ -123,6 +126,7 @@ pub(crate) struct Shared {
     ca_file: PathBuf,
     password_file: PathBuf,
     data_dir: PathBuf,
+    first_peers: BTreeMap<String, NodeId>,
     consensus: Consensus,
     peers: PeerClient,
     pulses: Pulses,
@@ -180,6 +184,7 @@ impl Node {
             ca_file: parts.ca_file,
             password_file: parts.password_file,
             data_dir: parts.data_dir,
+            first_peers: parts.first_peers,
             postgres: Arc::new(Database::new(parts.postgres, Arc::clone(&news))),
             consensus: parts.consensus,
             peers: parts.peers,
@@ -201,10 +206,7 @@ impl Node {
         let tasks = &parts.tasks;
         tasks.spawn("guard link", keep_guard);
         let watched = Arc::clone(&shared);
-        tasks.spawn(
-            "postgres watch",
-            Arc::clone(&shared.postgres).watch_postgres(move || watched.postgres_process()),
-        );
+        tasks.spawn("postgres watch", Arc::clone(&shared.postgres).watch_postgres(move || watched.postgres_process()));
         tasks.spawn("control loop", control_loop::run(Arc::clone(&shared), published));
         tasks.spawn("leader", leader::lead(Arc::clone(&shared)));
         tasks.spawn("admin", admin::serve(Arc::clone(&shared), orders));

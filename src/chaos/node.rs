@@ -183,8 +183,8 @@ impl Node {
         // A line that is still being written has no line feed.
         let whole = &text[..=text.rfind('\n')?];
         let is_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        let words = whole.split(|c| !is_word(c));
-        words.filter(|word| word.starts_with("hasup1-")).next_back().map(str::to_owned)
+        let mut words = whole.split(|c| !is_word(c));
+        words.rfind(|word| word.starts_with("hasup1-")).map(str::to_owned)
     }
 }
 

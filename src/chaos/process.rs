@@ -138,6 +138,53 @@ pub async fn gone(find: impl Fn() -> BTreeSet<i32>, limit: Duration) -> bool {
     true
 }
 
+/// Shared memory of servers that were killed: nobody else frees it once their data directory is gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SharedMemory {
+    files: BTreeSet<PathBuf>,
+    /// Number of the segment, and of the process that made it.
+    segments: BTreeSet<(u64, i32)>,
+}
+
+impl SharedMemory {
+    /// Takes note of what the server `pid` uses now; call it before the kill.
+    pub fn note(&mut self, pid: i32) {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        self.note_maps(pid, &maps);
+    }
+
+    fn note_maps(&mut self, pid: i32, maps: &str) {
+        for line in maps.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, _, _, _, inode, path, ..] = words[..] else { continue };
+            if path.starts_with("/dev/shm/PostgreSQL.") {
+                self.files.insert(path.into());
+            } else if path.starts_with("/SYSV") {
+                // The kernel shows a segment's number as its inode.
+                self.segments.extend(inode.parse().ok().map(|number: u64| (number, pid)));
+            }
+        }
+    }
+
+    /// Removes what is left of it. Call it when every process that may use it has ended; errors are of no consequence.
+    pub fn remove(&self) {
+        for file in &self.files {
+            let _ = fs::remove_file(file);
+        }
+        let table = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+        for line in table.lines() {
+            let fields: Vec<i64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
+            // key shmid perms size cpid lpid nattch
+            let [_, number, _, _, maker, _, attached, ..] = fields[..] else { continue };
+            let is_ours =
+                self.segments.iter().any(|(ours, pid)| Ok(*ours) == u64::try_from(number) && i64::from(*pid) == maker);
+            if is_ours && attached == 0 {
+                let _ = std::process::Command::new("ipcrm").args(["-m", &number.to_string()]).status();
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,5 +219,16 @@ mod tests {
         let me = i32::try_from(std::process::id()).unwrap();
         assert!(all.contains_key(&me));
         assert!(!of_folder(&all, Path::new("/")).contains(&me));
+    }
+
+    #[test]
+    fn shared_memory_of_a_server_is_read_from_its_maps() {
+        let maps = "7f00-7f01 rw-s 00000000 00:01 32771                      /SYSV0052e2c1 (deleted)\n\
+                    7f02-7f03 rw-s 00000000 00:17 99                         /dev/shm/PostgreSQL.148500026\n\
+                    7f04-7f05 r-xp 00000000 08:01 12                         /usr/lib/x.so\n7f06-7f07 rw-p 0 00:00 0\n";
+        let mut memory = SharedMemory::default();
+        memory.note_maps(7, maps);
+        assert_eq!(memory.segments, BTreeSet::from([(32771, 7)]));
+        assert_eq!(memory.files, BTreeSet::from([PathBuf::from("/dev/shm/PostgreSQL.148500026")]));
     }
 }

@@ -18,7 +18,7 @@ use super::Progress;
 use crate::chaos::forming::{self, WayIn};
 use crate::chaos::journal::Journal;
 use crate::chaos::node::{Node, Supervisor};
-use crate::chaos::process;
+use crate::chaos::process::{self, SharedMemory};
 use crate::chaos::schedule::Part;
 use crate::chaos::view::View;
 
@@ -37,6 +37,8 @@ pub(crate) struct Scene {
     pub(crate) nodes: Vec<Supervisor>,
     /// How clients connect; known once formed.
     pub(crate) way_in: Option<WayIn>,
+    /// What servers that were killed have left.
+    pub(crate) memory: SharedMemory,
     keep: bool,
     dir_is_ours: bool,
     ports: [u16; 3],
@@ -75,7 +77,16 @@ impl Scene {
                 .with_context(|| format!("give {} to postgres", dir.display()))?;
         }
         progress.line(&format!("working in {}", dir.display()));
-        Ok(Self { dir, nodes: Vec::new(), way_in: None, keep, dir_is_ours, ports: free_ports()?, writer: None })
+        Ok(Self {
+            dir,
+            nodes: Vec::new(),
+            way_in: None,
+            memory: SharedMemory::default(),
+            keep,
+            dir_is_ours,
+            ports: free_ports()?,
+            writer: None,
+        })
     }
 
     /// Starts the first node, joins the two others, and waits until all three stream and vote.
@@ -154,6 +165,15 @@ impl Scene {
         best
     }
 
+    /// Takes note of the shared memory of every server that runs now, for one that is killed does not free it.
+    pub(crate) fn note_memory(&mut self) {
+        let all = process::scan();
+        for supervisor in &self.nodes {
+            let among = process::of_folder(&all, &supervisor.node.data_dir);
+            process::parts(&all, &among, Part::Postgres).into_iter().for_each(|pid| self.memory.note(pid));
+        }
+    }
+
     /// Returns the numbers of the processes of a node's part: as it is now, one or none.
     pub(crate) fn part(node: &Node, part: Part) -> Vec<i32> {
         process::parts(&process::scan(), &node.processes(), part)
@@ -167,6 +187,7 @@ impl Scene {
                 writer.kill().await.context("end the writer")?;
             }
         }
+        self.note_memory();
         let folders: Vec<Arc<Node>> = self.nodes.iter().map(|supervisor| Arc::clone(&supervisor.node)).collect();
         let left = || folders.iter().flat_map(|node| node.processes()).collect::<std::collections::BTreeSet<i32>>();
         for supervisor in &self.nodes {
@@ -181,6 +202,7 @@ impl Scene {
         process::kill_all(left, Duration::from_secs(10))
             .await
             .map_err(|pids| anyhow::anyhow!("processes {pids:?} do not die; end them by hand"))?;
+        self.memory.remove();
         if self.keep || failed {
             progress.line(&format!("logs and journal are kept in {}", self.dir.display()));
             return Ok(());

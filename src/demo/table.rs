@@ -12,7 +12,6 @@ use super::Progress;
 use super::scene::{Scene, Tail};
 use crate::chaos::journal::Gap;
 use crate::chaos::millis;
-use crate::chaos::schedule::Part;
 use crate::chaos::view::View;
 use crate::sys::clock::boot_now;
 use crate::types::BootTime;
@@ -20,24 +19,32 @@ use crate::types::BootTime;
 /// Between two looks at the cluster.
 const LOOK: Duration = Duration::from_millis(250);
 /// A stretch without an acknowledgement is told as a write gap from here on; below, it is the disk's or the scheduler's.
-const GAP_MIN: Duration = Duration::from_millis(50);
+const GAP_MIN: Duration = Duration::from_millis(100);
+
+/// Servers are looked up among all processes once in so many looks.
+const MEMORY_LOOKS: u32 = 20;
 
 /// Loads data, starts the writer and shows the cluster until told to stop. Never ends by itself.
 pub(super) async fn show(scene: &mut Scene, progress: Progress) -> anyhow::Result<u8> {
     load(scene, progress).await;
     scene.start_writer()?;
-    let commands = commands(scene)?;
     let mut tail = Tail::new(scene.journal_path());
     let is_terminal = std::io::stdout().is_terminal();
     let mut shown = String::new();
+    let mut looks = 0_u32;
     let mut seen_until = BootTime(0);
     let mut last_gap: Option<Gap> = None;
     if !is_terminal {
-        progress.line(&commands);
+        progress.line(&commands(scene)?);
     }
     loop {
         scene.check_writer()?;
         let view = scene.any_view().await;
+        if looks.is_multiple_of(MEMORY_LOOKS) {
+            // A person may kill a server at any time.
+            scene.note_memory();
+        }
+        looks = looks.wrapping_add(1);
         let newest = tail.read()?.longest_gap(seen_until, BootTime(u64::MAX));
         if let Some(gap) = newest.filter(|gap| gap.length() >= GAP_MIN && last_gap.is_none_or(|last| gap.to > last.to))
         {
@@ -46,11 +53,12 @@ pub(super) async fn show(scene: &mut Scene, progress: Progress) -> anyhow::Resul
         }
         let rows = tail.journal.acknowledged().count();
         let stalled = tail.journal.acknowledged().last().map(|row| boot_now().since(row.span.answered));
-        let text = render(view.as_ref(), scene, last_gap, stalled.filter(|span| *span > GAP_MIN * 4));
+        let text = render(view.as_ref(), scene, last_gap, stalled.filter(|span| *span > GAP_MIN * 3));
         if is_terminal {
             // Home, text, clear what is left below: no flicker.
             let page = format!(
-                "{text}\n{rows} rows acknowledged\n\n{commands}\n\nCtrl-C stops all and leaves nothing behind\n"
+                "{text}\n{rows} rows acknowledged\n\n{}\n\nCtrl-C stops all and leaves nothing behind\n",
+                commands(scene)?
             );
             let page = page.replace('\n', "\x1b[K\n");
             write!(std::io::stdout(), "\x1b[H{page}\x1b[J")
@@ -103,8 +111,7 @@ fn commands(scene: &Scene) -> anyhow::Result<String> {
     let program = first.node.program.display();
     let place = first.node.place().join(" ");
     let kill = first.node.data_dir.join("pgdata/postmaster.pid");
-    let daemon =
-        Scene::part(&first.node, Part::Daemon).first().map(|pid| pid.to_string()).unwrap_or_else(|| "PID".into());
+    let daemon = first.seen().pid.map_or_else(|| "PID".to_owned(), |pid| pid.to_string());
     Ok(format!(
         "Try, in another terminal:\n  {program} status {place}\n  {program} switchover {place}\n  \
          {program} history {place}\n  kill -9 $(head -1 {})   # PostgreSQL of n1\n  kill -9 {daemon}   # the daemon of n1\n  \

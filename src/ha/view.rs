@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::durable::Durable;
 use super::pulse::PulseView;
-use super::record::{Assignment, CommitSet, DataMember, Durability, Goals, MemberKind};
+use super::record::{Assignment, CommitSet, DataMember, Durability, Goals, MemberKind, ResignReason};
 use super::rules::Rules;
 use super::timing::Timing;
 use crate::types::{BootTime, Generation, Lsn, NodeId, Timeline, WalPosition};
@@ -42,6 +42,8 @@ pub struct NodeView {
     /// The highest generation under which this node may already have had a primary: what it had acknowledged when the daemon
     /// started, or what it armed the guard for since.
     pub acted_under: Generation,
+    /// The generation of its own that this node has begun to give up, and why: what was begun is finished (L5).
+    pub resigning: Option<(Generation, ResignReason)>,
     /// How this node's data stands to the primary promoted under that generation, as far as it was compared.
     pub lineage: Option<(Generation, Lineage)>,
     /// The pulses.

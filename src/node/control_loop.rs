@@ -39,6 +39,7 @@ pub(super) fn first_plan() -> Plan {
         waiting_on: vec![WaitingOn::FirstRecord],
         look_again: BootTime(0),
         serves_until: None,
+        resigning: None,
         stated: None,
     }
 }
@@ -106,6 +107,9 @@ impl ControlLoop {
         let shared = Arc::clone(&self.shared);
         let state = shared.state();
         self.follow_members(&state).await;
+        if let Some(record) = &state.assignment {
+            shared.postgres.notice_missing_log(record.value.promoted);
+        }
         let view = self.view(&state);
         let plan = decide(&view);
         // in effect before any step: whoever bars no longer acknowledges
@@ -160,6 +164,7 @@ impl ControlLoop {
             goals: (*state.goals.value).clone(),
             durable: shared.durable.get(),
             acted_under: *shared.acted_under.lock(),
+            resigning: shared.plan.borrow().resigning.clone(),
             lineage: shared.postgres.lineage(),
             pulse: shared.pulses.view(),
             guard,
@@ -259,7 +264,9 @@ async fn resolve(addresses: &[String]) -> Vec<std::net::SocketAddr> {
         // numbers need no resolver, and a resolver must never hold the loop up for long
         if let Ok(number) = address.parse() {
             resolved.push(number);
-        } else if let Ok(Ok(found)) = tokio::time::timeout(Duration::from_millis(200), tokio::net::lookup_host(address)).await {
+        } else if let Ok(Ok(found)) =
+            tokio::time::timeout(Duration::from_millis(200), tokio::net::lookup_host(address)).await
+        {
             resolved.extend(found);
         }
     }

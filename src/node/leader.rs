@@ -54,7 +54,13 @@ pub(super) async fn lead(shared: Arc<Shared>) {
             pulse: &pulse,
             own_report: &own_report,
             leadership: &leadership,
-            caught_up: applied.state.members.keys().copied().filter(|node| shared.consensus.is_caught_up(*node)).collect(),
+            caught_up: applied
+                .state
+                .members
+                .keys()
+                .copied()
+                .filter(|node| shared.consensus.is_caught_up(*node))
+                .collect(),
         });
         let mut assigned = assign(&view);
         if let Some(Order::TransferLeadership(_)) = assigned.order {
@@ -80,7 +86,7 @@ pub(super) async fn lead(shared: Arc<Shared>) {
 }
 
 async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Generation) {
-    let step = why.step.clone();
+    let step = if why.step.is_empty() { format!("{order:?}") } else { why.step.clone() };
     let done = match order {
         Order::Record { expected, assignment } => {
             let kind = if assignment.generation > generation { "assigned" } else { "record_changed" };

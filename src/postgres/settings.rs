@@ -133,7 +133,7 @@ pub fn render_config(layout: &Layout, settings: &StaticSettings) -> String {
     // A crash is an end of the role (L7): the guard and the daemon say what comes next, never the postmaster.
     set("restart_after_crash", "off");
     // At its default of 5 s a promotion right after the primary's death waits for that long.
-    set("wal_retrieve_retry_interval", "100ms");
+    set("wal_retrieve_retry_interval", "20ms");
     set("wal_receiver_status_interval", "1s");
     // Dead connections end long before TCP gives up; pulses, not these, decide about roles.
     set("wal_receiver_timeout", "10s");
