@@ -92,7 +92,6 @@ const TOP_LEVEL: &[&str] = &[
     "README.md",
     "examples",
     "raft-tests",
-    // rustup looks for the pinned compiler under this name alone.
     "scripts",
     "src",
     // Not kept in git.
