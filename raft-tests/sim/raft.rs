@@ -382,22 +382,21 @@ impl World {
                 daemon.not_streaming_since.entry(*id).or_insert(now);
             }
         }
+        let heard = pulse.peers.get(&assignment.node).map_or(BootTime(0), |peer| peer.proved_at);
+        let holder_unheard_for = if assignment.node == me { Duration::ZERO } else { now.since(heard) };
         Some(ClusterView {
             now,
             me,
             timing,
             rules,
-            record: Some(AppliedRecord { assignment, index, applied_at: now }),
             goals: state.goals.clone(),
             members,
             durability,
             raft_voters,
             raft_caught_up,
             failed_promotion: daemon.failed_promotion.clone(),
-            holder_unheard_for: {
-                let heard = pulse.peers.get(&assignment.node).map(|peer| peer.proved_at);
-                if assignment.node == me { Duration::ZERO } else { now.since(heard.unwrap_or_default()) }
-            },
+            holder_unheard_for,
+            record: Some(AppliedRecord { assignment, index, applied_at: now }),
             not_streaming_since: daemon.not_streaming_since.clone(),
         })
     }
