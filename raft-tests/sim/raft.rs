@@ -382,7 +382,7 @@ impl World {
                 daemon.not_streaming_since.entry(*id).or_insert(now);
             }
         }
-        let heard = pulse.peers.get(&assignment.node).map_or(BootTime(0), |peer| peer.proved_at);
+        let heard = pulse.peers.get(&assignment.node).map(|peer| peer.proved_at).unwrap_or_default();
         let holder_unheard_for = if assignment.node == me { Duration::ZERO } else { now.since(heard) };
         Some(ClusterView {
             now,
