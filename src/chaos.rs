@@ -5,16 +5,25 @@
 //! acquit itself.
 //!
 //! - Clients, each a process of its own with a journal: [`writer`] (unique rows), [`poller`] (role endpoints).
+//! - The cluster under test: [`node`] (commands, supervisor), [`forming`], [`hosts`] (namespaces and their faults), [`view`],
+//!   [`rows`], [`process`]. [`run`] plays a schedule on it.
 //! - Pure: [`journal`] (what clients saw, write gaps), [`checkers`] (verdicts), [`schedule`] (what is done when), [`dsn`].
 
 pub mod checkers;
 pub mod client;
 pub mod dsn;
+pub mod forming;
+pub mod hosts;
 pub mod http;
 pub mod journal;
+pub mod node;
 pub mod poller;
+pub mod process;
 pub mod recorder;
+pub mod rows;
+pub mod run;
 pub mod schedule;
+pub mod view;
 pub mod writer;
 
 use std::time::Duration;
@@ -26,18 +35,20 @@ pub fn millis(span: Duration) -> f64 {
 }
 
 /// Breaks a cluster and judges it
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct ChaosArgs {
     #[command(subcommand)]
     command: ChaosCommand,
 }
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Debug, Clone, clap::Subcommand)]
 enum ChaosCommand {
     #[command(hide = true)]
     Writer(writer::WriterArgs),
     #[command(hide = true)]
     Poller(poller::PollerArgs),
+    Run(run::RunArgs),
+    Bench(crate::demo::BenchArgs),
 }
 
 /// Runs a chaos command and returns the process's exit status.
@@ -47,12 +58,12 @@ enum ChaosCommand {
 /// # Errors
 /// When the command could not do what it is for; a verdict against the cluster is an exit status, not an error.
 pub fn main(args: ChaosArgs) -> anyhow::Result<u8> {
-    on_own_runtime(async {
-        match args.command {
-            ChaosCommand::Writer(args) => writer::run(args).await,
-            ChaosCommand::Poller(args) => poller::run(args).await,
-        }
-    })
+    match args.command {
+        ChaosCommand::Writer(args) => on_own_runtime(writer::run(args)),
+        ChaosCommand::Poller(args) => on_own_runtime(poller::run(args)),
+        ChaosCommand::Run(args) => on_own_runtime(run::run(args)),
+        ChaosCommand::Bench(args) => crate::demo::bench(args),
+    }
 }
 
 /// Runs `work` to its end on a thread with a runtime of its own.

@@ -22,7 +22,7 @@ use zeroize::Zeroize;
 pub use check::{Effective, Facts, Loaded, load};
 pub use defaults::{Kind, SETTINGS, Setting, setting};
 pub use host::{Address, Host, HostError};
-pub use raw::{Layer, Origin, Problem, Problems, Sources, render};
+pub use raw::{Layer, Origin, Problem, Problems, Sources, peek, render};
 
 use crate::types::NodeName;
 

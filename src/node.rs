@@ -1,7 +1,346 @@
 //! The running node: everything that waits.
+//!
+//! ```text
+//! pulses ─┐                        ┌─> stance to the pulses, at once
+//! guard  ─┼─> control_loop: view ──┼─> steps: act ──> PostgreSQL, guard, durable facts
+//! store  ─┤        decide          └─> status: publish ──> API, command line, metrics
+//! PostgreSQL (database) ─┘
+//!
+//! on the Raft leader besides:  view ──> assign ──> store          (leader)
+//! from outside:  admin <── Handle      service <── peers
+//! ```
+//!
+//! Each event only wakes the loop; the loop looks at everything afresh. Long work on PostgreSQL is one job beside it
+//! ([`database`](self)), so that pulses, bars and fences never wait for a copy or a checkpoint.
+//!
+//! The node calls its peers through [`PeerClient`] and answers them by implementing [`PeerService`](crate::peer::PeerService);
+//! the peer module knows nothing of it.
 
+mod act;
+mod admin;
+mod control_loop;
+mod database;
+mod durable_file;
 pub mod error;
+mod guard_link;
 pub mod handle;
+mod leader;
 pub mod options;
+mod propose;
+mod publish;
+mod service;
 pub mod status;
 pub mod tasks;
+mod views;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use self::database::Database;
+use self::durable_file::DurableFile;
+use self::guard_link::{GuardLink, GuardPlace};
+use self::handle::Handle;
+use self::service::{PeerTransport, Service};
+use self::status::Status;
+use self::tasks::Tasks;
+use crate::guard::{DeadlineSender, PostgresProcess};
+use crate::ha::assign::Assigned;
+use crate::ha::durable::DataState;
+use crate::ha::plan::Plan;
+use crate::ha::record::{Event, MemberKind, ResignReason, WhyRecord};
+use crate::ha::timing::Timing;
+use crate::kv::{Command, State};
+use crate::peer::{PeerClient, PeerService};
+use crate::postgres::Postgres;
+use crate::pulse::{PulseConfig, Pulses};
+use crate::raft::{Consensus, RaftTransport};
+use crate::sys::clock::wall_now;
+use crate::tls::{ClusterSecret, TlsContext};
+use crate::types::{BootTime, Generation, NodeId, NodeName};
+
+/// How long an event for the history may wait for a leader before it is dropped: it is told to the log in any case.
+const EVENT_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a node is made of, opened and bound by the composition root.
+pub struct NodeParts {
+    /// This node's number.
+    pub me: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// What it takes part in.
+    pub kind: MemberKind,
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// The cluster's secret.
+    pub cluster_secret: ClusterSecret,
+    /// The folder of the node's own state.
+    pub data_dir: PathBuf,
+    /// The binary to start a guard with; none where a supervisor does that.
+    pub guard_program: Option<PathBuf>,
+    /// The members by name as this node was told of them when it joined.
+    pub first_peers: BTreeMap<String, NodeId>,
+    /// The peers.
+    pub peers: PeerClient,
+    /// Raft.
+    pub consensus: Consensus,
+    /// This node's PostgreSQL.
+    pub postgres: Arc<Postgres>,
+    /// Certificates.
+    pub tls: Arc<TlsContext>,
+    /// Pulses, but for what is done with a lease.
+    pub pulse: PulseConfig,
+    /// The certificate of the cluster's authority, for clients.
+    pub ca_file: PathBuf,
+    /// The file with the application's password.
+    pub password_file: PathBuf,
+    /// Runs the node's tasks.
+    pub tasks: Tasks,
+}
+
+/// A node cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Its durable facts.
+    #[error("open this node's durable facts; it does not know what it promised, so it takes no part")]
+    Durable(#[source] std::io::Error),
+    /// The pulse port.
+    #[error("open the pulse port; this node would not be heard, so it takes no part. Is another hasup running here?")]
+    Pulses(#[source] std::io::Error),
+    /// The guard's socket.
+    #[error("prepare to extend the guard's deadline")]
+    Guard(#[from] crate::guard::GuardError),
+}
+
+/// What the node's parts share.
+pub(crate) struct Shared {
+    me: NodeId,
+    name: NodeName,
+    kind: MemberKind,
+    cluster_id: String,
+    cluster_secret: ClusterSecret,
+    ca_file: PathBuf,
+    password_file: PathBuf,
+    data_dir: PathBuf,
+    first_peers: BTreeMap<String, NodeId>,
+    consensus: Consensus,
+    peers: PeerClient,
+    pulses: Pulses,
+    guard: GuardLink,
+    postgres: Arc<Database>,
+    durable: DurableFile,
+    tls: Arc<TlsContext>,
+    tasks: Tasks,
+    news: Arc<Notify>,
+    /// Bumped after each round of the control loop; wakes the leader.
+    rounds: watch::Sender<u64>,
+    plan: watch::Sender<Arc<Plan>>,
+    assigned: watch::Sender<Arc<Assigned>>,
+    shutdown: watch::Sender<Option<bool>>,
+    /// The highest generation under which this node may have had a primary.
+    acted_under: Mutex<Generation>,
+}
+
+/// A running node.
+pub struct Node {
+    shared: Arc<Shared>,
+    handle: Handle,
+}
+
+impl Node {
+    /// Starts the node: its pulses first, then everything else. It ends when its tasks are drained.
+    ///
+    /// # Errors
+    ///
+    /// Its durable facts cannot be read, or the pulse port cannot be bound.
+    pub fn start(parts: NodeParts) -> Result<Self, NodeError> {
+        let durable = DurableFile::open(&parts.data_dir.join("promises")).map_err(NodeError::Durable)?;
+        let news = Arc::new(Notify::new());
+        let place = GuardPlace {
+            data_dir: parts.data_dir.clone(),
+            pgdata: parts.postgres.layout().pgdata.clone(),
+            program: parts.guard_program,
+        };
+        let (guard, keep_guard) = GuardLink::new(place);
+        let deadlines = DeadlineSender::open(&parts.data_dir)?;
+        let extended = guard.clone();
+        let on_lease = move |generation: Generation, end: BootTime| {
+            extended.note_extension(generation, end);
+            // a guard that is not there kills by itself; the next extension finds its successor
+            let _ = deadlines.extend(generation, end);
+        };
+        let pulses = Pulses::start(parts.pulse, on_lease, Arc::clone(&news)).map_err(NodeError::Pulses)?;
+        let (plan, _) = watch::channel(Arc::new(control_loop::first_plan()));
+        let acted_under = Mutex::new(durable.get().acknowledged);
+        let shared = Arc::new(Shared {
+            me: parts.me,
+            kind: parts.kind,
+            cluster_id: parts.cluster_id,
+            cluster_secret: parts.cluster_secret,
+            ca_file: parts.ca_file,
+            password_file: parts.password_file,
+            data_dir: parts.data_dir,
+            first_peers: parts.first_peers,
+            postgres: Arc::new(Database::new(parts.postgres, Arc::clone(&news))),
+            consensus: parts.consensus,
+            peers: parts.peers,
+            tls: parts.tls,
+            tasks: parts.tasks.clone(),
+            rounds: watch::Sender::new(0),
+            assigned: watch::Sender::new(Arc::new(Assigned::default())),
+            shutdown: watch::Sender::new(None),
+            name: parts.name,
+            pulses,
+            guard,
+            durable,
+            news,
+            plan,
+            acted_under,
+        });
+        let (published, status) = watch::channel(Arc::new(Status::starting(shared.name.to_string())));
+        let (handle, orders) = Handle::new(status, 1024);
+        let tasks = &parts.tasks;
+        tasks.spawn("guard link", keep_guard);
+        let watched = Arc::clone(&shared);
+        tasks.spawn("postgres watch", Arc::clone(&shared.postgres).watch_postgres(move || watched.postgres_process()));
+        tasks.spawn("control loop", control_loop::run(Arc::clone(&shared), published));
+        tasks.spawn("leader", leader::lead(Arc::clone(&shared)));
+        tasks.spawn("admin", admin::serve(Arc::clone(&shared), orders));
+        tasks.spawn("wake on store", wake_on_store(Arc::clone(&shared)));
+        tasks.spawn("wake on guard", wake_on_guard(Arc::clone(&shared)));
+        tasks.spawn("certificates", publish::keep_certificate(Arc::clone(&shared)));
+        Ok(Self { shared, handle })
+    }
+
+    /// Returns how others talk to the node.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Returns what answers its peers.
+    pub fn peer_service(&self) -> Arc<dyn PeerService> {
+        Arc::new(Service { shared: Arc::clone(&self.shared) })
+    }
+
+    /// Returns Raft's way through `peers`.
+    pub fn raft_transport(peers: PeerClient) -> Arc<dyn RaftTransport> {
+        Arc::new(PeerTransport { peers })
+    }
+
+    /// Resolves when the node was asked to stop; true where it is to hand over first.
+    pub async fn stop_asked(&self) -> bool {
+        let mut shutdown = self.shared.shutdown.subscribe();
+        let asked = shutdown.wait_for(Option::is_some).await.map(|asked| *asked);
+        asked.ok().flatten().unwrap_or(false)
+    }
+
+    /// Hands the active role over and stops PostgreSQL, within `limit`. The node then no longer counts as able to be active.
+    pub async fn hand_over(&self, limit: Duration) {
+        self.shared.shutdown.send_replace(Some(true));
+        self.shared.news.notify_one();
+        control_loop::wait_until_stopped(&self.shared, limit).await;
+    }
+
+    /// Ends the pulses: the last thing before the process ends.
+    pub fn stop_pulses(&self) {
+        self.shared.pulses.stop();
+    }
+
+    /// Makes durable that a freshly made database is whole: only `hasup start` does this, once.
+    ///
+    /// # Errors
+    ///
+    /// The disk did not take it.
+    pub fn adopt_fresh_database(data_dir: &std::path::Path) -> std::io::Result<()> {
+        let facts = DurableFile::open(&data_dir.join("promises"))?;
+        facts.change(|facts| {
+            if facts.data == DataState::Empty {
+                facts.incarnation = facts.incarnation.next();
+                facts.data = DataState::Intact;
+            }
+        })
+    }
+}
+
+impl Shared {
+    /// Returns the store's state as this node has applied it.
+    fn state(&self) -> Arc<State> {
+        Arc::clone(&self.consensus.state().borrow().state)
+    }
+
+    /// Returns the postmaster that the guard runs.
+    fn postgres_process(&self) -> Option<PostgresProcess> {
+        self.guard.status().and_then(|status| status.postgres)
+    }
+
+    fn note_acted(&self, generation: Generation) {
+        let mut acted = self.acted_under.lock();
+        *acted = (*acted).max(generation);
+    }
+
+    /// Returns an event of this node, now.
+    fn event(&self, kind: &str, generation: Generation, why: WhyRecord) -> Event {
+        let at_ms = u64::try_from(wall_now().as_millis()).unwrap_or(u64::MAX);
+        Event { at_ms, by: self.me, generation, kind: kind.to_owned(), why }
+    }
+
+    fn event_of_resignation(&self, generation: Generation, reason: &ResignReason) -> Event {
+        let why = WhyRecord {
+            facts: vec![reason.to_string()],
+            rule: "L7".to_owned(),
+            step: format!("node {} ends generation {generation}", self.name),
+        };
+        self.event("resigned", generation, why)
+    }
+
+    fn event_of_rebuild(&self, generation: Generation, is_rewound: bool) -> Event {
+        let how = if is_rewound { "rewound to the active node's history" } else { "copied from the active node" };
+        let why = WhyRecord {
+            facts: vec!["this node's data was missing, or had parted from the cluster's".to_owned()],
+            rule: "L19".to_owned(),
+            step: format!("the database of {} was {how}", self.name),
+        };
+        self.event("rebuilt", generation, why)
+    }
+
+    /// Adds an event to the history, beside whatever goes on.
+    fn tell(self: &Arc<Self>, event: Event) {
+        tracing::info!(kind = event.kind, generation = %event.generation, facts = event.why.facts.join("; "), step = event.why.step, "event");
+        let shared = Arc::clone(self);
+        self.tasks.spawn("event", async move {
+            if let Err(error) = shared.write(Command::AppendEvents, Some(event), EVENT_LIMIT).await {
+                tracing::info!(%error, "an event is missing from the history");
+            }
+        });
+    }
+}
+
+async fn wake_on_store(shared: Arc<Shared>) {
+    let mut states = shared.consensus.state();
+    while states.changed().await.is_ok() {
+        states.mark_unchanged();
+        shared.news.notify_one();
+    }
+}
+
+async fn wake_on_guard(shared: Arc<Shared>) {
+    let mut guard = shared.guard.watch();
+    while guard.changed().await.is_ok() {
+        guard.mark_unchanged();
+        shared.postgres.note_change();
+    }
+}
+
+/// Returns the spans of a cluster whose options are not known yet.
+pub fn default_timing() -> Timing {
+    Timing::default()
+}
+
+/// Draws an id for a request.
+pub(crate) fn request_id() -> u128 {
+    propose::request_id()
+}

@@ -1,1 +1,31 @@
 //! openraft over sled: the group that agrees on the store.
+//!
+//! ```text
+//! node ──► Consensus ──► openraft ──► LogStore (sled, one writer thread) · StateMachine (kv::State, snapshots as files)
+//!                            └──────► network ──► RaftTransport (the peer port, or a test)
+//! ```
+//!
+//! Absent on purpose: forwarding to the leader (the peer module carries proposals), addresses of members (the store holds them;
+//! Raft knows numbers alone), and any notion of who is active: Raft leadership is not the active role.
+//!
+//! Decisions and their price:
+//! - A record is durable when one fdatasync of sled's file has returned; sled's own flush is not enough on Linux. Appends,
+//!   votes and the committed index that arrive together share one.
+//! - The committed index is durable before an entry is applied, so that what a node has applied (and promised on) never goes
+//!   back when it restarts. It costs one shared fdatasync more for each batch of commits.
+//! - A damaged log is never opened in part and never set aside by itself: an empty one under the same number would forget its
+//!   vote. The node refuses to start and says how to rejoin.
+//! - openraft spawns its tasks on the runtime that [`Consensus::open`] is called in.
+
+pub mod consensus;
+pub mod log_store;
+mod log_writer;
+pub mod members;
+pub mod network;
+mod serve;
+pub mod state_machine;
+pub mod types;
+
+pub use consensus::{Consensus, Leadership, OpenError, ProposeError, RaftTiming, ReadError};
+pub use network::{Lane, RaftRpc, RaftTransport, TransportError};
+pub use state_machine::Applied;

@@ -11,7 +11,9 @@ use crate::config::{LogConfig, LogFormat};
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter cannot be read.
-    #[error("log.level `{level}` cannot be read. Nothing was started. Use a level like `info` or a filter like `info,hasup=debug`")]
+    #[error(
+        "log.level `{level}` cannot be read. Nothing was started. Use a level like `info` or a filter like `info,hasup=debug`"
+    )]
     Filter {
         /// The filter as written.
         level: String,
@@ -31,7 +33,7 @@ pub enum TelemetryError {
 /// # Errors
 /// The filter cannot be read, or logs were set up before.
 pub fn init(log: &LogConfig) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::try_new(&log.level)
+    let filter = EnvFilter::try_new(with_quiet_libraries(&log.level))
         .map_err(|source| TelemetryError::Filter { level: log.level.clone(), source })?
         // The store's own chatter says nothing to an operator.
         .add_directive("sled=warn".parse().expect("a constant directive is well formed"));
@@ -48,4 +50,10 @@ pub fn init(log: &LogConfig) -> Result<(), TelemetryError> {
         (LogFormat::Text, false) => tracing::subscriber::set_global_default(lines.finish()),
     };
     done.map_err(TelemetryError::Twice)
+}
+
+/// Raft tells each of its steps as news; what of it matters to an operator hasup says itself. A filter that names targets is
+/// taken as it is.
+fn with_quiet_libraries(level: &str) -> String {
+    if level.contains('=') { level.to_owned() } else { format!("{level},openraft=error,sled=warn") }
 }

@@ -207,7 +207,9 @@ impl World {
             }
             Step::Rejoin { from, .. } | Step::CopyDatabase { from, .. } => {
                 let from = self.index_of(*from);
-                if phase == 0 && !(self.passes(node, from) && self.passes(from, node) && self.nodes[from].pg.is_primary()) {
+                if phase == 0
+                    && !(self.passes(node, from) && self.passes(from, node) && self.nodes[from].pg.is_primary())
+                {
                     // nothing is destroyed for a source that is not there
                     self.fail_job(node, "the active node cannot be copied from");
                     return Next::Failed;
@@ -467,17 +469,15 @@ impl World {
             }
             Work::Lineage { node: active, promoted } => {
                 let pg = &self.nodes[active].pg;
-                let reaches = self.passes(node, active) && self.passes(active, node) && self.nodes[active].frozen.is_none();
+                let reaches =
+                    self.passes(node, active) && self.passes(active, node) && self.nodes[active].frozen.is_none();
                 if !reaches || !pg.is_primary() || pg.promoted != promoted {
                     return self.fail_job(node, "the active node's history cannot be read");
                 }
                 let own = &self.nodes[node].pg.wal;
                 let follows = own.is_prefix_of(&pg.wal);
-                let verdict = if follows {
-                    hasup::ha::view::Lineage::Follows
-                } else {
-                    hasup::ha::view::Lineage::Diverged
-                };
+                let verdict =
+                    if follows { hasup::ha::view::Lineage::Follows } else { hasup::ha::view::Lineage::Diverged };
                 if let Some(daemon) = &mut self.nodes[node].daemon {
                     daemon.lineage = Some((promoted, verdict));
                 }
@@ -499,7 +499,8 @@ impl World {
                         let seen = pg.wal.position(&self.instances);
                         let until = self.now + self.rng.millis(200, 2_500);
                         self.nodes[node].pg.half_made = Some(seen);
-                        if let Some(running) = self.nodes[node].daemon.as_mut().and_then(|daemon| daemon.running.as_mut())
+                        if let Some(running) =
+                            self.nodes[node].daemon.as_mut().and_then(|daemon| daemon.running.as_mut())
                         {
                             running.work = Work::Rebuild { from, copy: Some((start, epoch, until)) };
                         }

@@ -107,6 +107,9 @@ impl World {
             return;
         }
         let plan = decide(&view);
+        if let Some(daemon) = &mut self.nodes[node].daemon {
+            daemon.resigning.clone_from(&plan.resigning);
+        }
         let local = self.local(node);
         let now = self.now;
         let Some(daemon) = &mut self.nodes[node].daemon else { return };
@@ -195,6 +198,7 @@ impl World {
             goals: daemon.goals.clone(),
             durable: daemon.durable.clone(),
             acted_under: daemon.acted_under,
+            resigning: daemon.resigning.clone(),
             lineage: daemon.lineage,
             pulse: daemon.core.view(),
             guard: GuardView {

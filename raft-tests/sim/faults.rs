@@ -223,7 +223,11 @@ fn second_blow(rng: &mut Rng) -> Vec<(Time, Fault)> {
         0 => Fault::Power { target: Target::Active, lasts: back },
         1 => Fault::Isolate { target: Target::Active, way: Way::Both, lasts: back },
         2 => Fault::Isolate { target: Target::Active, way: Way::Out, lasts: back },
-        _ => Fault::Freeze { target: Target::Active, lasts: 2_100 * MS + rng.millis(0, 2_000), stops_clock: rng.chance(200) },
+        _ => Fault::Freeze {
+            target: Target::Active,
+            lasts: 2_100 * MS + rng.millis(0, 2_000),
+            stops_clock: rng.chance(200),
+        },
     };
     let second = first + rng.millis(2_200, 5_000);
     let again = match rng.between(0, 2) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hasup::ha::durable::Durable;
 use hasup::ha::plan::Step;
 use hasup::ha::pulse::{PulseCore, Report};
-use hasup::ha::record::{Goals, MemberKind};
+use hasup::ha::record::{Goals, MemberKind, ResignReason};
 use hasup::ha::view::{AppliedRecord, Job, Lineage, NamesInEffect};
 use hasup::types::{BootTime, DaemonIncarnation, Generation, NodeId};
 
@@ -138,6 +138,8 @@ pub struct Daemon {
     pub goals: Goals,
     /// The highest generation it may have acted under.
     pub acted_under: Generation,
+    /// What it has begun to give up.
+    pub resigning: Option<(Generation, ResignReason)>,
     /// How its data stands to the active node's.
     pub lineage: Option<(Generation, Lineage)>,
     /// Long work.
@@ -234,6 +236,7 @@ impl Daemon {
         Self {
             core,
             acted_under: durable.acknowledged,
+            resigning: None,
             durable,
             record: None,
             goals: Goals::default(),

@@ -134,9 +134,7 @@ impl Postgres {
             Run::Stopped => self.is_readable.then_some(end),
             Run::Starting => None,
             Run::Standby | Run::Promoting if self.is_replayed || self.receiver_started => Some(end),
-            Run::Standby | Run::Promoting => {
-                understates.then(|| self.wal.prefix(self.replay).position(instances))
-            }
+            Run::Standby | Run::Promoting => understates.then(|| self.wal.prefix(self.replay).position(instances)),
             Run::Primary => Some(end),
         }
     }

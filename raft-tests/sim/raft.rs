@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 use hasup::ha::assign::{Order, assign};
 use hasup::ha::quorum::majority_of_every;
@@ -239,7 +240,15 @@ impl World {
         let Some(view) = self.cluster_view(node, read) else { return };
         let assigned = assign(&view);
         let Some(order) = assigned.order else { return };
-        self.note(|| format!("leader {}: {} ({}; {})", node + 1, assigned.why.step, assigned.why.rule, assigned.why.facts.join("; ")));
+        self.note(|| {
+            format!(
+                "leader {}: {} ({}; {})",
+                node + 1,
+                assigned.why.step,
+                assigned.why.rule,
+                assigned.why.facts.join("; ")
+            )
+        });
         self.propose(Some(node), term, Command::Order(order));
     }
 
@@ -341,9 +350,8 @@ impl World {
         for (id, info) in &state.members {
             let peer = pulse.peers.get(id);
             let is_me = *id == me;
-            let passes = |view: &hasup::ha::pulse::PeerView| {
-                view.is_fresh(now, &timing) && view.report.hears.contains(&me)
-            };
+            let passes =
+                |view: &hasup::ha::pulse::PeerView| view.is_fresh(now, &timing) && view.report.hears.contains(&me);
             let report = if is_me { Some(daemon.report.clone()) } else { peer.map(|view| view.report.clone()) };
             if let Some(report) = &report {
                 let seen = daemon.seen_resigned.entry(*id).or_default();
@@ -366,27 +374,30 @@ impl World {
         }
         let active = members.get(&assignment.node).and_then(|member| member.report.as_ref()?.active.clone());
         for (id, info) in &state.members {
-            let streams = active.as_ref().is_none_or(|active| {
-                !active.is_primary || active.streaming.iter().any(|member| member.node == *id)
-            });
+            let streams = active
+                .as_ref()
+                .is_none_or(|active| !active.is_primary || active.streaming.iter().any(|member| member.node == *id));
             if info.kind != MemberKind::Data || *id == assignment.node || streams {
                 daemon.not_streaming_since.remove(id);
             } else {
                 daemon.not_streaming_since.entry(*id).or_insert(now);
             }
         }
+        let heard = pulse.peers.get(&assignment.node).map(|peer| peer.proved_at).unwrap_or_default();
+        let holder_unheard_for = if assignment.node == me { Duration::ZERO } else { now.since(heard) };
         Some(ClusterView {
             now,
             me,
             timing,
             rules,
-            record: Some(AppliedRecord { assignment, index, applied_at: now }),
             goals: state.goals.clone(),
             members,
             durability,
             raft_voters,
             raft_caught_up,
             failed_promotion: daemon.failed_promotion.clone(),
+            holder_unheard_for,
+            record: Some(AppliedRecord { assignment, index, applied_at: now }),
             not_streaming_since: daemon.not_streaming_since.clone(),
         })
     }

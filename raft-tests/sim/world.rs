@@ -79,13 +79,7 @@ impl World {
         let options = Options { durability: schedule.durability, ..Options::default() };
         let timing = Timing::from_options(&options);
         let count = schedule.kinds.len();
-        let first = Instance {
-            timeline: 1,
-            generation: 0,
-            node: 0,
-            start: Wal::default(),
-            acknowledged: 10,
-        };
+        let first = Instance { timeline: 1, generation: 0, node: 0, start: Wal::default(), acknowledged: 10 };
         let info = |node: usize| Info { kind: schedule.kinds[node], priority: 100 };
         let members: BTreeMap<NodeId, Info> =
             (0..schedule.members).map(|node| (NodeId(node as u64 + 1), info(node))).collect();

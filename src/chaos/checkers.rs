@@ -67,10 +67,11 @@ pub fn kept_rows(journal: &Journal, tables: &BTreeMap<String, Table>) -> Verdict
     Verdict::new("kept_rows", acknowledged.len(), !acknowledged.is_empty() && !tables.is_empty(), findings)
 }
 
-/// Returns how many acknowledged rows are missing on at least one node.
+/// Returns the keys of the acknowledged rows that are missing on at least one node.
 #[must_use]
-pub fn lost_rows(journal: &Journal, tables: &BTreeMap<String, Table>) -> usize {
-    journal.acknowledged().filter(|row| tables.values().any(|table| !table.contains(&row.key))).count()
+pub fn lost_rows(journal: &Journal, tables: &BTreeMap<String, Table>) -> BTreeSet<String> {
+    let lost = journal.acknowledged().filter(|row| tables.values().any(|table| !table.contains(&row.key)));
+    lost.map(|row| row.key.clone()).collect()
 }
 
 /// Checks that no two nodes acknowledged writes in the same span of time.
@@ -164,10 +165,14 @@ mod tests {
     }
 
     fn tables(nodes: &[(&str, &[&str])]) -> BTreeMap<String, Table> {
-        nodes.iter().map(|(name, keys)| ((*name).to_owned(), keys.iter().map(|key| (*key).to_owned()).collect())).collect()
+        nodes
+            .iter()
+            .map(|(name, keys)| ((*name).to_owned(), keys.iter().map(|key| (*key).to_owned()).collect()))
+            .collect()
     }
 
-    const FAILOVER: &str = "row 1 2 a n1 1 ok\nrow 3 4 b n1 - unknown\nrow 5 6 c n1 - failed read-only\nrow 20 21 d n2 2 ok\n";
+    const FAILOVER: &str =
+        "row 1 2 a n1 1 ok\nrow 3 4 b n1 - unknown\nrow 5 6 c n1 - failed read-only\nrow 20 21 d n2 2 ok\n";
 
     #[test]
     fn a_clean_failover_is_acquitted() {
@@ -175,7 +180,7 @@ mod tests {
         let verdict = kept_rows(&journal(FAILOVER), &all);
         assert_eq!((verdict.ok, verdict.examined, verdict.violations), (true, 2, 0), "{:?}", verdict.findings);
         assert!(one_writer(&journal(FAILOVER)).ok);
-        assert_eq!(lost_rows(&journal(FAILOVER), &all), 0);
+        assert!(lost_rows(&journal(FAILOVER), &all).is_empty());
     }
 
     #[test]
@@ -183,7 +188,7 @@ mod tests {
         let all = tables(&[("n1", &["a", "d"]), ("n2", &["a", "d"]), ("n3", &["a"])]);
         let verdict = kept_rows(&journal(FAILOVER), &all);
         assert_eq!(verdict.findings, vec!["row d was acknowledged and is missing on n3"]);
-        assert_eq!(lost_rows(&journal(FAILOVER), &all), 1);
+        assert_eq!(lost_rows(&journal(FAILOVER), &all), BTreeSet::from(["d".to_owned()]));
     }
 
     #[test]

@@ -140,9 +140,10 @@ impl Access {
             .map_err(|source| ClientError::Broken { what, source })?;
         settle(&stream).map_err(|source| ClientError::Broken { what: "set up the connection", source })?;
         let connector = Connector { tls: self.tls.clone(), host: target.host.clone() };
-        let (client, mut connection) = timeout(HANDSHAKE_TIMEOUT, self.config.connect_raw(stream, connector))
-            .await
-            .map_err(|_| ClientError::Silent { what: "log in", limit: HANDSHAKE_TIMEOUT })??;
+        let (client, mut connection) =
+            timeout(HANDSHAKE_TIMEOUT, self.config.connect_raw(stream, connector))
+                .await
+                .map_err(|_| ClientError::Silent { what: "log in", limit: HANDSHAKE_TIMEOUT })??;
         let wait_cancelled = Arc::new(AtomicBool::new(false));
         let mut driver = JoinSet::new();
         let seen = Arc::clone(&wait_cancelled);
@@ -280,7 +281,9 @@ impl ServerCertVerifier for Check {
         let Some(verifier) = &self.verifier else { return Ok(ServerCertVerified::assertion()) };
         match verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             // The chain is checked before the name, so this error says that the chain is good.
-            Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) if !self.check_name => {
+            Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }))
+                if !self.check_name =>
+            {
                 Ok(ServerCertVerified::assertion())
             }
             verdict => verdict,

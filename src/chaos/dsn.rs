@@ -30,7 +30,11 @@ impl std::str::FromStr for SslMode {
             "require" => Self::Require,
             "verify-ca" => Self::VerifyCa,
             "verify-full" => Self::VerifyFull,
-            _ => return Err(DsnError(format!("`{text}` is no sslmode (disable, prefer, require, verify-ca, verify-full)"))),
+            _ => {
+                return Err(DsnError(format!(
+                    "`{text}` is no sslmode (disable, prefer, require, verify-ca, verify-full)"
+                )));
+            }
         })
     }
 }
@@ -263,7 +267,9 @@ mod tests {
 
     #[test]
     fn damaged_strings_are_refused_and_never_panic() {
-        for bad in ["", "app", "postgresql://", "host=a", "user='x host=a", "host=a,b,c port=1,2 user=u", "postgres://u@h/%4"] {
+        for bad in
+            ["", "app", "postgresql://", "host=a", "user='x host=a", "host=a,b,c port=1,2 user=u", "postgres://u@h/%4"]
+        {
             assert!(Dsn::parse(bad).is_err(), "{bad}");
         }
     }

@@ -234,8 +234,11 @@ impl Journal {
             .iter()
             .filter(|row| row.node == after.node && row.outcome != Outcome::Ok)
             .map(|row| row.span.answered);
-        let refused =
-            looks.chain(inserts).filter(|at| *at >= before && *at <= after.span.answered).max().unwrap_or(after.span.sent);
+        let refused = looks
+            .chain(inserts)
+            .filter(|at| *at >= before && *at <= after.span.answered)
+            .max()
+            .unwrap_or(after.span.sent);
         after.span.answered.since(refused.max(before))
     }
 }
@@ -404,7 +407,8 @@ mod tests {
     fn a_torn_last_line_is_left_out_and_a_damaged_one_refused() {
         let torn = "row 1 2 a n1 1 ok\nrow 3 4 b n1 1 o";
         assert_eq!(Journal::parse(torn).map(|journal| journal.rows.len()), Ok(1));
-        for bad in ["row 1 2 a n1 1 maybe\n", "row 5 2 a n1 1 ok\n", "row x 2 a n1 1 ok\n", "what\n", "row 1 2 a n1\n"] {
+        for bad in ["row 1 2 a n1 1 maybe\n", "row 5 2 a n1 1 ok\n", "row x 2 a n1 1 ok\n", "what\n", "row 1 2 a n1\n"]
+        {
             assert_eq!(Journal::parse(bad).map_err(|error| error.number), Err(1), "{bad}");
         }
     }

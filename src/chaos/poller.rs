@@ -74,7 +74,9 @@ pub async fn run(args: PollerArgs) -> anyhow::Result<u8> {
     wait_for_end(args.seconds.map(Duration::from_secs), &recorder).await?;
     stop.cancel();
     while pollers.join_next().await.is_some() {}
-    recorder.finish().context("the journal could not be written, so this run proves nothing; free space and run again")?;
+    recorder
+        .finish()
+        .context("the journal could not be written, so this run proves nothing; free space and run again")?;
     Ok(0)
 }
 

@@ -154,9 +154,7 @@ impl Schedule {
                         problems.push(format!("line {number}: a second `end`; keep one"));
                     }
                 }),
-                ["at", at, rest @ ..] => {
-                    span(at).and_then(|at| step(at, rest, hosts)).map(|step| steps.push(step))
-                }
+                ["at", at, rest @ ..] => span(at).and_then(|at| step(at, rest, hosts)).map(|step| steps.push(step)),
                 [other, ..] => Err(format!("`{other}` begins no statement; use `at TIME FAULT [HOST]` or `end TIME`")),
             };
             if let Err(problem) = parsed {
@@ -167,12 +165,20 @@ impl Schedule {
         let last = steps.last().map(|step| step.at);
         match (end, last) {
             (Some(end), Some(last)) if last > end => {
-                problems.push(format!("`end {}s` lies before the last step at {}s", end.as_secs_f64(), last.as_secs_f64()));
+                problems.push(format!(
+                    "`end {}s` lies before the last step at {}s",
+                    end.as_secs_f64(),
+                    last.as_secs_f64()
+                ));
             }
             (None, _) => problems.push("there is no `end TIME`: say when the faults are over, as `end 60s`".to_owned()),
             _ => {}
         }
-        if problems.is_empty() { Ok(Self { steps, end: end.unwrap_or_default() }) } else { Err(ScheduleError(problems)) }
+        if problems.is_empty() {
+            Ok(Self { steps, end: end.unwrap_or_default() })
+        } else {
+            Err(ScheduleError(problems))
+        }
     }
 }
 
@@ -187,7 +193,9 @@ fn step(at: Duration, words: &[&str], hosts: &[&str]) -> Result<Step, String> {
         ["switchover", rest @ ..] => (Fault::Switchover, rest),
         ["oneway", "in", rest @ ..] => (Fault::Oneway(Direction::In), rest),
         ["oneway", "out", rest @ ..] => (Fault::Oneway(Direction::Out), rest),
-        ["oneway", ..] => return Err("`oneway` needs `in` (packets to the host) or `out`, as `oneway in active`".into()),
+        ["oneway", ..] => {
+            return Err("`oneway` needs `in` (packets to the host) or `out`, as `oneway in active`".into());
+        }
         ["loss", share, rest @ ..] => (Fault::Loss(percent(share)?), rest),
         ["loss"] => return Err("`loss` needs a share, as `loss 20% n3`".into()),
         ["kill", "daemon", rest @ ..] => (Fault::Kill(Part::Daemon), rest),
@@ -251,10 +259,14 @@ mod tests {
 
     #[test]
     fn a_schedule_reads_as_it_is_written() {
-        let text = "# power loss\nat 12s boot\nat 5s crash active # now\n\nat 1500ms loss 20% n3\nat 20s heal\nend 1m\n";
+        let text =
+            "# power loss\nat 12s boot\nat 5s crash active # now\n\nat 1500ms loss 20% n3\nat 20s heal\nend 1m\n";
         let schedule = Schedule::parse(text, HOSTS).unwrap();
         let printed: Vec<String> = schedule.steps.iter().map(Step::to_string).collect();
-        assert_eq!(printed, ["at 1500ms loss 20% n3", "at 5000ms crash active", "at 12000ms boot last", "at 20000ms heal all"]);
+        assert_eq!(
+            printed,
+            ["at 1500ms loss 20% n3", "at 5000ms crash active", "at 12000ms boot last", "at 20000ms heal all"]
+        );
         assert_eq!(schedule.end, Duration::from_secs(60));
     }
 
@@ -273,7 +285,9 @@ mod tests {
 
     #[test]
     fn a_printed_step_parses_to_itself() {
-        for text in ["oneway in active", "oneway out n1", "pause standby", "kill guard leader", "kill daemon n2", "cut all"] {
+        for text in
+            ["oneway in active", "oneway out n1", "pause standby", "kill guard leader", "kill daemon n2", "cut all"]
+        {
             let schedule = Schedule::parse(&format!("at 5s {text}\nend 6s"), HOSTS).unwrap();
             let again = Schedule::parse(&format!("{}\nend 6s", schedule.steps[0]), HOSTS).unwrap();
             assert_eq!(schedule, again);

@@ -130,7 +130,9 @@ pub async fn run(args: WriterArgs) -> anyhow::Result<u8> {
     wait_for_end(args.seconds.map(Duration::from_secs), &recorder).await?;
     stop.cancel();
     while writers.join_next().await.is_some() {}
-    recorder.finish().context("the journal could not be written, so this run proves nothing; free space and run again")?;
+    recorder
+        .finish()
+        .context("the journal could not be written, so this run proves nothing; free space and run again")?;
     println!("{}", summary(&args.journal)?);
     Ok(0)
 }
@@ -301,7 +303,11 @@ async fn insert(plan: &Plan, key: &str, node: usize, session: Session) -> Option
     };
     match answer {
         Ok(Ok(timeline)) if session.take_wait_cancelled() => {
-            row(timeline.parse().ok().map(Timeline), Outcome::Unknown, "its wait for the standbys was cancelled".into());
+            row(
+                timeline.parse().ok().map(Timeline),
+                Outcome::Unknown,
+                "its wait for the standbys was cancelled".into(),
+            );
             None
         }
         Ok(Ok(timeline)) => {
@@ -324,7 +330,9 @@ fn fate(error: &ClientError) -> Outcome {
     let ClientError::Postgres(error) = error else { return Outcome::Unknown };
     match error.as_db_error() {
         // A plain error rolls the statement back before it is told, unless it says that it does not know.
-        Some(db) if db.severity() == "ERROR" && *db.code() != SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN => Outcome::Failed,
+        Some(db) if db.severity() == "ERROR" && *db.code() != SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN => {
+            Outcome::Failed
+        }
         // The session was ended: perhaps between the commit and its acknowledgement.
         _ => Outcome::Unknown,
     }

@@ -71,9 +71,14 @@ impl Checker {
         let host_label = facts.host_name.split('.').next().unwrap_or_default().to_ascii_lowercase();
         let node_name = self.parsed::<NodeName>("node_name", &host_label, "use 1 to 63 of a-z, 0-9 and -, like `db1`");
         let address = facts.address.map(|ip| ip.to_string()).unwrap_or_default();
-        let host = self.parsed::<Host>("host_ip", &address, "give the address under which the other nodes reach this one");
+        let host =
+            self.parsed::<Host>("host_ip", &address, "give the address under which the other nodes reach this one");
         if host.as_ref().is_some_and(Host::is_wildcard) {
-            self.blame("host_ip", "stands for every address", "give the one address under which the other nodes reach this one");
+            self.blame(
+                "host_ip",
+                "stands for every address",
+                "give the one address under which the other nodes reach this one",
+            );
         }
         // The rest is checked against a stand-in where these two are missing, so that its problems show up as well.
         let stand_in = host.clone().unwrap_or(Host::Name("localhost".to_owned()));
@@ -156,7 +161,11 @@ impl Checker {
             }
         };
         if !is_filter(&level) {
-            self.blame("log.level", "is no level", "use error, warn, info, debug, trace, or a filter like info,hasup::pulse=debug");
+            self.blame(
+                "log.level",
+                "is no level",
+                "use error, warn, info, debug, trace, or a filter like info,hasup::pulse=debug",
+            );
         }
         LogConfig { level, format }
     }
@@ -168,7 +177,11 @@ impl Checker {
             (true, None) => None,
             (false, Some(password_file)) if !user.contains(':') => Some(BalancerConfig { user, password_file }),
             (false, Some(_)) => {
-                self.blame("balancer.user", "holds a colon", "HTTP Basic credentials cannot carry one: choose another name");
+                self.blame(
+                    "balancer.user",
+                    "holds a colon",
+                    "HTTP Basic credentials cannot carry one: choose another name",
+                );
                 None
             }
             (false, None) => {
@@ -330,7 +343,8 @@ const OWNED: &[&str] = &[
 
 /// Returns whether `text` is a level or a comma list of `target=level`.
 fn is_filter(text: &str) -> bool {
-    let is_level = |level: &str| ["off", "error", "warn", "info", "debug", "trace"].contains(&level.to_ascii_lowercase().as_str());
+    let is_level =
+        |level: &str| ["off", "error", "warn", "info", "debug", "trace"].contains(&level.to_ascii_lowercase().as_str());
     let is_target = |target: &str| {
         !target.is_empty() && target.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b':' || b == b'-')
     };
@@ -356,7 +370,8 @@ mod tests {
     #[test]
     fn nothing_said_gives_the_defaults_around_the_hosts_address() {
         let loaded = load(&Sources::default(), &facts()).unwrap();
-        let printed: Vec<_> = loaded.effective.iter().map(|e| format!("{} = {} ({})", e.key, e.value, e.origin)).collect();
+        let printed: Vec<_> =
+            loaded.effective.iter().map(|e| format!("{} = {} ({})", e.key, e.value, e.origin)).collect();
         assert_eq!(
             printed,
             [
@@ -467,9 +482,27 @@ port = 6432
 
     #[test]
     fn postgres_settings_take_numbers_and_truths() {
-        let loaded = load(&file("[postgres.settings]\nwork_mem = \"16MB\"\njit = false\nmax_connections = 50\n"), &facts());
+        let loaded =
+            load(&file("[postgres.settings]\nwork_mem = \"16MB\"\njit = false\nmax_connections = 50\n"), &facts());
         let settings = loaded.unwrap().config.postgres.settings;
         let pairs: Vec<_> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert_eq!(pairs, ["jit=off", "max_connections=50", "work_mem=16MB"]);
+    }
+
+    #[test]
+    fn the_example_holds_only_what_exists_and_its_comments_are_the_defaults() {
+        let text = include_str!("../../examples/hasup.toml");
+        let loaded = load(&file(text), &Facts::default()).unwrap();
+        assert_eq!(loaded.config.node_name.as_str(), "db1");
+        assert_eq!(loaded.config.peer.advertise[1].to_string(), "192.168.0.1:7400");
+        // With every commented setting taken at its word nothing else comes out, but for the balancer and the programs.
+        let uncommented: String = text
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let mut spelled = load(&file(&uncommented), &Facts::default()).unwrap().config;
+        assert!(spelled.balancer.take().is_some() && spelled.postgres.bin_dir.take().is_some());
+        assert_eq!(spelled, loaded.config);
     }
 }

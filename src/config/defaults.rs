@@ -55,14 +55,24 @@ const fn row(key: &'static str, kind: Kind, default: &'static str, help: &'stati
 /// Every setting, in the order in which `config check` prints them.
 pub const SETTINGS: &[Setting] = &[
     row("node_name", Kind::Text, "(first label of the host name)", "name of this node, unique in the cluster"),
-    row("host_ip", Kind::Text, "(address of the default route)", "address that peers and clients use: IPv4, IPv6 or a host name"),
+    row(
+        "host_ip",
+        Kind::Text,
+        "(address of the default route)",
+        "address that peers and clients use: IPv4, IPv6 or a host name",
+    ),
     row("data_dir", Kind::Text, "/var/lib/hasup", "where the node keeps its state"),
     row("run_dir", Kind::Text, "/run/hasup", "where the admin socket is"),
     row("user", Kind::Text, "postgres", "the user that hasup and PostgreSQL run as"),
     row("witness", Kind::Bool, "false", "only vote, hold no PostgreSQL"),
     row("peer.listen", Kind::List, "(host_ip)", "hosts to bind for peers and pulses"),
     row("peer.port", Kind::Port, "7400", "port for peers (TCP) and pulses (UDP)"),
-    row("peer.advertise", Kind::List, "(host_ip)", "host or host:port under which peers reach this node, in the order to try"),
+    row(
+        "peer.advertise",
+        Kind::List,
+        "(host_ip)",
+        "host or host:port under which peers reach this node, in the order to try",
+    ),
     row("api.listen", Kind::List, "(host_ip)", "hosts to bind for the API"),
     row("api.port", Kind::Port, "7401", "port of the API"),
     row("api.advertise", Kind::List, "(host_ip)", "host or host:port under which clients reach the API"),

@@ -160,7 +160,13 @@ fn read_file(layer: &Layer, said: &mut Said, problems: &mut Vec<Problem>) {
     }
 }
 
-fn walk(prefix: &str, table: &DeTable<'_>, origin: &dyn Fn(usize) -> Origin, said: &mut Said, problems: &mut Vec<Problem>) {
+fn walk(
+    prefix: &str,
+    table: &DeTable<'_>,
+    origin: &dyn Fn(usize) -> Origin,
+    said: &mut Said,
+    problems: &mut Vec<Problem>,
+) {
     for (name, value) in table {
         let key = if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
         let place = origin(name.span().start);
@@ -221,9 +227,11 @@ fn of_kind(kind: Kind, value: &DeValue<'_>) -> Option<Value> {
         Kind::Bool => value.as_bool().map(Value::Bool),
         Kind::List => match value {
             DeValue::String(text) => Some(Value::List(vec![text.to_string()])),
-            DeValue::Array(items) if !items.is_empty() => {
-                items.iter().map(|item| item.get_ref().as_str().map(str::to_owned)).collect::<Option<_>>().map(Value::List)
-            }
+            DeValue::Array(items) if !items.is_empty() => items
+                .iter()
+                .map(|item| item.get_ref().as_str().map(str::to_owned))
+                .collect::<Option<_>>()
+                .map(Value::List),
             _ => None,
         },
         Kind::Map => {
@@ -264,7 +272,9 @@ fn take_text(key: &str, text: &str, origin: Origin, said: &mut Said, problems: &
             "false" | "0" | "no" | "off" => Some(Value::Bool(false)),
             _ => None,
         },
-        Kind::List => Some(items().map(str::to_owned).collect::<Vec<_>>()).filter(|all| !all.is_empty()).map(Value::List),
+        Kind::List => {
+            Some(items().map(str::to_owned).collect::<Vec<_>>()).filter(|all| !all.is_empty()).map(Value::List)
+        }
         Kind::Map => items()
             .map(|item| item.split_once('=').map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned())))
             .collect::<Option<_>>()
@@ -308,6 +318,14 @@ fn edits(one: &str, other: &str) -> usize {
         }
     }
     row[other.len()]
+}
+
+/// Returns the text that was said last about `key`, before anything is checked.
+pub fn peek(sources: &Sources, key: &str) -> Option<String> {
+    match gather(sources, &mut Vec::new()).remove(key)?.0 {
+        Value::Text(text) => Some(text),
+        Value::Port(_) | Value::Bool(_) | Value::List(_) | Value::Map(_) => None,
+    }
 }
 
 /// Returns a file that says what the flags of `sources` say, for the node to remember; later files and flags override it.

@@ -14,7 +14,9 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::protocol::{Call, GuardStatus, LINE_BYTES_MAX, Lease, Message, Request, StartSpec, StopMode, encode_extension};
+use super::protocol::{
+    Call, GuardStatus, LINE_BYTES_MAX, Lease, Message, Request, StartSpec, StopMode, encode_extension,
+};
 use super::{deadline_socket_path, socket_path};
 use crate::types::{BootTime, Generation};
 

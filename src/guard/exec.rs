@@ -35,7 +35,8 @@ pub enum ExecError {
 
 /// Becomes PostgreSQL: `args` are the guard's process id, the program and its arguments. Returns only on failure.
 pub fn run(args: &[OsString]) -> ExecError {
-    let (Some(guard), Some(program)) = (args.first().and_then(|arg| arg.to_str()?.parse::<i32>().ok()), args.get(1)) else {
+    let (Some(guard), Some(program)) = (args.first().and_then(|arg| arg.to_str()?.parse::<i32>().ok()), args.get(1))
+    else {
         return ExecError::Usage;
     };
     // A session of its own: a Ctrl-C in the guard's terminal is none of PostgreSQL's business. Fails only where it has one.

@@ -13,12 +13,15 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, set_child_subreaper, setsid, waitpid};
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, set_child_subreaper, setsid, wait};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 use super::procs::{processes_of, send};
 use super::protocol::{
-    Call, GuardStatus, LINE_BYTES_MAX, Message, PostgresExit, PostgresProcess, Request, StartSpec, StopMode, decode_extension,
+    Call, GuardStatus, LINE_BYTES_MAX, Message, PostgresExit, PostgresProcess, Request, StartSpec, StopMode,
+    decode_extension,
 };
 use super::state::{Due, GuardState};
 use super::{deadline_socket_path, socket_path};
@@ -228,11 +231,16 @@ impl Guard {
     }
 
     fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0);
             if self.postgres.as_ref().is_some_and(|postgres| postgres.process.pid == pid) {
                 self.postgres = None;
-                let exit = PostgresExit { pid, code: status.exit_status(), signal: status.terminating_signal(), at: boot_now() };
+                let exit = PostgresExit {
+                    pid,
+                    code: status.exit_status(),
+                    signal: status.terminating_signal(),
+                    at: boot_now(),
+                };
                 log(&format!("PostgreSQL ended: {exit:?}"));
                 self.last_exit = Some(exit);
                 if !self.state.is_stopping() {
@@ -337,10 +345,15 @@ impl Guard {
         }
         self.pgdata.clone_from(&spec.pgdata);
         if self.stop_strays() || self.state.is_stopping() {
-            return Err("processes of an earlier PostgreSQL are still being stopped; try again when none is left".to_owned());
+            return Err(
+                "processes of an earlier PostgreSQL are still being stopped; try again when none is left".to_owned()
+            );
         }
         if !spec.pgdata.join("standby.signal").is_file() {
-            return Err(format!("{} has no standby.signal: PostgreSQL is started as a standby only", spec.pgdata.display()));
+            return Err(format!(
+                "{} has no standby.signal: PostgreSQL is started as a standby only",
+                spec.pgdata.display()
+            ));
         }
         let pid = spawn(spec).map_err(|error| format!("start {}: {error}", spec.program.display()))?;
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("the kernel gave no process id")?;

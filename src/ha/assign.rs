@@ -136,7 +136,8 @@ impl Leader<'_> {
             && let Some(order) = self.leave_the_seat()
         {
             let waiting_on = std::mem::take(&mut assigned.waiting_on);
-            assigned = self.done(order, "another voter hears the active node better", "L27", "hands Raft's leadership over");
+            assigned =
+                self.done(order, "another voter hears the active node better", "L27", "hands Raft's leadership over");
             assigned.waiting_on = waiting_on;
         }
         assigned
@@ -235,12 +236,8 @@ impl Leader<'_> {
         if !(active.may_open && active.generation >= self.a.promoted && has_one_set) {
             return None;
         }
-        let opened = Assignment {
-            opened: true,
-            since_opened: Vec::new(),
-            commit_sets: vec![newest.clone()],
-            ..self.a.clone()
-        };
+        let opened =
+            Assignment { opened: true, since_opened: Vec::new(), commit_sets: vec![newest.clone()], ..self.a.clone() };
         let fact = format!("node {} is primary and enough standbys hold the log up to its promotion", self.a.node);
         Some(self.done(self.change(opened), &fact, "L16", "opens the record"))
     }
@@ -280,9 +277,7 @@ impl Leader<'_> {
         if k == 0 {
             return CommitSet::none();
         }
-        let is_member = |node: NodeId| {
-            node != self.a.node && self.view.members.get(&node).is_some_and(counts_as_data)
-        };
+        let is_member = |node: NodeId| node != self.a.node && self.view.members.get(&node).is_some_and(counts_as_data);
         let answers_for_itself = |member: &&DataMember| {
             let data = self.report_of(member.node).and_then(|report| report.data);
             data.is_some_and(|data| data.is_intact && data.incarnation == member.incarnation)
@@ -369,8 +364,11 @@ impl Leader<'_> {
     fn leave_the_seat(&self) -> Option<Order> {
         let voters = self.a.voter_sets.last()?;
         let hears_holder = |report: &Report| report.hears.contains(&self.a.node);
-        let me_hears = self.view.members.get(&self.a.node).is_some_and(|member| member.passes_both_ways);
-        let should_leave = self.view.me == self.a.node || !me_hears;
+        // where the active node has died, all fall silent about it within a promise of each other, and an election would only be
+        // in the way of its replacement
+        let timing = &self.view.timing;
+        let alone_is_deaf = self.view.holder_unheard_for > timing.promise() + timing.lease / 4;
+        let should_leave = self.view.me == self.a.node || alone_is_deaf;
         if !should_leave {
             return None;
         }

@@ -51,6 +51,7 @@ struct Draft<'a> {
     waiting_on: Vec<WaitingOn>,
     look_again: BootTime,
     serves_until: Option<BootTime>,
+    resigning: Option<(Generation, ResignReason)>,
 }
 
 impl<'a> Draft<'a> {
@@ -67,6 +68,7 @@ impl<'a> Draft<'a> {
             waiting_on: Vec::new(),
             look_again: view.now + view.timing.report_fresh,
             serves_until: None,
+            resigning: None,
         }
     }
 
@@ -125,6 +127,7 @@ impl<'a> Draft<'a> {
             waiting_on: self.waiting_on,
             look_again: self.look_again,
             serves_until: self.serves_until,
+            resigning: self.resigning,
             stated: self.stated.map(|stated| stated.position),
         }
     }
@@ -147,7 +150,8 @@ impl Holder<'_> {
             return;
         }
         let is_primary = view.guard.armed.is_some() && view.postgres.in_recovery == Some(false);
-        match self.reason_to_resign() {
+        let begun = view.resigning.clone().filter(|(generation, _)| *generation == self.a.generation);
+        match begun.map(|(_, reason)| reason).or_else(|| self.reason_to_resign()) {
             Some(reason) => self.resign(reason, draft),
             None if view.job == Some(Job::StoppingCleanly) => {
                 self.ask(draft);
@@ -222,6 +226,7 @@ impl Holder<'_> {
     /// Ends the role: fence complete, `standby.signal` present, then the resignation on disk, and only then said (L7).
     fn resign(&self, reason: ResignReason, draft: &mut Draft<'_>) {
         draft.state = NodeState::Demoting;
+        draft.resigning = Some((self.a.generation, reason.clone()));
         end_role(self.view, self.a.generation, reason, draft);
     }
 
@@ -640,7 +645,8 @@ impl Helper<'_> {
             **node != self.a.node && peer.is_fresh(view.now, &view.timing) && peer.report.data.is_some()
         });
         let stay = others.filter(|(node, peer)| {
-            let waits = peer.report.state == NodeState::Rejoining && peer.report.data.is_some_and(|data| data.is_intact);
+            let waits =
+                peer.report.state == NodeState::Rejoining && peer.report.data.is_some_and(|data| data.is_intact);
             let theirs = peer.report.data.and_then(|data| data.position);
             let is_member = set.members.iter().any(|member| member.node == **node);
             // who waits like this node goes first if it has less log
@@ -720,6 +726,7 @@ fn wait_for_job(job: &Job, draft: &mut Draft<'_>) {
         Job::StoppingCleanly => "PostgreSQL to stop".to_owned(),
         Job::Rebuilding => "the database to be rebuilt from the active node".to_owned(),
         Job::CheckingLineage => "the active node's history".to_owned(),
+        Job::Brief(what) => (*what).to_owned(),
         Job::Failed { error, retry_at } => {
             draft.look_at(*retry_at);
             format!("the next try, after: {error}")

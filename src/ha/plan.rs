@@ -223,6 +223,8 @@ pub struct Plan {
     pub look_again: BootTime,
     /// Until when this node may serve as the active one: it is primary under its lease, and the record is opened.
     pub serves_until: Option<BootTime>,
+    /// The generation that this node gives up, and why; the next view brings it back.
+    pub resigning: Option<(Generation, ResignReason)>,
     /// The position that this node states, if it does.
     pub stated: Option<WalPosition>,
 }

@@ -1,10 +1,11 @@
 //! What a node knows when it decides: facts with their ages, and `now`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::durable::Durable;
 use super::pulse::PulseView;
-use super::record::{Assignment, CommitSet, DataMember, Durability, Goals, MemberKind};
+use super::record::{Assignment, CommitSet, DataMember, Durability, Goals, MemberKind, ResignReason};
 use super::rules::Rules;
 use super::timing::Timing;
 use crate::types::{BootTime, Generation, Lsn, NodeId, Timeline, WalPosition};
@@ -42,6 +43,8 @@ pub struct NodeView {
     /// The highest generation under which this node may already have had a primary: what it had acknowledged when the daemon
     /// started, or what it armed the guard for since.
     pub acted_under: Generation,
+    /// The generation of its own that this node has begun to give up, and why: what was begun is finished (L5).
+    pub resigning: Option<(Generation, ResignReason)>,
     /// How this node's data stands to the primary promoted under that generation, as far as it was compared.
     pub lineage: Option<(Generation, Lineage)>,
     /// The pulses.
@@ -146,6 +149,8 @@ pub enum Job {
     Rebuilding,
     /// The history of the active node is being compared with ours.
     CheckingLineage,
+    /// Something short, named for people.
+    Brief(&'static str),
     /// It ended with an error, and what that says; the next try waits.
     Failed {
         /// The error, for people.
@@ -187,6 +192,8 @@ pub struct ClusterView {
     pub raft_voters: Vec<BTreeSet<NodeId>>,
     /// Members whose Raft log has caught up with the leader's.
     pub raft_caught_up: BTreeSet<NodeId>,
+    /// For how long the leader has not heard the active node; zero where it is that itself.
+    pub holder_unheard_for: Duration,
     /// Nodes that lately failed to promote, and until when they stay out (L17).
     pub failed_promotion: BTreeMap<NodeId, BootTime>,
     /// Since when each standby has not been streaming, as the leader saw it.

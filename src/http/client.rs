@@ -65,7 +65,9 @@ pub struct Client {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The authority's certificate cannot be read.
-    #[error("the certificate of the cluster's authority cannot be read. Nothing was asked. Fetch it with `hasup ca export` or from /v1/ca")]
+    #[error(
+        "the certificate of the cluster's authority cannot be read. Nothing was asked. Fetch it with `hasup ca export` or from /v1/ca"
+    )]
     Pem(#[source] rustls::pki_types::pem::Error),
     /// The authority's certificate cannot be used.
     #[error("the certificate of the cluster's authority cannot be used. Nothing was asked. Fetch it anew from /v1/ca")]
@@ -125,7 +127,9 @@ impl Client {
             }
         }
         let tried = if tried.is_empty() { "no node is known".to_owned() } else { tried.join("; ") };
-        let text = format!("No node could be asked ({tried}). Nothing was done. See that hasup runs, or name a node by --target");
+        let text = format!(
+            "No node could be asked ({tried}). Nothing was done. See that hasup runs, or name a node by --target"
+        );
         Err(HandleError::new(ErrorCode::Unreachable, text))
     }
 
@@ -156,7 +160,8 @@ impl Client {
         call: &Call,
         limit: Duration,
     ) -> Result<(StatusCode, Bytes), Failure> {
-        let tls = self.tls.as_ref().ok_or_else(|| Failure::unsent("its certificate cannot be checked: give --ca-file"))?;
+        let tls =
+            self.tls.as_ref().ok_or_else(|| Failure::unsent("its certificate cannot be checked: give --ca-file"))?;
         let name = ServerName::try_from(address.host.to_string()).map_err(Failure::unsent)?;
         let handshake = TlsConnector::from(Arc::clone(tls)).connect(name, stream);
         let stream = timeout(CONNECT_LIMIT, handshake).await;
@@ -178,7 +183,8 @@ impl Client {
         let deadline = Instant::now() + limit;
         let handshake = hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream));
         let (mut sender, connection) = handshake.await.map_err(Failure::unsent)?;
-        let mut request = HttpRequest::builder().method(call.method.clone()).uri(&call.target).header(header::HOST, host);
+        let mut request =
+            HttpRequest::builder().method(call.method.clone()).uri(&call.target).header(header::HOST, host);
         if !call.body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -222,7 +228,8 @@ impl Failure {
 }
 
 fn not_understood(error: &serde_json::Error) -> HandleError {
-    let text = format!("The node's answer is not understood ({error}). It may run another version: compare `hasup --version`");
+    let text =
+        format!("The node's answer is not understood ({error}). It may run another version: compare `hasup --version`");
     HandleError::new(ErrorCode::Internal, text)
 }
 

@@ -33,7 +33,9 @@ async fn metrics(State(api): State<Api>, Extension(caller): Extension<Caller>, h
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text).into_response()
         }
-        Err(error) => failure(&HandleError::new(ErrorCode::Internal, format!("The metrics cannot be written: {error}"))),
+        Err(error) => {
+            failure(&HandleError::new(ErrorCode::Internal, format!("The metrics cannot be written: {error}")))
+        }
     }
 }
 
@@ -71,7 +73,8 @@ fn render(status: &Status, now: BootTime) -> Result<String, std::fmt::Error> {
     page.gauge("raft_leader", "Whether this node leads Raft", truth(status.raft_leader.as_ref() == Some(&status.me)));
     page.gauge("generation", "Generation of the newest assignment", Some(signed(status.cluster.generation.0)));
     page.gauge("lease_milliseconds", "How long a lease is", Some(signed(status.cluster.lease_ms)));
-    let remaining = status.active_until.map(|until| signed(u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX)));
+    let remaining =
+        status.active_until.map(|until| signed(u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX)));
     page.gauge("lease_remaining_milliseconds", "What is left of this node's right to act", remaining);
     page.gauge("postgres_accepting", "Whether PostgreSQL takes connections", truth(status.postgres.is_accepting));
     page.gauge("postgres_streaming", "Whether PostgreSQL's WAL receiver streams", truth(status.postgres.is_streaming));
@@ -94,7 +97,11 @@ fn render(status: &Status, now: BootTime) -> Result<String, std::fmt::Error> {
         counter.inc_by(value);
         counter
     };
-    page.0.register("role_changes", "Changes of the active role seen since the daemon started", counter(status.role_changes));
+    page.0.register(
+        "role_changes",
+        "Changes of the active role seen since the daemon started",
+        counter(status.role_changes),
+    );
     let waits = counter(status.postgres.cancelled_waits);
     page.0.register("cancelled_waits", "Commits whose wait for a standby was cancelled", waits);
     let mut text = String::new();

@@ -37,15 +37,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Clear text would leave the machine.
-    #[error("the API is not served on {0} without TLS. Load balancers and commands cannot reach it. Give the node its \
-             certificate, or let api.listen be a loopback address")]
+    #[error(
+        "the API is not served on {0} without TLS. Load balancers and commands cannot reach it. Give the node its \
+             certificate, or let api.listen be a loopback address"
+    )]
     ClearText(SocketAddr),
     /// The listener's address cannot be read.
     #[error("the API's listener has no address")]
     Address(#[source] io::Error),
     /// The admin socket cannot be made.
-    #[error("the admin socket {path} cannot be made. Commands on this node will not reach it. See that its folder exists, \
-             belongs to hasup's user, and that no other hasup uses it")]
+    #[error(
+        "the admin socket {path} cannot be made. Commands on this node will not reach it. See that its folder exists, \
+             belongs to hasup's user, and that no other hasup uses it"
+    )]
     AdminSocket {
         /// Its path.
         path: PathBuf,

@@ -55,7 +55,10 @@ async fn health(State(api): State<Api>) -> Response {
 async fn ca(State(api): State<Api>) -> Response {
     let status = api.handle.status();
     if status.ca_pem.is_empty() {
-        return failure(&HandleError::new(ErrorCode::NotFound, "The node has no certificate of an authority yet. Ask again"));
+        return failure(&HandleError::new(
+            ErrorCode::NotFound,
+            "The node has no certificate of an authority yet. Ask again",
+        ));
     }
     ([(header::CONTENT_TYPE, "application/x-pem-file")], status.ca_pem.clone()).into_response()
 }
@@ -69,7 +72,8 @@ async fn ask(State(api): State<Api>, Extension(caller): Extension<Caller>, reque
     let body = match timeout(BODY_LIMIT, to_bytes(body, BODY_BYTES)).await {
         Ok(Ok(body)) => body,
         Ok(Err(_)) => {
-            let text = format!("The request's body is broken or larger than {BODY_BYTES} bytes. Nothing was done. Send less");
+            let text =
+                format!("The request's body is broken or larger than {BODY_BYTES} bytes. Nothing was done. Send less");
             return failure(&HandleError::new(ErrorCode::TooLarge, text));
         }
         Err(_) => {

@@ -261,7 +261,9 @@ pub enum Refusal {
         bytes: u64,
     },
     /// A value is too long.
-    #[error("a value has at most {VALUE_BYTES_MAX} bytes, not {bytes}: nothing was changed. Split it over several keys")]
+    #[error(
+        "a value has at most {VALUE_BYTES_MAX} bytes, not {bytes}: nothing was changed. Split it over several keys"
+    )]
     ValueLength {
         /// Its length.
         bytes: u64,

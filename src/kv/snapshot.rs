@@ -33,7 +33,9 @@ pub enum SnapshotError {
     #[error("read a snapshot")]
     Io(#[from] io::Error),
     /// It is none, or one of a later hasup.
-    #[error("this is no snapshot of a format that this hasup reads: upgrade it, or remove the file and let the node copy it")]
+    #[error(
+        "this is no snapshot of a format that this hasup reads: upgrade it, or remove the file and let the node copy it"
+    )]
     Format,
     /// Its checksum or its frames are wrong.
     #[error("the snapshot is damaged: {0}. The node cannot use it; remove it from the cluster and join it again")]
@@ -258,7 +260,12 @@ mod tests {
         for number in 0..3000 {
             let key = format!("k/{number}");
             let value = vec![7; 300];
-            log.propose(Command::Kv(KvCommand::Put { key: key.into(), value: value.into(), flags: number, expected: None }));
+            log.propose(Command::Kv(KvCommand::Put {
+                key: key.into(),
+                value: value.into(),
+                flags: number,
+                expected: None,
+            }));
         }
         log.propose(Command::Kv(KvCommand::Delete { key: "k/5".into(), expected: None }));
         log.propose(Command::Kv(KvCommand::DeletePrefix { prefix: "k/29".into() }));

@@ -147,11 +147,7 @@ impl State {
     /// Returns the join token `id` if it is valid at `now_ms` (milliseconds since 1970).
     pub fn valid_token(&self, id: &str, now_ms: u64) -> Result<&JoinToken, Refusal> {
         let token = self.tokens.get(id).ok_or_else(|| Refusal::TokenUnknown { id: id.to_owned() })?;
-        if now_ms / 1000 < token.expires_at {
-            Ok(token)
-        } else {
-            Err(Refusal::TokenExpired { id: id.to_owned() })
-        }
+        if now_ms / 1000 < token.expires_at { Ok(token) } else { Err(Refusal::TokenExpired { id: id.to_owned() }) }
     }
 
     fn change(&mut self, index: u64, command: &Command) -> Result<Reply, NotApplied> {
@@ -276,12 +272,7 @@ impl State {
         Ok(())
     }
 
-    fn check_unique(
-        &self,
-        id: NodeId,
-        name: &crate::types::NodeName,
-        addresses: &[String],
-    ) -> Result<(), Refusal> {
+    fn check_unique(&self, id: NodeId, name: &crate::types::NodeName, addresses: &[String]) -> Result<(), Refusal> {
         for other in self.members.values().filter(|other| other.id != id) {
             if other.name == *name {
                 return Err(Refusal::NameTaken { name: name.clone(), by: other.id });
@@ -395,7 +386,9 @@ pub(super) mod tests {
             generation: Generation(generation),
             node: NodeId(node),
             timeline: Timeline(1),
-            renewal: false,
+            incarnation: crate::types::DataIncarnation(1),
+            promoted: Generation(generation),
+            start: crate::types::WalPosition::default(),
             why: AssignmentReason::Bootstrap,
             voter_sets: vec![[NodeId(1), NodeId(2)].into()],
             commit_sets: vec![CommitSet {

@@ -174,12 +174,8 @@ impl Table {
     }
 
     fn delete_prefix(&mut self, index: u64, prefix: &Bytes) {
-        let doomed: Vec<Bytes> = self
-            .list(prefix)
-            .map(|(key, _)| key)
-            .filter(|key| !key.starts_with(RESERVED_PREFIX))
-            .cloned()
-            .collect();
+        let doomed: Vec<Bytes> =
+            self.list(prefix).map(|(key, _)| key).filter(|key| !key.starts_with(RESERVED_PREFIX)).cloned().collect();
         if doomed.is_empty() {
             return;
         }
@@ -343,10 +339,7 @@ mod tests {
         let mut table = Table::default();
         table.put(1, "hasup/next_master".into(), "n1".into(), 0);
         for command in [put("hasup/next_master", "x", None), delete("hasup/x", None), delete_prefix("hasup/n")] {
-            assert!(matches!(
-                table.apply(2, &command),
-                Reply::Refused { reason: Refusal::ReservedKey { .. } }
-            ));
+            assert!(matches!(table.apply(2, &command), Reply::Refused { reason: Refusal::ReservedKey { .. } }));
         }
         assert_eq!(table.apply(2, &put("hasupper", "x", None)), Reply::Applied { index: 2 });
         assert_eq!(table.apply(3, &delete_prefix("")), Reply::Applied { index: 3 });

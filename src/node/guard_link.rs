@@ -1,5 +1,6 @@
 //! The daemon's lasting tie to its guard: connects, starts one where none answers, and says what it last told.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,7 @@ pub(super) struct GuardPlace {
 pub(super) struct GuardLink {
     status: watch::Receiver<Option<GuardStatus>>,
     client: Arc<Mutex<Option<GuardClient>>>,
-    extended: Arc<Mutex<Option<(Generation, BootTime)>>>,
+    extended: Arc<Mutex<BTreeMap<Generation, BootTime>>>,
 }
 
 impl GuardLink {
@@ -57,19 +58,30 @@ impl GuardLink {
 
     /// Notes that the pulses have extended the deadline: the guard's own word about it comes later.
     pub(super) fn note_extension(&self, generation: Generation, deadline: BootTime) {
-        *self.extended.lock() = Some((generation, deadline));
+        let mut extended = self.extended.lock();
+        let known = extended.entry(generation).or_default();
+        *known = deadline.max(*known);
+        // around a renewal two generations are extended, never more
+        while extended.len() > 2 {
+            extended.pop_first();
+        }
+    }
+
+    /// Returns what the guard last said: its answer to a call is never newer than this.
+    pub(super) fn status(&self) -> Option<GuardStatus> {
+        self.client.lock().as_ref().map(GuardClient::last_status)
     }
 
     /// Returns what the guard last said, in the words of the brain.
     pub(super) fn view(&self) -> GuardView {
-        let Some(status) = self.status.borrow().clone() else { return GuardView::default() };
+        let Some(status) = self.status() else { return GuardView::default() };
         let armed = status.lease.map(|lease| lease.generation);
-        let extended = self.extended.lock().filter(|(generation, _)| Some(*generation) == armed);
+        let extended = armed.and_then(|armed| self.extended.lock().get(&armed).copied());
         let told = status.lease.map_or(BootTime(0), |lease| lease.deadline);
         GuardView {
             is_present: true,
             armed,
-            deadline: told.max(extended.map_or(BootTime(0), |(_, deadline)| deadline)),
+            deadline: told.max(extended.unwrap_or_default()),
             has_fence_begun: status.is_fencing() || (armed.is_some() && status.fenced >= armed),
             has_processes: status.processes_left,
             has_postmaster_died: armed.is_some() && status.postgres.is_none(),

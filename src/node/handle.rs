@@ -359,7 +359,12 @@ impl Handle {
         self.request_within(request, Self::QUEUE_LIMIT, limit).await
     }
 
-    async fn request_within(&self, request: Request, queue_limit: Duration, limit: Duration) -> Result<Answer, HandleError> {
+    async fn request_within(
+        &self,
+        request: Request,
+        queue_limit: Duration,
+        limit: Duration,
+    ) -> Result<Answer, HandleError> {
         let deadline = Instant::now() + limit;
         let is_read = request.is_read();
         let (reply, answer) = oneshot::channel();
@@ -377,8 +382,12 @@ impl Handle {
         };
         match timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => lost("The node stopped before it answered. The request may have been done or not. Look at `hasup status`"),
-            Err(_) => lost("The node did not answer in time. The request may have been done or not. Look at `hasup status`"),
+            Ok(Err(_)) => lost(
+                "The node stopped before it answered. The request may have been done or not. Look at `hasup status`",
+            ),
+            Err(_) => {
+                lost("The node did not answer in time. The request may have been done or not. Look at `hasup status`")
+            }
         }
     }
 }

@@ -54,6 +54,13 @@ pub(super) async fn lead(shared: Arc<Shared>) {
             pulse: &pulse,
             own_report: &own_report,
             leadership: &leadership,
+            caught_up: applied
+                .state
+                .members
+                .keys()
+                .copied()
+                .filter(|node| shared.consensus.is_caught_up(*node))
+                .collect(),
         });
         let mut assigned = assign(&view);
         if let Some(Order::TransferLeadership(_)) = assigned.order {
@@ -79,7 +86,7 @@ pub(super) async fn lead(shared: Arc<Shared>) {
 }
 
 async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Generation) {
-    let step = why.step.clone();
+    let step = if why.step.is_empty() { format!("{order:?}") } else { why.step.clone() };
     let done = match order {
         Order::Record { expected, assignment } => {
             let kind = if assignment.generation > generation { "assigned" } else { "record_changed" };
@@ -94,14 +101,11 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
             propose(shared, command, None).await
         }
         Order::ChangeRaftVoters(voters) => {
-            let change = shared.consensus.change_voters(voters);
-            match tokio::time::timeout(CHANGE_LIMIT, change).await {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err("it took too long".to_owned()),
-            }
+            shared.consensus.change_voters(&voters, CHANGE_LIMIT).await.map_err(|error| error.to_string())
         }
-        Order::TransferLeadership(node) => shared.consensus.transfer_leader(node).await.map_err(|error| error.to_string()),
+        Order::TransferLeadership(node) => {
+            shared.consensus.transfer_leader(node, CHANGE_LIMIT).await.map_err(|error| error.to_string())
+        }
     };
     match done {
         Ok(()) => tracing::info!(step, "leader"),
@@ -114,12 +118,11 @@ async fn propose(shared: &Shared, command: Command, event: Option<Event>) -> Res
     let at_ms = u64::try_from(wall_now().as_millis()).unwrap_or(u64::MAX);
     let mut proposal = Proposal::new(super::request_id(), at_ms, command);
     proposal.events.extend(event);
-    match tokio::time::timeout(CHANGE_LIMIT, shared.consensus.propose(proposal)).await {
-        Ok(Ok(Reply::Conflict { current })) => Err(format!("the record has changed at index {current}")),
-        Ok(Ok(Reply::Refused { reason })) => Err(reason.to_string()),
-        Ok(Ok(Reply::Nothing | Reply::Applied { .. } | Reply::MemberAdded { .. })) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("unknown: no majority confirmed it in time".to_owned()),
+    match shared.consensus.propose(proposal, CHANGE_LIMIT).await {
+        Ok(Reply::Conflict { current }) => Err(format!("the record has changed at index {current}")),
+        Ok(Reply::Refused { reason }) => Err(reason.to_string()),
+        Ok(Reply::Nothing | Reply::Applied { .. } | Reply::MemberAdded { .. }) => Ok(()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -128,16 +131,14 @@ async fn keep_raft_members(shared: &Shared, leadership: &Leadership, members: &B
     let voters: BTreeSet<NodeId> = leadership.voters.iter().flatten().copied().collect();
     let known: BTreeSet<NodeId> = voters.union(&leadership.learners).copied().collect();
     if let Some(node) = members.difference(&known).next() {
-        match tokio::time::timeout(CHANGE_LIMIT, shared.consensus.add_learner(*node)).await {
-            Ok(Ok(())) => tracing::info!(%node, "leader: replicates to a new member"),
-            Ok(Err(error)) => tracing::info!(%node, %error, "leader: member not added to Raft yet"),
-            Err(_) => tracing::info!(%node, "leader: member not added to Raft in time"),
+        match shared.consensus.add_learner(*node, CHANGE_LIMIT).await {
+            Ok(()) => tracing::info!(%node, "leader: replicates to a new member"),
+            Err(error) => tracing::info!(%node, %error, "leader: member not added to Raft yet"),
         }
     } else if let Some(node) = leadership.learners.difference(members).next() {
-        match tokio::time::timeout(CHANGE_LIMIT, shared.consensus.remove(*node)).await {
-            Ok(Ok(())) => tracing::info!(%node, "leader: no longer replicates to a removed member"),
-            Ok(Err(error)) => tracing::info!(%node, %error, "leader: removed member still in Raft"),
-            Err(_) => tracing::info!(%node, "leader: removed member not taken out of Raft in time"),
+        match shared.consensus.remove(*node, CHANGE_LIMIT).await {
+            Ok(()) => tracing::info!(%node, "leader: no longer replicates to a removed member"),
+            Err(error) => tracing::info!(%node, %error, "leader: removed member still in Raft"),
         }
     }
 }

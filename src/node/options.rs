@@ -161,7 +161,9 @@ mod tests {
 
     #[test]
     fn wrong_options_are_refused_with_their_cure() {
-        for bad in ["a=1", "check_ttl_multiplier", "check_ttl_multiplier=0.4", "check_ttl_multiplier=1e3", "durability=x"] {
+        for bad in
+            ["a=1", "check_ttl_multiplier", "check_ttl_multiplier=0.4", "check_ttl_multiplier=1e3", "durability=x"]
+        {
             let error = parse(&[bad.to_owned()]).unwrap_err().to_string();
             assert!(error.contains("Nothing was changed"), "{error}");
         }

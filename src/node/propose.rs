@@ -12,7 +12,7 @@ use crate::kv::{Command, Proposal, Refusal, Reply};
 use crate::peer::{PeerError, PeerRefusal, PeerRequest, PeerResponse};
 use crate::raft::ProposeError;
 use crate::sys::clock::wall_now;
-use crate::tls::MemberProtocol;
+use crate::tls::config::MemberProtocol;
 use crate::types::NodeId;
 
 /// How long one try at one leader may take before another is looked for.
@@ -48,7 +48,12 @@ impl Shared {
     /// Writes `command` through the leader within `limit`, and returns the store's reply to it.
     ///
     /// Sent again under the same id where a try was lost, so it is applied once at the most.
-    pub(super) async fn write(&self, command: Command, event: Option<Event>, limit: Duration) -> Result<Reply, WriteError> {
+    pub(super) async fn write(
+        &self,
+        command: Command,
+        event: Option<Event>,
+        limit: Duration,
+    ) -> Result<Reply, WriteError> {
         let at_ms = u64::try_from(wall_now().as_millis()).unwrap_or(u64::MAX);
         let mut proposal = Proposal::new(request_id(), at_ms, command);
         proposal.events.extend(event);
@@ -73,7 +78,7 @@ impl Shared {
     async fn write_once(&self, proposal: &Proposal) -> Outcome {
         let leadership = self.consensus.leadership().borrow().clone();
         match leadership.leader {
-            Some(leader) if leader == self.me => match self.consensus.propose(proposal.clone()).await {
+            Some(leader) if leader == self.me => match self.consensus.propose(proposal.clone(), TRY_LIMIT).await {
                 Ok(reply) => Outcome::Replied(reply),
                 Err(ProposeError::Unknown(_)) => Outcome::Unknown,
                 Err(_) => Outcome::NotDone,

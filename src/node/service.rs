@@ -12,18 +12,20 @@ use super::propose::WriteError;
 use crate::codec;
 use crate::ha::record::{Member, MemberKind, Trust};
 use crate::kv::{Command, NewMember, Proposal, Refusal, Reply, State};
-use crate::peer::{
-    JoinGrant, JoinRefusal, JoinRequest, PeerError, PeerRefusal, PeerRequest, PeerResponse, PeerService, dial_back,
-};
-use crate::raft::{ProposeError, RaftRpc, RaftTransport, TransportError};
+use crate::peer::join::{JoinGrant, JoinRefusal, JoinRequest, dial_back};
+use crate::peer::{PeerError, PeerRefusal, PeerRequest, PeerResponse, PeerService};
+use crate::raft::{Lane, ProposeError, RaftRpc, RaftTransport, TransportError};
 use crate::sys::clock::wall_now;
-use crate::tls::{CertificateAuthority, LeafRequest, MemberProtocol, NodeIdentity};
+use crate::tls::config::MemberProtocol;
+use crate::tls::{CertificateAuthority, LeafRequest, NodeIdentity};
 use crate::types::{NodeId, Timeline};
 
 /// How long an address of a joiner has to answer when it is dialled back.
 const DIAL_BACK_LIMIT: Duration = Duration::from_secs(5);
 /// How long the change of the members may take.
 const WRITE_LIMIT: Duration = Duration::from_secs(20);
+/// How long a majority may take to confirm what a peer asks this node for as the leader.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// A copy needs this much more than the database has now, to catch up while it is made.
 const DISK_HEADROOM_BYTES: u64 = 256 << 20;
 
@@ -33,14 +35,21 @@ pub(super) struct PeerTransport {
 }
 
 impl RaftTransport for PeerTransport {
-    fn call(&self, target: NodeId, rpc: RaftRpc, deadline: Duration) -> BoxFuture<'static, Result<Vec<u8>, TransportError>> {
-        let peers = self.peers.clone();
+    fn call(&self, target: NodeId, rpc: RaftRpc, deadline: Duration) -> BoxFuture<'_, Result<Vec<u8>, TransportError>> {
+        let protocol = match rpc.lane {
+            Lane::Urgent | Lane::Entries => MemberProtocol::Raft,
+            Lane::Bulk => MemberProtocol::Bulk,
+        };
         async move {
-            match peers.call(target, MemberProtocol::Raft, PeerRequest::Raft(rpc.0), deadline).await {
+            match self.peers.call(target, protocol, PeerRequest::Raft(rpc.bytes), deadline).await {
                 Ok(PeerResponse::Raft(bytes)) => Ok(bytes),
-                Ok(other) => Err(TransportError::Lost(format!("an answer that is none of Raft's: {other:?}"))),
-                Err(error @ PeerError::NotSent { .. }) => Err(TransportError::Unreachable(error.to_string())),
-                Err(error @ PeerError::Unknown { .. }) => Err(TransportError::Lost(error.to_string())),
+                Ok(other) => Err(TransportError::NoAnswer { target, why: format!("it answered {other:?}") }),
+                Err(error @ PeerError::NotSent { .. }) => {
+                    Err(TransportError::Unreachable { target, why: error.to_string() })
+                }
+                Err(error @ PeerError::Unknown { .. }) => {
+                    Err(TransportError::NoAnswer { target, why: error.to_string() })
+                }
             }
         }
         .boxed()
@@ -58,7 +67,12 @@ impl PeerService for Service {
     }
 
     fn member(&self, name: &str) -> Option<NodeId> {
-        self.shared.state().member_named(name).map(|member| member.id)
+        let state = self.shared.state();
+        if state.members.is_empty() {
+            // a node that has just joined has heard nothing of the store yet: whom it was told of at the join may speak
+            return self.shared.first_peers.get(name).copied();
+        }
+        state.member_named(name).map(|member| member.id)
     }
 
     fn join(&self, request: JoinRequest, _remote: SocketAddr) -> BoxFuture<'_, Result<JoinGrant, JoinRefusal>> {
@@ -79,10 +93,10 @@ impl Service {
                 name: shared.name.clone(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             }),
-            PeerRequest::Raft(bytes) => Ok(PeerResponse::Raft(shared.consensus.serve(from, &bytes).await.map_err(unable)?)),
+            PeerRequest::Raft(bytes) => Ok(PeerResponse::Raft(shared.consensus.serve(from, &bytes).await)),
             PeerRequest::Propose(bytes) => {
                 let proposal: Proposal = codec::decode(&bytes).map_err(unable)?;
-                match shared.consensus.propose(proposal).await {
+                match shared.consensus.propose(proposal, ANSWER_LIMIT).await {
                     Ok(reply) => Ok(PeerResponse::Propose(codec::encode(&reply))),
                     Err(ProposeError::NotLeader { leader }) => Err(PeerRefusal::NotLeader { leader }),
                     Err(ProposeError::NotDone(_)) => Err(PeerRefusal::NotLeader { leader: None }),
@@ -91,12 +105,13 @@ impl Service {
                 }
             }
             PeerRequest::ReadIndex => {
-                let index = shared.consensus.read_index().await.map_err(unable)?;
+                let index = shared.consensus.read_index(ANSWER_LIMIT).await.map_err(unable)?;
                 Ok(PeerResponse::ReadIndex { index })
             }
             PeerRequest::TimelineHistory { timeline } => self.history(timeline),
             PeerRequest::Checkpoint { generation } => {
-                let current = shared.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
+                let current =
+                    shared.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
                 if generation != current {
                     return Err(PeerRefusal::StaleGeneration { current });
                 }
@@ -129,7 +144,7 @@ impl Service {
         let not_now = |because: &str| JoinRefusal::NotNow { because: because.to_owned() };
         let trust = state.trust.clone().ok_or_else(|| not_now("it has no certificate authority yet"))?;
         let identity = state.identity.clone().ok_or_else(|| not_now("it is being started"))?;
-        self.check(&request, &state)?;
+        self.check(&request, &state).await?;
 
         let unreachable = dial_back(&request.peer_addresses, &request.probe_key, DIAL_BACK_LIMIT).await;
         if !unreachable.is_empty() {
@@ -161,7 +176,7 @@ impl Service {
     }
 
     /// All that can be refused before anything is touched.
-    fn check(&self, request: &JoinRequest, state: &State) -> Result<(), JoinRefusal> {
+    async fn check(&self, request: &JoinRequest, state: &State) -> Result<(), JoinRefusal> {
         let shared = &self.shared;
         let cluster = env!("CARGO_PKG_VERSION");
         if !is_compatible(&request.version, cluster) {
@@ -183,7 +198,7 @@ impl Service {
             {
                 return Err(JoinRefusal::WrongPostgres { joiner: request.postgres_major, cluster });
             }
-            let needed_bytes = shared.postgres.database_bytes() + DISK_HEADROOM_BYTES;
+            let needed_bytes = shared.postgres.database_bytes().await.unwrap_or(0) + DISK_HEADROOM_BYTES;
             if request.free_disk_bytes < needed_bytes {
                 return Err(JoinRefusal::TooLittleDisk { free_bytes: request.free_disk_bytes, needed_bytes });
             }
@@ -194,7 +209,11 @@ impl Service {
     async fn add(&self, request: &JoinRequest, token: &str) -> Result<NodeId, JoinRefusal> {
         let shared = &self.shared;
         let why = crate::ha::record::WhyRecord {
-            facts: vec![format!("{} asked with join token {token} from {}", request.name, request.peer_addresses.join(", "))],
+            facts: vec![format!(
+                "{} asked with join token {token} from {}",
+                request.name,
+                request.peer_addresses.join(", ")
+            )],
             rule: "design 9".to_owned(),
             step: format!("admits {} as a member", request.name),
         };
@@ -206,7 +225,8 @@ impl Service {
             Ok(_) => Err(JoinRefusal::NotNow { because: "its store gave an unexpected answer".to_owned() }),
             Err(WriteError::Refused(Refusal::NameTaken { name, .. })) => Err(JoinRefusal::NameTaken { name }),
             Err(WriteError::Refused(Refusal::AddressTaken { address, by })) => {
-                let member = shared.state().members.get(&by).map_or_else(|| shared.name.clone(), |member| member.name.clone());
+                let member =
+                    shared.state().members.get(&by).map_or_else(|| shared.name.clone(), |member| member.name.clone());
                 Err(JoinRefusal::AddressTaken { address, member })
             }
             Err(WriteError::Refused(Refusal::TokenUnknown { .. } | Refusal::TokenExpired { .. })) => {
@@ -251,8 +271,7 @@ impl Shared {
         let mut hosts = member.peer_addresses.clone();
         hosts.extend([member.api_address.clone(), member.postgres_host.clone()]);
         hosts.extend(extra);
-        let identity =
-            NodeIdentity { node: member.id, name: member.name.clone(), cluster_id: self.cluster_id.clone() };
+        let identity = NodeIdentity { node: member.id, name: member.name.clone(), cluster_id: self.cluster_id.clone() };
         authority.issue(&LeafRequest { identity, csr, hosts }, wall_now())
     }
 }

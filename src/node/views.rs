@@ -1,6 +1,7 @@
 //! Puts together what the brain looks at, from what the node's parts last said.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::ha::pulse::{PulseView, Report};
 use crate::ha::record::{Member, ResignReason};
@@ -42,7 +43,7 @@ pub(super) struct LeaderMemory {
 impl LeaderMemory {
     /// Returns the leader's view of the cluster.
     pub(super) fn view(&mut self, facts: LeaderFacts<'_>) -> ClusterView {
-        let LeaderFacts { now, me, state, pulse, own_report, leadership } = facts;
+        let LeaderFacts { now, me, state, pulse, own_report, leadership, caught_up } = facts;
         let timing = Timing::from_options(&state.options);
         let record = self.clock.record(state, now);
         let member_view = |member: &Member| {
@@ -66,14 +67,22 @@ impl LeaderMemory {
             rules: Rules::default(),
             goals: (*state.goals.value).clone(),
             durability: state.options.durability,
+            holder_unheard_for: self.unheard_for(now, me, record.as_ref(), pulse),
             raft_voters: leadership.voters.clone(),
-            raft_caught_up: leadership.caught_up.clone(),
+            raft_caught_up: caught_up,
             failed_promotion: self.failed_promotion.iter().map(|(node, (_, until))| (*node, *until)).collect(),
             not_streaming_since: self.not_streaming_since.clone(),
             record,
             members,
             timing,
         }
+    }
+
+    /// For how long this leader has not heard the active node: from its newest report, or from when the record was applied.
+    fn unheard_for(&self, now: BootTime, me: NodeId, record: Option<&AppliedRecord>, pulse: &PulseView) -> Duration {
+        let Some(record) = record.filter(|record| record.assignment.node != me) else { return Duration::ZERO };
+        let heard = pulse.peers.get(&record.assignment.node).map(|peer| peer.proved_at);
+        now.since(heard.unwrap_or_default().max(record.applied_at))
     }
 
     fn remember(
@@ -112,4 +121,5 @@ pub(super) struct LeaderFacts<'a> {
     pub(super) pulse: &'a PulseView,
     pub(super) own_report: &'a Report,
     pub(super) leadership: &'a Leadership,
+    pub(super) caught_up: BTreeSet<NodeId>,
 }

@@ -31,6 +31,12 @@ impl fmt::Debug for PulseSecret {
     }
 }
 
+impl From<StaticSecret> for PulseSecret {
+    fn from(secret: StaticSecret) -> Self {
+        Self(secret)
+    }
+}
+
 impl PulseSecret {
     /// Draws a new key.
     ///
@@ -41,16 +47,6 @@ impl PulseSecret {
         let mut bytes = Zeroizing::new([0_u8; 32]);
         SystemRandom::new().fill(&mut *bytes).expect("the operating system gives randomness");
         Self(StaticSecret::from(*bytes))
-    }
-
-    /// Returns the key that these bytes stand for.
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(StaticSecret::from(bytes))
-    }
-
-    /// Returns the bytes to keep on disk, readable by the owner alone.
-    pub fn to_bytes(&self) -> Zeroizing<[u8; 32]> {
-        Zeroizing::new(self.0.to_bytes())
     }
 
     /// Returns the part for the member record.

@@ -26,11 +26,7 @@ pub fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// Does as [`write_durably`] with what `fill` writes into the new file.
-pub fn write_durably_with(
-    path: &Path,
-    mode: u32,
-    fill: impl FnOnce(&mut File) -> io::Result<()>,
-) -> io::Result<()> {
+pub fn write_durably_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let beside = beside(path)?;
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;

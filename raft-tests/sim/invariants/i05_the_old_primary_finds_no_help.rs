@@ -17,9 +17,7 @@ pub fn check_assignment(world: &mut World, old: &ClusterState, new: &ClusterStat
     let generation = old.generation;
     let host = |node| &world.nodes[world.index_of(node)];
     let has_ended = |node| host(node).disk.resigned >= generation && node == old.node;
-    let voted = majority_of_every(&old.voter_sets, |voter| {
-        host(voter).disk.barred >= generation || has_ended(voter)
-    });
+    let voted = majority_of_every(&old.voter_sets, |voter| host(voter).disk.barred >= generation || has_ended(voter));
     if !voted {
         world.break_rule("I5", format!("generation {} was assigned without a majority's bars on disk", new.generation));
         return;

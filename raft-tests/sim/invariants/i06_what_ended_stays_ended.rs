@@ -40,7 +40,10 @@ pub fn check_granted(world: &mut World, node: usize, to: usize, reply: &Datagram
 /// Checks a promotion.
 pub fn check_promotion(world: &mut World, node: usize, generation: Generation) {
     if generation <= world.nodes[node].said_resigned {
-        world.break_rule("I6", format!("node {} promotes under generation {generation}, which it had resigned", node + 1));
+        world.break_rule(
+            "I6",
+            format!("node {} promotes under generation {generation}, which it had resigned", node + 1),
+        );
     }
 }
 

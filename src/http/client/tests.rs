@@ -92,7 +92,8 @@ async fn balancers_show_their_credentials_by_any_method() {
         ("GET", "/v1/server/ha/state", "", "200"),
         ("GET", "/nothing", "", "401"),
     ] {
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {credentials}\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {credentials}\r\nConnection: close\r\n\r\n");
         let answer = talk(&node.address, request.as_bytes()).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{method} {path}: {answer}");
     }
@@ -146,4 +147,43 @@ async fn clear_text_is_not_served_off_loopback() {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await.unwrap();
     assert!(serve_tcp(listener, None, api, CancellationToken::new()).await.is_err());
     drop(published);
+}
+
+#[tokio::test]
+async fn over_tls_the_node_is_known_by_the_clusters_authority() {
+    let issue = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+        (leaf, key)
+    };
+    let (leaf, key) = issue();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![leaf.der().clone()],
+            rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let (_published, status) = watch::channel(Arc::new(Status::starting("n1")));
+    let api = Api::new(Handle::new(status, 1).0, Access::default());
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let bound = listener.local_addr().unwrap();
+    let address = Address { host: crate::config::Host::Ip(bound.ip()), port: bound.port() };
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move { serve_tcp(listener, Some(Arc::new(config)), api, CancellationToken::new()).await });
+
+    let call = Call { method: Method::GET, target: "/v1/status".to_owned(), body: Vec::new() };
+    let trusting = |pem: String| Client::new(vec![Target::Tcp(address.clone())], None, Some(pem.as_bytes())).unwrap();
+    let client = trusting(leaf.pem());
+    let over_tls = client.exchange_tls(connect(&address).await.unwrap(), &address, &call, STATUS_LIMIT).await;
+    assert!(over_tls.is_ok_and(|(status, _)| status == StatusCode::OK));
+    // The same listener takes plain HTTP from this machine.
+    assert_eq!(client.status().await.unwrap().me, "n1");
+    // Another authority's certificate is refused before anything is sent.
+    let client = trusting(issue().0.pem());
+    let refused = client.exchange_tls(connect(&address).await.unwrap(), &address, &call, STATUS_LIMIT).await;
+    assert!(matches!(refused, Err(Failure::Unsent(_))));
 }

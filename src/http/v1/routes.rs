@@ -95,13 +95,16 @@ pub(in crate::http) fn write(request: &Request) -> Call {
         Request::TokenList => call(Method::GET, "/v1/tokens", None),
         Request::TokenRevoke { id } => call(Method::DELETE, &format!("/v1/tokens/{}", encode(id)), None),
         Request::History { limit } => call(Method::GET, &format!("/v1/history?limit={limit}"), None),
-        Request::KvGet { key, consistent } => kv(Method::GET, key, vec![format!("consistent={consistent}")], Vec::new()),
+        Request::KvGet { key, consistent } => {
+            kv(Method::GET, key, vec![format!("consistent={consistent}")], Vec::new())
+        }
         Request::KvList { prefix, consistent } => {
             kv(Method::GET, prefix, vec!["list".to_owned(), format!("consistent={consistent}")], Vec::new())
         }
         Request::KvWatch { key, prefix, index, wait } => {
             let what = if *prefix { "prefix" } else { "key" };
-            let parameters = vec![format!("watch={what}"), format!("index={index}"), format!("wait_ms={}", wait.as_millis())];
+            let parameters =
+                vec![format!("watch={what}"), format!("index={index}"), format!("wait_ms={}", wait.as_millis())];
             kv(Method::GET, key, parameters, Vec::new())
         }
         Request::KvPut { key, value, flags, cas } => {
@@ -138,7 +141,9 @@ pub(in crate::http) fn read(
     }
     let (first, rest) = path.split_once('/').map_or((path, None), |(first, rest)| (first, Some(rest)));
     Ok(Some(match (method.as_str(), first, rest) {
-        ("POST", "switchover", None) => Request::Switchover { to: json_or_default(body)?.map_or(None, |b: SwitchoverBody| b.to) },
+        ("POST", "switchover", None) => {
+            Request::Switchover { to: json_or_default(body)?.and_then(|b: SwitchoverBody| b.to) }
+        }
         ("POST", "promote", None) => {
             let PromoteBody { node, force } = from_json(body)?;
             Request::Promote { node, force }

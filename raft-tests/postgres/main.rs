@@ -1,0 +1,6 @@
+//! Guard and PostgreSQL adapter on real PostgreSQL servers. Each test that finds none says so and is skipped.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod fixture;
+mod guard;
+mod roles;

@@ -1,0 +1,223 @@
+//! What the protocol asks of PostgreSQL, on real servers: bar, stated position, reserved timelines, names, rejoin.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hasup::ha::record::CommitSet;
+use hasup::postgres::rewind::{self, Rewind};
+use hasup::postgres::{Divergence, PostgresFacts, SyncNames, WriteProbe, diverged};
+use hasup::types::{Lsn, Timeline, WalPosition};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::fixture::{Cluster, HARNESS, LIMIT, Node, eventually, goes_on, member, one_of};
+
+async fn live(node: &Node) -> hasup::postgres::observe::LiveFacts {
+    match node.postgres.observe(LIMIT).await {
+        PostgresFacts::Live(live) => *live,
+        other => panic!("{other:?}\n{}", node.log()),
+    }
+}
+
+async fn stated(node: &Node) -> WalPosition {
+    eventually("the position is certain", async || {
+        node.postgres.stated_position(LIMIT).await.map(|_| ()).map_err(|error| error.to_string())
+    })
+    .await;
+    node.postgres.stated_position(LIMIT).await.unwrap()
+}
+
+/// Aim: after both peers' bars nothing more is acknowledged, what was is held by the best of them, it promotes to the reserved
+/// timeline past two unused numbers, the third follows, and the old primary, stopped and started, is a standby.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost() {
+    if !goes_on("roles::nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let first = Arc::new(cluster.primary(1).await);
+    let second = cluster.standby(2, &first).await;
+    let third = cluster.standby(3, &first).await;
+    first.postgres.set_sync_names(&one_of(&[2, 3]), LIMIT).await.unwrap();
+    first.sql("create table t (id bigint primary key)").await;
+
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let mut writer = JoinSet::new();
+    let (node, counter) = (Arc::clone(&first), Arc::clone(&acknowledged));
+    writer.spawn(async move {
+        let mut session = node.postgres.new_session(LIMIT).await.unwrap();
+        for id in 1_u64.. {
+            let sql = format!("insert into t values ({id})");
+            if session.query("insert", &sql, Duration::from_secs(3)).await.is_err() {
+                return;
+            }
+            counter.store(id, Ordering::SeqCst);
+        }
+    });
+    eventually("the writer writes", async || {
+        if acknowledged.load(Ordering::SeqCst) > 200 { Ok(()) } else { Err("too few".to_owned()) }
+    })
+    .await;
+
+    let began = Instant::now();
+    let (a, b) = tokio::join!(second.postgres.bar(LIMIT), third.postgres.bar(LIMIT));
+    a.unwrap();
+    b.unwrap();
+    println!("bar of both peers took {:?}", began.elapsed());
+    let at_bar = acknowledged.load(Ordering::SeqCst);
+    let states = [stated(&second).await, stated(&third).await];
+    // The writer gives up after 3 s without an answer: nothing came in all that time.
+    while writer.join_next().await.is_some() {}
+    // One answer may have been on its way to the counter.
+    assert!(acknowledged.load(Ordering::SeqCst) <= at_bar + 1);
+    let acknowledged = acknowledged.load(Ordering::SeqCst);
+
+    let (best, other) = if states[0] >= states[1] { (&second, &third) } else { (&third, &second) };
+    best.postgres.set_sync_names(&one_of(&[other.id, 1]), LIMIT).await.unwrap();
+    best.arm(2, Duration::from_secs(600)).await;
+    let began = Instant::now();
+    best.postgres.promote(Timeline(5), LIMIT).await.unwrap();
+    println!("promotion took {:?}", began.elapsed());
+    assert!(best.postgres.has_standby_signal());
+    other.postgres.follow(&other.follow(best, 2)).unwrap();
+    assert!(matches!(best.postgres.probe_quorum_write(LIMIT).await.unwrap(), WriteProbe::Written(_)));
+    println!("quorum write {:?} after the promotion began", began.elapsed());
+    assert_eq!(live(best).await.timeline, Timeline(5));
+    other.streams(2).await;
+    let held: u64 = best.sql("select count(*) from t").await.parse().unwrap();
+    assert!(held >= acknowledged, "{held} of {acknowledged}");
+
+    // The other's end is on the new timeline now; before it had any of it, it was not.
+    other.postgres.bar(LIMIT).await.unwrap();
+    assert_eq!(stated(other).await.timeline, Timeline(5));
+    assert!(states.iter().all(|position| position.timeline == Timeline(2)));
+
+    // A restart keeps the bar and states every whole record again; half a record, which no commit can be, may be gone.
+    let before = live(other).await.replay_lsn.unwrap();
+    other.stop().await;
+    other.start(None).await;
+    let after = stated(other).await;
+    assert!(after.lsn >= before && after.timeline == Timeline(5), "{after} after a restart, {before} before");
+
+    // The old primary starts as a standby, whose position shows the divergence or none.
+    first.stop().await;
+    first.start(None).await;
+    assert!(live(&first).await.in_recovery);
+}
+
+/// Aim: names are in force when the step returns, also with k = 2, where all senders are cut first; and commits wait for a
+/// standby nobody bears.
+#[tokio::test(flavor = "multi_thread")]
+async fn standby_names_are_in_force_when_the_step_returns() {
+    if !goes_on("roles::standby_names_are_in_force_when_the_step_returns") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let first = cluster.primary(1).await;
+    let second = cluster.standby(2, &first).await;
+    first.postgres.set_sync_names(&SyncNames::Nobody, LIMIT).await.unwrap();
+    assert!(first.postgres.probe_quorum_write(Duration::from_millis(700)).await.is_err(), "nobody can acknowledge");
+    assert!(matches!(first.postgres.probe_write(LIMIT).await.unwrap(), WriteProbe::Written(_)));
+
+    let both = SyncNames::of(&CommitSet { members: [member(2), member(3)].into(), k: 2 });
+    first.postgres.set_sync_names(&both, LIMIT).await.unwrap();
+    assert!(live(&first).await.shows(&both));
+    assert!(first.postgres.probe_quorum_write(Duration::from_millis(700)).await.is_err(), "one is missing");
+    first.postgres.set_sync_names(&one_of(&[2]), LIMIT).await.unwrap();
+    second.streams(1).await;
+    assert!(matches!(first.postgres.probe_quorum_write(LIMIT).await.unwrap(), WriteProbe::Written(_)));
+
+    // What an operator's ALTER SYSTEM says is seen now and taken out at the next start.
+    first.sql("alter system set synchronous_standby_names = ''").await;
+    let error = first.postgres.set_sync_names(&one_of(&[2, 3]), Duration::from_secs(2)).await.unwrap_err().to_string();
+    assert!(error.contains("ALTER SYSTEM"), "{error}");
+    first.stop().await;
+    let end = first.postgres.final_position().await.unwrap().position;
+    assert_eq!(end.timeline, Timeline(2));
+    first.start(None).await;
+    assert!(live(&first).await.shows(&one_of(&[2, 3])));
+    second.postgres.bar(LIMIT).await.unwrap();
+    assert!(stated(&second).await >= end, "an orderly stop ships everything");
+}
+
+/// Aim: an old primary with 1000 rows that nobody else has comes back as a streaming standby, killed once in each step of the
+/// rewind; its tail is listed. Where the killed `pg_rewind` cannot be repeated, a base backup does it.
+#[tokio::test(flavor = "multi_thread")]
+async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
+    if !goes_on("roles::diverged_primary_rejoins_by_rewind_though_killed_at_each_step") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let first = cluster.primary(1).await;
+    let second = cluster.standby(2, &first).await;
+    first.sql("create table t (id bigint primary key)").await;
+    let target: Lsn = first.sql("select pg_current_wal_flush_lsn()").await.parse().unwrap();
+    eventually("standby has the table", async || match second.postgres.has_replayed(target, LIMIT).await {
+        Ok(true) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    second.postgres.bar(LIMIT).await.unwrap();
+    let fork = stated(&second).await;
+    first.sql("insert into t select generate_series(1, 1000)").await;
+    second.arm(2, Duration::from_secs(600)).await;
+    second.postgres.write_sync_names(&SyncNames::Empty).unwrap();
+    second.postgres.set_sync_names(&SyncNames::Empty, LIMIT).await.unwrap();
+    second.postgres.promote(Timeline(4), LIMIT).await.unwrap();
+    second.sql("insert into t select generate_series(5001, 5100)").await;
+    second.postgres.checkpoint(LIMIT).await.unwrap();
+
+    // Crash, start barred, read to the end, stop in order.
+    first.guard.fence(Duration::from_millis(100)).await.unwrap();
+    first.start(None).await;
+    let own = stated(&first).await;
+    let theirs = second.postgres.history(Timeline(4)).unwrap().unwrap();
+    let mine = first.postgres.history(own.timeline).unwrap().unwrap();
+    let Divergence::At(parted) = diverged(own, &mine, &theirs) else { panic!("{own} against {theirs:?}") };
+    assert!(parted <= fork.lsn, "{parted} {fork}");
+    first.stop().await;
+
+    for step in ["Quarantine", "Rewinding", "Fixing"] {
+        let status = Command::new(HARNESS)
+            .arg("rewind")
+            .arg(first.data_dir())
+            .args([second.port().to_string(), own.timeline.to_string(), own.lsn.to_string(), parted.to_string()])
+            .arg(step)
+            .status()
+            .unwrap();
+        println!("killed at {step}: {status}; journal {:?}", rewind::pending(first.postgres.layout()));
+    }
+    let plan = Rewind {
+        source: second.source(),
+        ssl: first.postgres.settings().ssl.clone(),
+        fork: parted,
+        own,
+        label: "second".to_owned(),
+        limit: LIMIT,
+    };
+    // The last step may have been faster than its death: then nothing is left to do.
+    let layout = first.postgres.layout();
+    let is_done = rewind::pending(layout).is_none() && !rewind::list_salvage(layout).unwrap().is_empty();
+    if !is_done && let Err(error) = plan.run(first.postgres.programs(), layout).await {
+        println!("rewind gave up, base backup follows: {error}");
+        first.copy_from(&second).await;
+        rewind::forget(layout).unwrap();
+    }
+    let salvage = rewind::list_salvage(first.postgres.layout()).unwrap();
+    let tail = salvage.values().next().unwrap();
+    assert_eq!((tail.from, tail.to), (parted, own.lsn), "{salvage:?}");
+    assert!(tail.files.iter().any(|name| name.starts_with("00000002")), "{tail:?}");
+
+    first.start(Some(&first.follow(&second, 2))).await;
+    first.streams(2).await;
+    let target: Lsn = second.sql("select pg_current_wal_flush_lsn()").await.parse().unwrap();
+    eventually("all is replayed", async || match first.postgres.has_replayed(target, LIMIT).await {
+        Ok(true) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert_eq!(first.sql("select count(*) || ' ' || min(id) from t").await, "100 5001");
+    assert_eq!(live(&first).await.timeline, Timeline(4));
+}

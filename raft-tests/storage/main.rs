@@ -1,0 +1,5 @@
+//! The Raft log, the state machine and a group of three: nothing acknowledged is lost, whatever is killed or cut.
+
+mod crash;
+mod group;
+mod suite;

@@ -1,0 +1,157 @@
+//! How a node begins, kept in its data directory until that has succeeded: whoever starts the daemon, and however often it
+//! is interrupted, it goes on with what the operator asked for.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{Gid, Uid, fchown};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Secret;
+
+/// How a node begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Begin {
+    /// As a member that it already is.
+    Run,
+    /// As the first node of a new cluster.
+    Start {
+        /// Options of the cluster, names and values as written and already checked.
+        options: BTreeMap<String, String>,
+    },
+    /// As a further node.
+    Join {
+        /// Members to ask, as `host:port` of their peer port, in the order to try.
+        targets: Vec<String>,
+        /// What admits it.
+        #[serde(serialize_with = "Secret::serialize_exposed")]
+        token: Secret,
+        /// Options that must agree with the cluster's.
+        options: BTreeMap<String, String>,
+    },
+}
+
+/// What was asked for cannot be kept or read.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// A file cannot be read or written.
+    #[error(
+        "{action} {path} failed. The node has not begun. See that the folder exists, belongs to hasup's user and has room"
+    )]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not understood.
+    #[error("{path} is not understood. The node has not begun. Remove it and give `hasup start` or `hasup join` again")]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Begin {
+    fn path(data_dir: &Path) -> PathBuf {
+        data_dir.join("begin.json")
+    }
+
+    /// Reads what the node of `data_dir` still has to do; [`Begin::Run`] where it has begun before.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not understood.
+    pub fn load(data_dir: &Path) -> Result<Self, BeginError> {
+        let path = Self::path(data_dir);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| BeginError::Broken { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Run),
+            Err(source) => Err(BeginError::File { action: "reading", path, source }),
+        }
+    }
+
+    /// Keeps it durably in `data_dir`, readable by `owner` alone.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, data_dir: &Path, owner: Option<(Uid, Gid)>) -> Result<(), BeginError> {
+        let path = Self::path(data_dir);
+        let bytes = serde_json::to_vec(self).map_err(|source| BeginError::Broken { path: path.clone(), source })?;
+        keep(&path, &bytes, 0o600, owner)
+    }
+
+    /// Forgets it: the node has begun, and from now on just runs.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn forget(data_dir: &Path) -> Result<(), BeginError> {
+        let path = Self::path(data_dir);
+        match fs::remove_file(&path).and_then(|()| File::open(data_dir)?.sync_all()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(BeginError::File { action: "removing", path, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Writes a file durably, whole or not at all, for `owner`.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn keep(path: &Path, bytes: &[u8], mode: u32, owner: Option<(Uid, Gid)>) -> Result<(), BeginError> {
+    let beside = path.with_extension("new");
+    let write = || -> io::Result<()> {
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Made anew, so that neither a link nor an older mode is followed.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+        if let Some((user, group)) = owner {
+            fchown(&file, Some(user), Some(group))?;
+        }
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    };
+    write().map_err(|source| BeginError::File { action: "writing", path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_survives_until_it_is_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let begin = Begin::Join {
+            targets: vec!["10.0.0.1:7400".to_owned()],
+            token: Secret::new("hasup1-secret"),
+            options: BTreeMap::new(),
+        };
+        assert_eq!(Begin::load(folder.path()).unwrap(), Begin::Run);
+        begin.save(folder.path(), None).unwrap();
+        begin.save(folder.path(), None).unwrap();
+        assert_eq!(Begin::load(folder.path()).unwrap(), begin);
+        let mode = fs::metadata(folder.path().join("begin.json")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "it holds the token");
+        assert!(!format!("{begin:?}").contains("hasup1-secret"));
+        Begin::forget(folder.path()).unwrap();
+        Begin::forget(folder.path()).unwrap();
+        assert_eq!(Begin::load(folder.path()).unwrap(), Begin::Run);
+    }
+}

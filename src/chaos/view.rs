@@ -1,0 +1,162 @@
+//! What a cluster says about itself, as far as a judge needs it to know when to break and when to look.
+//!
+//! Its own types, read leniently from `status --json`: a judge that shared the node's types would follow its mistakes.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// A standby may be so far behind and still count as caught up: one WAL segment.
+const LAG_MAX: u64 = 16 << 20;
+
+/// The status of a cluster as one node tells it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct View {
+    /// The cluster as a whole.
+    pub cluster: ClusterView,
+    /// The name of the active node.
+    pub active: Option<String>,
+    /// The name of the Raft leader.
+    pub raft_leader: Option<String>,
+    /// The members.
+    pub nodes: Vec<NodeView>,
+}
+
+/// The cluster as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ClusterView {
+    /// Whether the node that tells hears a majority.
+    pub majority: bool,
+    /// Length of the lease.
+    pub lease_ms: Option<u64>,
+}
+
+/// A member.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// Its state, in the words of `nodes list`.
+    pub state: String,
+    /// Its part in Raft.
+    pub raft: String,
+    /// The end of its log.
+    pub lsn: Option<String>,
+    /// How far it is behind.
+    pub lag_bytes: Option<u64>,
+    /// Whether its word is recent, where the teller says.
+    pub is_reachable: Option<bool>,
+}
+
+impl View {
+    /// Parses `status --json`.
+    ///
+    /// # Errors
+    /// When it is no JSON of that form.
+    pub fn parse(json: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(json)
+    }
+
+    /// Returns why this is not a whole cluster of `size` data nodes; none if it is.
+    #[must_use]
+    pub fn missing(&self, size: usize) -> Option<String> {
+        if !self.cluster.majority {
+            return Some("no majority".to_owned());
+        }
+        if self.nodes.len() != size {
+            return Some(format!("{} of {size} members", self.nodes.len()));
+        }
+        let Some(active) = &self.active else { return Some("no active node".to_owned()) };
+        if self.raft_leader.is_none() {
+            return Some("no Raft leader".to_owned());
+        }
+        self.nodes.iter().find_map(|node| {
+            let expected = if node.name == *active { "active" } else { "standby" };
+            let name = &node.name;
+            if node.state != expected {
+                Some(format!("{name} is {}, not {expected}", node.state))
+            } else if node.is_reachable == Some(false) {
+                Some(format!("{name} is not heard"))
+            } else if matches!(node.raft.as_str(), "learner" | "unknown") {
+                Some(format!("{name} has no vote"))
+            } else if expected == "standby" && node.lag_bytes.is_none_or(|lag| lag > LAG_MAX) {
+                Some(format!("{name} has not caught up"))
+            } else {
+                None
+            }
+        })
+    }
+}
+
+/// An event of the cluster's history.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EventView {
+    /// Wall-clock milliseconds since 1970.
+    pub at_ms: u64,
+    /// What happened.
+    pub kind: String,
+}
+
+/// Returns how many milliseconds after `since_ms` each kind of event first happened, up to `until_ms`.
+#[must_use]
+pub fn parts(history: &[EventView], since_ms: u64, until_ms: u64) -> BTreeMap<String, u64> {
+    let mut parts = BTreeMap::new();
+    for event in history.iter().filter(|event| (since_ms..=until_ms).contains(&event.at_ms)) {
+        let after = event.at_ms - since_ms;
+        parts.entry(event.kind.clone()).and_modify(|first: &mut u64| *first = (*first).min(after)).or_insert(after);
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole() -> View {
+        let json = r#"{"cluster":{"majority":true,"lease_ms":2000,"new":1},"active":"n1","raft_leader":"n2","nodes":[
+            {"name":"n1","state":"active","raft":"follower","lsn":"0/3","lag_bytes":0,"checks":{}},
+            {"name":"n2","state":"standby","raft":"leader","lag_bytes":10,"is_reachable":true},
+            {"name":"n3","state":"standby","raft":"follower","lag_bytes":0}]}"#;
+        View::parse(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_whole_cluster_misses_nothing() {
+        assert_eq!(whole().missing(3), None);
+        assert_eq!(whole().cluster.lease_ms, Some(2000));
+    }
+
+    #[test]
+    fn whatever_is_not_whole_is_named() {
+        let broken = |change: fn(&mut View)| {
+            let mut view = whole();
+            change(&mut view);
+            view.missing(3).unwrap()
+        };
+        assert_eq!(broken(|view| view.nodes[2].state = "joining".into()), "n3 is joining, not standby");
+        assert_eq!(broken(|view| view.nodes[1].lag_bytes = None), "n2 has not caught up");
+        assert_eq!(broken(|view| view.nodes[1].raft = "learner".into()), "n2 has no vote");
+        assert_eq!(broken(|view| view.nodes[1].is_reachable = Some(false)), "n2 is not heard");
+        assert_eq!(broken(|view| view.active = None), "no active node");
+        assert_eq!(broken(|view| view.raft_leader = None), "no Raft leader");
+        assert_eq!(broken(|view| view.cluster.majority = false), "no majority");
+        assert_eq!(broken(|view| drop(view.nodes.pop())), "2 of 3 members");
+    }
+
+    #[test]
+    fn parts_are_the_first_events_after_the_fault() {
+        let event = |at_ms, kind: &str| EventView { at_ms, kind: kind.to_owned() };
+        let history = [
+            event(90, "assigned"),
+            event(120, "barred"),
+            event(125, "barred"),
+            event(130, "assigned"),
+            event(900, "x"),
+        ];
+        assert_eq!(parts(&history, 100, 500), BTreeMap::from([("barred".to_owned(), 20), ("assigned".to_owned(), 30)]));
+    }
+}

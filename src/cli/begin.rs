@@ -1,0 +1,420 @@
+//! `start`, `join`, `run`, `guard`: what happens before the daemon, and what is printed once it is up.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::Path;
+use std::process::Command as Program;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::args::{BeginFlags, Cli, Command, NodeFlags};
+use super::local::{Local, NODE_FILE, REMEMBERED, make_folders, owner};
+use super::show::Out;
+use super::{CliError, cluster};
+use crate::app::{self, Begin, begin};
+use crate::config::{self, Address, Config, Secret, Sources};
+use crate::ha::state::NodeState;
+use crate::http::client::{Client, Target};
+use crate::node::error::{ErrorCode, HandleError};
+use crate::node::handle::{Answer, Request};
+use crate::node::options;
+use crate::node::status::{RaftRole, Status};
+
+/// How long the token that `start` prints admits nodes.
+const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+/// How long `start` waits for PostgreSQL to take writes: initdb and a first start, on a slow disk.
+const START_LIMIT: Duration = Duration::from_secs(180);
+/// How often a node that comes up is asked how far it is.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A process that stays, with all that was decided before its first thread.
+#[derive(Debug)]
+pub enum Daemon {
+    /// The node itself.
+    Node {
+        /// Its settings.
+        config: Config,
+        /// How it begins.
+        begin: Begin,
+        /// Whether to print how to go on once it is up, and as JSON or not.
+        announce: Option<bool>,
+    },
+    /// The node under systemd: only started and waited for here.
+    Service {
+        /// Its settings.
+        config: Config,
+        /// How it begins.
+        begin: Begin,
+        /// As for [`Daemon::Node`].
+        announce: Option<bool>,
+    },
+    /// The guard.
+    Guard {
+        /// The node's settings.
+        config: Config,
+    },
+    /// PostgreSQL under the guard.
+    ExecPostgres {
+        /// The words after the command.
+        words: Vec<OsString>,
+    },
+}
+
+/// Returns the process that the command is to become; nothing for one that just answers.
+///
+/// For `start` and `join` the node's folders are made here, and what was asked for is kept in them.
+///
+/// # Errors
+/// The settings have problems, the node has begun before, or its folders cannot be made.
+pub fn prepare_daemon(cli: &Cli) -> Result<Option<Daemon>, CliError> {
+    let json = cli.reach.json;
+    match &cli.command {
+        Command::Start { node, begin } => {
+            let options = options::parse(&begin.options).map_err(|error| CliError::Usage(error.to_string()))?;
+            set_out(cli, node, begin, json, || Ok(Begin::Start { options })).map(Some)
+        }
+        Command::Join { members, token, token_file, node, begin } => {
+            let options = options::parse(&begin.options).map_err(|error| CliError::Usage(error.to_string()))?;
+            let mut targets = Vec::new();
+            for member in members {
+                let address = Address::parse(member, 7400).map_err(|error| {
+                    CliError::Usage(format!(
+                        "{error}. Nothing was joined. Name members as host or host:port of their peer port"
+                    ))
+                })?;
+                targets.push(address.to_string());
+            }
+            let ask =
+                || Ok(Begin::Join { targets, token: join_token(token.as_deref(), token_file.as_deref())?, options });
+            set_out(cli, node, begin, json, ask).map(Some)
+        }
+        Command::Run { node, .. } => {
+            let Local { config, .. } = Local::load(&cli.reach, node)?;
+            make_folders(&config, owner(&config)?)?;
+            let begin = Begin::load(&config.data_dir).context("see how the node begins")?;
+            if begin == Begin::Run && !config.data_dir.join(REMEMBERED).exists() {
+                let text = format!(
+                    "{} holds no node, so nothing was started. Make a cluster by `hasup start`, or join one by `hasup join`",
+                    config.data_dir.display()
+                );
+                return Err(CliError::Refused(text));
+            }
+            Ok(Some(Daemon::Node { config, begin, announce: None }))
+        }
+        Command::Guard { node } => {
+            let Local { config, .. } = Local::load(&cli.reach, node)?;
+            make_folders(&config, owner(&config)?)?;
+            Ok(Some(Daemon::Guard { config }))
+        }
+        Command::ExecPostgres(passed) => Ok(Some(Daemon::ExecPostgres { words: passed.words.clone() })),
+        _ => Ok(None),
+    }
+}
+
+/// Prepares `start` and `join`.
+fn set_out(
+    cli: &Cli,
+    node: &NodeFlags,
+    flags: &BeginFlags,
+    json: bool,
+    ask: impl FnOnce() -> Result<Begin, CliError>,
+) -> Result<Daemon, CliError> {
+    if !flags.foreground && !has_systemd() {
+        return Err(CliError::Usage(
+            "there is no systemd here to run hasup. Nothing was started. Say --foreground, and let a supervisor of yours \
+             keep `hasup run` going"
+                .to_owned(),
+        ));
+    }
+    let Local { config, sources, .. } = Local::load(&cli.reach, node)?;
+    let has_begun = config.data_dir.join(REMEMBERED).exists();
+    if has_begun && Begin::load(&config.data_dir).context("see how the node began")? == Begin::Run {
+        let text = format!(
+            "{} already holds a node. Nothing was changed. Run it by `hasup run`, or delete it first by `hasup destroy`",
+            config.data_dir.display()
+        );
+        return Err(CliError::Refused(text));
+    }
+    if !has_begun && let Some(found) = first_entry(&config.data_dir) {
+        let text = format!(
+            "{} is not empty (it holds {found}). Nothing was changed. Empty it or name another by --data-dir",
+            config.data_dir.display()
+        );
+        return Err(CliError::Refused(text));
+    }
+    let begin = ask()?;
+    let owner = owner(&config)?;
+    let mut remembered = format!("# What this node was told when it began.\n{}", config::render(&sources)?);
+    if !flags.foreground && write_node_file(&config, &sources)? {
+        "# What this node was told when it began is in the node file.\n".clone_into(&mut remembered);
+    }
+    make_folders(&config, owner)?;
+    begin.save(&config.data_dir, owner).context("keep what was asked for")?;
+    begin::keep(&config.data_dir.join(REMEMBERED), remembered.as_bytes(), 0o644, owner)
+        .context("remember the flags")?;
+    let announce = (!flags.no_wait).then_some(json);
+    Ok(if flags.foreground {
+        Daemon::Node { config, begin, announce }
+    } else {
+        Daemon::Service { config, begin, announce }
+    })
+}
+
+fn first_entry(folder: &Path) -> Option<String> {
+    let entry = fs::read_dir(folder).ok()?.flatten().find(|entry| entry.file_name() != "lost+found")?;
+    Some(entry.file_name().to_string_lossy().into_owned())
+}
+
+/// Sees to it that the unit, which names no flags, finds the same folders; returns whether the flags were written to the
+/// node file.
+fn write_node_file(config: &Config, sources: &Sources) -> Result<bool, CliError> {
+    let path = Path::new(NODE_FILE);
+    if !path.exists() {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        // A file named by --config is copied whole; the flags beside it stay remembered in the data directory.
+        let named = sources.files.iter().find(|layer| !layer.name.ends_with(REMEMBERED));
+        let text = named.map_or_else(|| config::render(sources), |layer| Ok(layer.text.clone()))?;
+        begin::keep(path, text.as_bytes(), 0o644, None).context("write the node file")?;
+        return Ok(named.is_none());
+    }
+    if let Some(other) = sources.files.iter().find(|layer| layer.name != NODE_FILE && !layer.name.ends_with(REMEMBERED))
+    {
+        let text = format!(
+            "the unit reads {NODE_FILE}, which exists, and this command {}. Nothing was started. Move one over the other, or \
+             say --foreground",
+            other.name
+        );
+        return Err(CliError::Refused(text));
+    }
+    let alone = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let alone =
+        Sources { files: vec![config::Layer { name: NODE_FILE.to_owned(), text: alone }], ..Sources::default() };
+    for (key, wanted, default) in
+        [("data_dir", &config.data_dir, "/var/lib/hasup"), ("run_dir", &config.run_dir, "/run/hasup")]
+    {
+        let there = config::peek(&alone, key).unwrap_or_else(|| default.to_owned());
+        if Path::new(&there) != wanted {
+            let text = format!(
+                "{NODE_FILE} says {key} = {there}, and this command {}. Nothing was started. Make them agree",
+                wanted.display()
+            );
+            return Err(CliError::Refused(text));
+        }
+    }
+    Ok(false)
+}
+
+/// Returns the token from wherever it was given, at last from the terminal.
+fn join_token(flag: Option<&str>, file: Option<&Path>) -> Result<Secret, CliError> {
+    let text = match (flag, file) {
+        (Some(text), _) => text.to_owned(),
+        (None, Some(path)) => fs::read_to_string(path).map_err(|error| {
+            CliError::Usage(format!(
+                "the join token in {} cannot be read ({error}). Nothing was joined",
+                path.display()
+            ))
+        })?,
+        (None, None) => prompt("Join token: ")?,
+    };
+    match text.trim() {
+        "" => Err(CliError::Usage(
+            "no join token was given. Nothing was joined. Make one by `hasup token create` on a member, and give it by \
+             --token-file, HASUP_TOKEN or the prompt"
+                .to_owned(),
+        )),
+        token => Ok(Secret::new(token)),
+    }
+}
+
+/// Reads a line without showing it where standard input is a terminal.
+fn prompt(question: &str) -> Result<String, CliError> {
+    let stdin = std::io::stdin();
+    let shown = stdin.is_terminal().then(|| tcgetattr(&stdin)).transpose().context("look at the terminal")?;
+    if let Some(shown) = &shown {
+        write!(std::io::stderr(), "{question}").context("ask for the join token")?;
+        let mut hidden = shown.clone();
+        hidden.local_flags.remove(LocalFlags::ECHO);
+        tcsetattr(&stdin, SetArg::TCSANOW, &hidden).context("hide what is typed")?;
+    }
+    let mut line = String::new();
+    let read = stdin.lock().read_line(&mut line);
+    if let Some(shown) = &shown {
+        tcsetattr(&stdin, SetArg::TCSANOW, shown).context("show again what is typed")?;
+    }
+    read.context("read the join token")?;
+    Ok(line)
+}
+
+/// Returns whether systemd runs this machine.
+pub(super) fn has_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+/// Runs systemctl; its messages go where ours do.
+pub(super) fn systemctl(words: &[&str]) -> Result<(), CliError> {
+    let ended = Program::new("systemctl").args(words).status().context("run systemctl")?;
+    if ended.success() {
+        return Ok(());
+    }
+    let text = format!(
+        "`systemctl {}` failed ({ended}). See `journalctl -u hasup -u hasup-guard`; the units come with hasup's package",
+        words.join(" ")
+    );
+    Err(CliError::Failed(anyhow::Error::msg(text)))
+}
+
+/// Runs the node until it ends, or under systemd until it is up.
+///
+/// # Errors
+/// The node could not begin, or ended in a way that its supervisor should know.
+pub async fn run_daemon(daemon: Daemon) -> Result<(), CliError> {
+    match daemon {
+        Daemon::Node { config, begin, announce } => {
+            let told = async {
+                if let Some(json) = announce
+                    && let Err(error) = announce_up(&config, &begin, Out::new(json)).await
+                {
+                    tracing::error!(%error, "the node runs on, but what it should print is not known");
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                ended = app::run(config.clone(), begin.clone()) => Ok(ended?),
+                () = told => Ok(()),
+            }
+        }
+        Daemon::Service { config, begin, announce } => {
+            systemctl(&["enable", "hasup-guard.service", "hasup.service"])?;
+            // Not waited for by systemctl: what the node is doing is asked of the node itself.
+            systemctl(&["start", "--no-block", "hasup-guard.service", "hasup.service"])?;
+            match announce {
+                Some(json) => announce_up(&config, &begin, Out::new(json)).await,
+                None => Ok(()),
+            }
+        }
+        Daemon::Guard { config } => Ok(app::guard(&config)?),
+        Daemon::ExecPostgres { words } => Ok(app::exec_postgres(&words)?),
+    }
+}
+
+/// Waits until the node is up and prints how to go on.
+async fn announce_up(config: &Config, begin: &Begin, out: Out) -> Result<(), CliError> {
+    let client =
+        Client::new(vec![Target::Admin(config.admin_socket())], None, None).context("prepare to ask the node")?;
+    let is_start = matches!(begin, Begin::Start { .. });
+    let began = Instant::now();
+    let mut told = Vec::new();
+    let status = loop {
+        if let Ok(status) = client.status().await {
+            if if is_start { status.active_ready } else { has_joined(&status) } {
+                break status;
+            }
+            if status.waiting_on != told {
+                told.clone_from(&status.waiting_on);
+                for line in &told {
+                    writeln!(std::io::stderr(), "{}: {line}", status.state).context("write to standard error")?;
+                }
+            }
+        }
+        // A join copies the whole database: only a person can say how long that may take.
+        if is_start && began.elapsed() > START_LIMIT {
+            let text = "PostgreSQL takes no writes yet. The node goes on trying. Look at `hasup status` and the log";
+            return Err(HandleError::new(ErrorCode::Unknown, text).into());
+        }
+        sleep(LOOK_EVERY).await;
+    };
+    let name = config.node_name.as_str();
+    if !is_start {
+        let role = status.node(&status.me).map_or("unknown", |node| node.raft.as_str());
+        let text = format!("{name} has joined: {}, Raft {role}", status.state);
+        return out.answer(&json!({"node": name, "state": status.state, "raft": role}), &text);
+    }
+    let other = || HandleError::new(ErrorCode::Internal, "The node gave another answer than was asked for");
+    let Answer::Dsn(dsn) = client.request(&Request::Dsn).await? else { return Err(other().into()) };
+    let Answer::Token(token) = client.request(&Request::TokenCreate { ttl: TOKEN_TTL }).await? else {
+        return Err(other().into());
+    };
+    let peer = config.peer.advertise.first().map(ToString::to_string).unwrap_or_default();
+    let (value, text) = cluster::started(name, &peer, &dsn, &token);
+    out.answer(&value, &text)
+}
+
+/// Returns whether a joining node streams and has its final Raft role: of an even number of members, one stays a learner.
+fn has_joined(status: &Status) -> bool {
+    let Some(me) = status.node(&status.me) else { return false };
+    let serves = match status.state {
+        NodeState::Witness | NodeState::Active => true,
+        NodeState::Standby => status.postgres.is_streaming,
+        _ => false,
+    };
+    let is_voter = matches!(me.raft, RaftRole::Leader | RaftRole::Follower);
+    let may_stay_learner = me.raft == RaftRole::Learner && status.nodes.len().is_multiple_of(2);
+    serves && (is_voter || may_stay_learner)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::show::tests::example;
+
+    fn prepare(folder: &Path, words: &str) -> Result<Begin, CliError> {
+        let data_dir = folder.join("n1").display().to_string();
+        let run_dir = folder.join("run").display().to_string();
+        let places = ["--data-dir", &data_dir, "--run-dir", &run_dir, "--user", "nobody"].map(str::to_owned);
+        let words = std::iter::once("hasup").chain(words.split(' ')).map(str::to_owned).chain(places);
+        match prepare_daemon(&Cli::try_parse_from(words).unwrap())? {
+            Some(Daemon::Node { begin, .. }) => Ok(begin),
+            other => panic!("prepared {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_was_asked_for_is_kept_and_a_node_begins_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let code = |words| prepare(path, words).map_err(|error| error.exit_code());
+        assert_eq!(code("run --host-ip ::1"), Err(3), "there is no node yet");
+        fs::remove_dir_all(path.join("n1")).unwrap();
+        assert_eq!(code("start --foreground --node-name n1 --host-ip ::1 --options nonsense=1"), Err(2));
+        let began = code("start --foreground --node-name n1 --host-ip ::1 --options durability=one_node").unwrap();
+        assert!(matches!(&began, Begin::Start { options } if options["durability"] == "one_node"));
+        // Interrupted: whoever runs the node goes on with it, by its own name and address.
+        assert_eq!(code("run"), Ok(began));
+        Begin::forget(&path.join("n1")).unwrap();
+        assert_eq!(code("run"), Ok(Begin::Run));
+        assert_eq!(code("start --foreground"), Err(3), "it has begun");
+        assert_eq!(code("join ::1 --token t --foreground"), Err(3), "it has begun");
+    }
+
+    #[test]
+    fn a_folder_that_holds_anything_else_is_not_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("n1")).unwrap();
+        fs::write(folder.path().join("n1/thesis.txt"), "years").unwrap();
+        let refused = prepare(folder.path(), "start --foreground --host-ip ::1 --node-name n1").unwrap_err();
+        assert_eq!(refused.exit_code(), 3);
+        assert!(refused.to_string().contains("thesis.txt"));
+    }
+
+    #[test]
+    fn joined_means_streaming_with_the_final_raft_role() {
+        let mut status = example();
+        status.me = "n2".to_owned();
+        status.state = NodeState::Standby;
+        assert!(!has_joined(&status), "it does not stream");
+        status.postgres.is_streaming = true;
+        assert!(has_joined(&status));
+        status.nodes[1].raft = RaftRole::Learner;
+        assert!(!has_joined(&status), "the third of three becomes a voter");
+        status.nodes.truncate(2);
+        assert!(has_joined(&status), "the second of two stays a learner");
+    }
+}

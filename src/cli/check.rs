@@ -1,0 +1,108 @@
+//! `hasup check`: one line and one exit code for monitoring.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::args::Cli;
+use super::show::Out;
+use super::{CliError, local};
+use crate::ha::state::NodeState;
+use crate::node::status::Status;
+
+/// Below this many days a certificate is worth a warning: it renews itself long before.
+const CERTIFICATE_DAYS: i64 = 14;
+
+/// Monitoring's verdicts, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Verdict {
+    Ok,
+    Warning,
+    Critical,
+    Unknown,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Warning => "WARNING",
+            Self::Critical => "CRITICAL",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+}
+
+pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
+    let status = match local::client(cli) {
+        Ok(client) => client.status().await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let (verdict, reasons) = match status {
+        Ok(status) => judge(&status),
+        Err(error) => (Verdict::Unknown, vec![error]),
+    };
+    let text = format!("HASUP {}: {}", verdict.word(), reasons.join("; "));
+    out.answer(&json!({"verdict": verdict.word(), "reasons": reasons}), &text)?;
+    Ok(ExitCode::from(verdict as u8))
+}
+
+/// Judges the cluster; the reasons are those of the worst verdict first. Pure.
+fn judge(status: &Status) -> (Verdict, Vec<String>) {
+    let mut found = Vec::new();
+    let mut note = |verdict, reason: String| found.push((verdict, reason));
+    if !status.cluster.majority {
+        note(Verdict::Critical, format!("{} hears no majority of the voters", status.me));
+    }
+    match status.active.as_ref().and_then(|name| status.node(name)) {
+        None => note(Verdict::Critical, "no node is active".to_owned()),
+        Some(node) if node.state != NodeState::Active => {
+            note(Verdict::Critical, format!("{} was made active and is {}", node.name, node.state));
+        }
+        Some(_) => {}
+    }
+    for node in &status.nodes {
+        if !node.is_reachable {
+            note(Verdict::Warning, format!("{} is silent", node.name));
+        } else if node.state == NodeState::Failed {
+            note(Verdict::Warning, format!("{} needs a person", node.name));
+        }
+        for (name, check) in node.checks.iter().filter(|(_, check)| !check.is_passing) {
+            note(Verdict::Warning, format!("{} {name}: {}", node.name, check.detail));
+        }
+    }
+    if let Some(days) = status.certificate_days_left.filter(|days| *days < CERTIFICATE_DAYS) {
+        note(Verdict::Warning, format!("the certificate of {} ends in {days} days", status.me));
+    }
+    for warning in &status.cluster.warnings {
+        note(Verdict::Warning, warning.clone());
+    }
+    found.sort_by_key(|(verdict, _)| std::cmp::Reverse(*verdict));
+    match found.first() {
+        None => {
+            let active = status.active.as_deref().unwrap_or_default();
+            (Verdict::Ok, vec![format!("{active} is active, {} nodes", status.nodes.len())])
+        }
+        Some((worst, _)) => (*worst, found.iter().map(|(_, reason)| reason.clone()).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::show::tests::example;
+
+    #[test]
+    fn the_worst_decides_and_comes_first() {
+        let mut status = example();
+        assert_eq!(judge(&status), (Verdict::Warning, vec!["n3 is silent".to_owned()]));
+        status.active = None;
+        assert_eq!(
+            judge(&status),
+            (Verdict::Critical, vec!["no node is active".to_owned(), "n3 is silent".to_owned()])
+        );
+        let mut well = example();
+        well.nodes.truncate(2);
+        assert_eq!(judge(&well), (Verdict::Ok, vec!["n1 is active, 2 nodes".to_owned()]));
+    }
+}

@@ -1,0 +1,78 @@
+//! `hasup destroy`: this node's state and database are deleted; the rest of the cluster is not asked.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::args::{Cli, NodeFlags};
+use super::begin;
+use super::local::{Local, REMEMBERED};
+use super::show::Out;
+use super::{CliError, local};
+use crate::http::client::{Client, Target};
+use crate::node::handle::Request;
+
+/// How long the daemon and its guard may take to end.
+const END_LIMIT: Duration = Duration::from_secs(90);
+
+pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliError> {
+    let config = Local::load(&cli.reach, &NodeFlags::default())?.config;
+    let data_dir = &config.data_dir;
+    if !data_dir.join(REMEMBERED).exists() {
+        let text = format!(
+            "{} holds no node of hasup. Nothing was deleted. Name the right one by --data-dir",
+            data_dir.display()
+        );
+        return Err(CliError::Refused(text));
+    }
+    // A database outside was there before hasup, or was put there on purpose: it stays.
+    let is_inside = config.postgres.data_dir.starts_with(data_dir);
+    if !yes {
+        let database = if is_inside { " and the database in it" } else { "; the database outside of it stays" };
+        let text = format!(
+            "this would stop node {} and delete {}{database}. Nothing was deleted. Take it out of the cluster first by \
+             `hasup leave`, then say --yes",
+            config.node_name,
+            data_dir.display()
+        );
+        return Err(CliError::Refused(text));
+    }
+    let socket = config.admin_socket();
+    if UnixStream::connect(&socket).is_ok() {
+        let client = Client::new(vec![Target::Admin(socket.clone())], None, None).context("prepare to ask the node")?;
+        client.request(&Request::Shutdown { handover: true }).await?;
+    }
+    if begin::has_systemd() {
+        begin::systemctl(&["disable", "--now", "hasup.service", "hasup-guard.service"])?;
+    }
+    for socket in [socket.as_path(), &data_dir.join("guard.sock")] {
+        wait_until_silent(socket).await?;
+    }
+    fs::remove_dir_all(data_dir).with_context(|| format!("delete {}", data_dir.display()))?;
+    let text = format!("{} and everything in it was deleted", data_dir.display());
+    local::remove_if_there(&config.admin_socket())?;
+    out.answer(&json!({"deleted": data_dir}), &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until nobody listens on `socket`: deleting a running node's files would leave a database nobody guards.
+async fn wait_until_silent(socket: &Path) -> Result<(), CliError> {
+    let deadline = Instant::now() + END_LIMIT;
+    while UnixStream::connect(socket).is_ok() {
+        if Instant::now() > deadline {
+            let text = format!(
+                "somebody still answers on {}. Nothing was deleted. Stop hasup and its guard, then try again",
+                socket.display()
+            );
+            return Err(CliError::Failed(anyhow::Error::msg(text)));
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! This machine: where its settings come from, whose rights the daemon has, and how a command reaches a node.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use nix::unistd::{Gid, Uid, User, geteuid, initgroups, setgid, setuid};
+
+use super::CliError;
+use super::args::{Cli, NodeFlags, Reach};
+use super::show::{Out, table};
+use crate::config::{self, Address, Config, Effective, Facts, Layer, Secret, Sources};
+use crate::http::client::{Client, Members, Target};
+use crate::node::status::Status;
+
+/// The node file that is read where none is named.
+pub(super) const NODE_FILE: &str = "/etc/hasup/hasup.toml";
+/// What `start` and `join` were told, kept in the data directory; its presence marks a node that has begun.
+pub(super) const REMEMBERED: &str = "node.toml";
+
+/// This machine's settings.
+#[derive(Debug, Clone)]
+pub struct Local {
+    /// What is in effect.
+    pub config: Config,
+    /// The same with its origins.
+    pub effective: Vec<Effective>,
+    /// What was said.
+    pub sources: Sources,
+}
+
+impl Local {
+    /// Reads the node file, what the node remembers, environment and flags, and checks them.
+    ///
+    /// # Errors
+    /// A file cannot be read, or the configuration has problems.
+    pub fn load(reach: &Reach, node: &NodeFlags) -> Result<Self, CliError> {
+        let sources = sources(reach, node)?;
+        let facts = Facts { host_name: host_name(), address: address() };
+        let config::Loaded { config, effective } = config::load(&sources, &facts)?;
+        Ok(Self { config, effective, sources })
+    }
+}
+
+/// Gathers all layers of the configuration.
+fn sources(reach: &Reach, node: &NodeFlags) -> Result<Sources, CliError> {
+    let mut files = Vec::new();
+    match &reach.config {
+        Some(path) => files.extend(read_layer(path, true)?),
+        None => files.extend(read_layer(Path::new(NODE_FILE), false)?),
+    }
+    let env: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with("HASUP_"))
+        .collect();
+    let mut sources = Sources { files, env, flags: flags(reach, node) };
+    let data_dir = config::peek(&sources, "data_dir").unwrap_or_else(|| "/var/lib/hasup".to_owned());
+    sources.files.extend(read_layer(&Path::new(&data_dir).join(REMEMBERED), false)?);
+    Ok(sources)
+}
+
+/// Reads a file of settings; one that nobody named may be absent, or closed to the user of a plain command.
+fn read_layer(path: &Path, is_named: bool) -> Result<Option<Layer>, CliError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(Layer { name: path.display().to_string(), text })),
+        Err(error) if !is_named && error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if !is_named && error.kind() == ErrorKind::PermissionDenied && !geteuid().is_root() => Ok(None),
+        Err(error) => Err(CliError::Usage(format!(
+            "the settings in {} cannot be read ({error}). Nothing was started. Correct the path or its mode",
+            path.display()
+        ))),
+    }
+}
+
+fn flags(reach: &Reach, node: &NodeFlags) -> Vec<(String, String, String)> {
+    let witness = node.witness.then(|| "true".to_owned());
+    let given = [
+        ("--data-dir", "data_dir", &reach.data_dir),
+        ("--run-dir", "run_dir", &reach.run_dir),
+        ("--node-name", "node_name", &reach.node_name),
+        ("--host-ip", "host_ip", &node.host_ip),
+        ("--peer-port", "peer.port", &node.peer_port),
+        ("--api-port", "api.port", &node.api_port),
+        ("--postgres-port", "postgres.port", &node.postgres_port),
+        ("--postgres-data-dir", "postgres.data_dir", &node.postgres_data_dir),
+        ("--postgres-bin-dir", "postgres.bin_dir", &node.postgres_bin_dir),
+        ("--user", "user", &node.user),
+        ("--witness", "witness", &witness),
+        ("--log-level", "log.level", &node.log_level),
+        ("--log-format", "log.format", &node.log_format),
+    ];
+    given.into_iter().filter_map(|(flag, key, value)| Some((flag.to_owned(), key.to_owned(), value.clone()?))).collect()
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+/// Returns the address of the default route. Nothing is sent: connecting a datagram socket only looks the route up.
+fn address() -> Option<IpAddr> {
+    let route = |from: IpAddr, to: IpAddr| -> io::Result<IpAddr> {
+        let socket = UdpSocket::bind((from, 0))?;
+        socket.connect((to, 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    // Addresses set apart for documentation, so certainly not this machine's own.
+    let four = route(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into());
+    let six = || route(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into());
+    four.or_else(|_| six()).ok()
+}
+
+/// Returns the user that the daemon is to run as, where it has the right to choose.
+pub(super) fn owner(config: &Config) -> Result<Option<(Uid, Gid)>, CliError> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    match User::from_name(&config.user).context("look up the user that hasup runs as")? {
+        Some(user) => Ok(Some((user.uid, user.gid))),
+        None => Err(CliError::Usage(format!(
+            "there is no user `{}`. Nothing was started. Install PostgreSQL, which makes `postgres`, or set `user`",
+            config.user
+        ))),
+    }
+}
+
+/// Makes the node's folders, closed to others, for the user that the daemon runs as; those that exist must be that user's.
+pub(super) fn make_folders(config: &Config, owner: Option<(Uid, Gid)>) -> Result<(), CliError> {
+    let user = owner.map_or_else(geteuid, |(user, _)| user);
+    for (path, mode) in [(&config.data_dir, 0o700), (&config.run_dir, 0o755)] {
+        let give = || owner.map_or(Ok(()), |(user, group)| chown(path, Some(user.as_raw()), Some(group.as_raw())));
+        let make = || -> io::Result<bool> {
+            if !path.is_dir() {
+                if let Some(parent) = path.parent() {
+                    fs::create_dir_all(parent)?;
+                }
+                fs::DirBuilder::new().mode(mode).create(path)?;
+                give()?;
+            } else if owner.is_some() && fs::metadata(path)?.uid() == 0 && fs::read_dir(path)?.next().is_none() {
+                // Made by root for this purpose.
+                fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+                give()?;
+            }
+            Ok(fs::metadata(path)?.uid() == user.as_raw())
+        };
+        let what = match make() {
+            Ok(true) => continue,
+            Ok(false) => "belongs to another user".to_owned(),
+            Err(error) => format!("cannot be made or looked at ({error})"),
+        };
+        return Err(CliError::Usage(format!(
+            "the folder {} {what}. Nothing was started. Give it to user {} by chown, or name another",
+            path.display(),
+            owner.map_or_else(|| user.to_string(), |_| config.user.clone()),
+        )));
+    }
+    Ok(())
+}
+
+/// Gives up root's rights for good, where the process has them. To be called before any other thread exists.
+///
+/// # Errors
+/// The user does not exist, or the system does not let go.
+pub fn drop_privileges(config: &Config) -> Result<(), CliError> {
+    let Some((user, group)) = owner(config)? else { return Ok(()) };
+    let name = CString::new(config.user.as_str()).context("the user's name holds a null byte")?;
+    let drop = || -> nix::Result<()> {
+        initgroups(&name, group)?;
+        setgid(group)?;
+        setuid(user)?;
+        // A process that changed its user is closed to itself under /proc, where hasup looks after its children.
+        nix::sys::prctl::set_dumpable(true)
+    };
+    drop().with_context(|| format!("run as user {}", config.user))?;
+    Ok(())
+}
+
+/// Returns a client for the nodes that the command names, else for this machine's node, else for members once heard of.
+pub(super) fn client(cli: &Cli) -> Result<Client, CliError> {
+    let reach = &cli.reach;
+    let local = Local::load(reach, &NodeFlags::default());
+    let data_dir = match &local {
+        Ok(local) => local.config.data_dir.clone(),
+        Err(_) => PathBuf::from(reach.data_dir.as_deref().unwrap_or("/var/lib/hasup")),
+    };
+    let mut named = Vec::new();
+    for text in &reach.target {
+        let address = Address::parse(text, 7401).map_err(|error| {
+            CliError::Usage(format!("{error}. Nothing was asked. Use host or host:port of a node's API"))
+        })?;
+        named.push(address);
+    }
+    let mut targets: Vec<Target> = named.iter().cloned().map(Target::Tcp).collect();
+    if targets.is_empty() {
+        // Without a target, the settings are needed to find this machine's node.
+        let local = local?;
+        targets.push(Target::Admin(admin_socket(&local.config)));
+    }
+    let known: Vec<String> = named.iter().map(ToString::to_string).collect();
+    for member in members_path().map(|path| Members::load(&path)).unwrap_or_default().beside(&known) {
+        let target = Address::parse(member, 7401).map(Target::Tcp);
+        targets.extend(target.ok().filter(|target| !targets.contains(target)).into_iter().collect::<Vec<_>>());
+    }
+    let token_file = reach.api_token_file.clone().unwrap_or_else(|| data_dir.join("api.token"));
+    let api_token = read_if_there(&token_file, reach.api_token_file.is_some())?;
+    let api_token = api_token.map(|text| Secret::new(String::from_utf8_lossy(&text).trim()));
+    let ca_file = reach.ca_file.clone().unwrap_or_else(|| data_dir.join("tls/ca.crt"));
+    let ca_pem = read_if_there(&ca_file, reach.ca_file.is_some())?;
+    Ok(Client::new(targets, api_token, ca_pem.as_deref()).context("prepare to ask a node")?)
+}
+
+/// Returns the admin socket of this machine's node: the one its settings name, else the only one there is.
+fn admin_socket(config: &Config) -> PathBuf {
+    let wanted = config.admin_socket();
+    if wanted.exists() {
+        return wanted;
+    }
+    let entries = fs::read_dir(&config.run_dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut sockets: Vec<_> = entries.filter(|path| path.extension().is_some_and(|ending| ending == "sock")).collect();
+    match (sockets.pop(), sockets.is_empty()) {
+        (Some(only), true) => only,
+        _ => wanted,
+    }
+}
+
+fn read_if_there(path: &Path, is_named: bool) -> Result<Option<Vec<u8>>, CliError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(_) if !is_named => Ok(None),
+        Err(error) => Err(CliError::Usage(format!("{} cannot be read ({error}). Nothing was asked", path.display()))),
+    }
+}
+
+fn members_path() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
+    cache.map(|cache| cache.join("hasup/members.json"))
+}
+
+/// Remembers the members that `status` names, for a day when the node asked today is dead. Best effort.
+pub(super) fn remember(status: &Status) {
+    let Some(path) = members_path() else { return };
+    let mut members = Members::load(&path);
+    if members.note(status)
+        && let Err(error) = members.save(&path)
+    {
+        tracing::debug!(%error, path = %path.display(), "the members cannot be remembered");
+    }
+}
+
+/// Prints every setting in effect with its origin.
+pub(super) fn config_check(cli: &Cli, node: &NodeFlags, out: Out) -> Result<ExitCode, CliError> {
+    let local = Local::load(&cli.reach, node)?;
+    let rows: Vec<_> = local
+        .effective
+        .iter()
+        .map(|effective| vec![effective.key.to_owned(), effective.value.clone(), effective.origin.to_string()])
+        .collect();
+    let json: Vec<_> = local
+        .effective
+        .iter()
+        .map(|effective| {
+            serde_json::json!({"key": effective.key, "value": effective.value, "origin": effective.origin.to_string()})
+        })
+        .collect();
+    out.answer(&json, &table(&["SETTING", "VALUE", "FROM"], &rows))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Removes a file that may be absent.
+pub(super) fn remove_if_there(path: &Path) -> Result<(), CliError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(anyhow::Error::new(error).context(format!("remove {}", path.display())).into())
+        }
+        _ => Ok(()),
+    }
+}

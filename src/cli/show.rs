@@ -1,0 +1,260 @@
+//! How answers look: tables and sentences for people, one JSON document for programs.
+
+use std::io::Write;
+
+use anyhow::Context;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::CliError;
+use crate::node::handle::EventInfo;
+use crate::node::options::durability_name;
+use crate::node::status::{NodeStatus, Status};
+
+/// Standard output, in the form that was asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Out {
+    json: bool,
+}
+
+impl Out {
+    pub(super) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    pub(super) fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// Prints `value` as one JSON document, or `text`.
+    pub(super) fn answer(self, value: &impl Serialize, text: &str) -> Result<(), CliError> {
+        let text = if self.json {
+            serde_json::to_string(value).context("write the answer as JSON")?
+        } else {
+            text.trim_end().to_owned()
+        };
+        self.bytes(format!("{text}\n").as_bytes())
+    }
+
+    /// Prints `bytes` as they are.
+    pub(super) fn bytes(self, bytes: &[u8]) -> Result<(), CliError> {
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(bytes).and_then(|()| stdout.flush()).context("write to standard output")?;
+        Ok(())
+    }
+}
+
+/// Aligns rows in columns two spaces apart, without trailing spaces.
+pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = header.iter().map(|cell| cell.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    let header = header.iter().map(|cell| (*cell).to_owned()).collect();
+    for row in std::iter::once(&header).chain(rows) {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// Returns `bytes` as people read sizes.
+pub(super) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
+    let mut rest = bytes;
+    let mut unit = "B";
+    for larger in UNITS {
+        if rest < 10 * 1024 {
+            break;
+        }
+        rest /= 1024;
+        unit = larger;
+    }
+    format!("{rest} {unit}")
+}
+
+/// Returns the table of `nodes list`.
+pub(super) fn nodes(status: &Status) -> String {
+    let row = |node: &NodeStatus| {
+        let lag = match (node.is_reachable, node.lag_bytes, node.heard_ms_ago) {
+            (true, Some(bytes), _) => size(bytes),
+            (true, None, _) => "-".to_owned(),
+            (false, _, Some(age)) => format!("silent {} s", age / 1000),
+            (false, _, None) => "silent".to_owned(),
+        };
+        let priority = if node.nofailover { "never".to_owned() } else { node.priority.to_string() };
+        let raft = node.raft.as_str().to_owned();
+        vec![node.name.clone(), node.address.clone(), node.state.to_string(), raft, priority, lag, node.version.clone()]
+    };
+    let rows: Vec<_> = status.nodes.iter().map(row).collect();
+    let mut text = table(&["NAME", "ADDRESS", "STATE", "RAFT", "PRIORITY", "LAG", "VERSION"], &rows);
+    if !status.cluster.majority {
+        text += "MINORITY: this node hears no majority of the voters; what it shows of others may be old.\n";
+    }
+    text
+}
+
+/// Returns the page of `status`.
+pub(super) fn status(status: &Status) -> String {
+    let cluster = &status.cluster;
+    let active = match &status.active {
+        Some(name) => format!("{name} is active"),
+        None => "no node is active".to_owned(),
+    };
+    let mut text = format!(
+        "cluster {} ({}), generation {}: {active}, durability {}\n",
+        if cluster.name.is_empty() { "-" } else { &cluster.name },
+        if cluster.id.is_empty() { "-" } else { &cluster.id },
+        cluster.generation,
+        durability_name(cluster.durability),
+    );
+    if !cluster.failure_cost.is_empty() {
+        text += &format!("{}\n", cluster.failure_cost);
+    }
+    text += &format!("\n{}", nodes(status));
+    let list = |title: &str, lines: &[String]| {
+        let items: String = lines.iter().map(|line| format!("  {line}\n")).collect();
+        if lines.is_empty() { String::new() } else { format!("\n{title}\n{items}") }
+    };
+    text += &list("warnings:", &cluster.warnings);
+    let failing: Vec<_> = status
+        .nodes
+        .iter()
+        .flat_map(|node| node.checks.iter().map(move |(name, check)| (node, name, check)))
+        .filter(|(_, _, check)| !check.is_passing)
+        .map(|(node, name, check)| format!("{} {name}: {}", node.name, check.detail))
+        .collect();
+    text += &list("failing checks:", &failing);
+    let here = format!("{} ({}) waits for:", status.me, status.state);
+    text += &list(&here, &status.waiting_on);
+    text
+}
+
+/// Returns the table of `history`, each event with why.
+pub(super) fn history(events: &[EventInfo]) -> String {
+    let mut text = String::new();
+    for info in events {
+        let event = &info.event;
+        let when = moment(event.at_ms / 1000);
+        text += &format!("{} {when} generation {} {} {}", info.id, event.generation, info.node, event.kind);
+        if !event.why.step.is_empty() {
+            text += &format!(": {}", event.why.step);
+        }
+        if !event.why.rule.is_empty() {
+            text += &format!(" ({})", event.why.rule);
+        }
+        text.push('\n');
+        for fact in &event.why.facts {
+            text += &format!("    {fact}\n");
+        }
+    }
+    text
+}
+
+/// Returns a wall-clock second in UTC as people read it.
+pub(super) fn moment(second: u64) -> String {
+    i64::try_from(second)
+        .ok()
+        .and_then(|second| OffsetDateTime::from_unix_timestamp(second).ok())
+        .and_then(|moment| moment.format(&Rfc3339).ok())
+        .unwrap_or_else(|| second.to_string())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::ha::record::MemberKind;
+    use crate::ha::state::NodeState;
+    use crate::node::status::RaftRole;
+    use crate::types::{Generation, Lsn, NodeId, Timeline};
+
+    /// A cluster of three: one active, one behind, one silent.
+    pub(in crate::cli) fn example() -> Status {
+        let node = |id: u64, state, raft, lag| NodeStatus {
+            id: NodeId(id),
+            name: format!("n{id}"),
+            address: format!("10.0.0.{id}:7400"),
+            api_address: format!("10.0.0.{id}:7401"),
+            postgres_address: format!("10.0.0.{id}:5432"),
+            kind: MemberKind::Data,
+            state,
+            is_reachable: true,
+            heard_ms_ago: Some(40),
+            raft,
+            priority: 100,
+            nofailover: false,
+            timeline: Some(Timeline(2)),
+            lsn: Some(Lsn(0x300_0148)),
+            lag_bytes: lag,
+            version: "0.1.0".to_owned(),
+            checks: BTreeMap::new(),
+        };
+        let mut status = Status::starting("n1");
+        status.cluster.id = "c0ffee".to_owned();
+        status.cluster.name = "prod".to_owned();
+        status.cluster.generation = Generation(7);
+        status.cluster.majority = true;
+        status.cluster.lease_ms = 2000;
+        status.cluster.failure_cost =
+            "The failure of any one node would stop writes for about 2 s and lose nothing.".to_owned();
+        status.state = NodeState::Active;
+        status.active = Some("n1".to_owned());
+        status.raft_leader = Some("n2".to_owned());
+        status.waiting_on.clear();
+        status.nodes = vec![
+            node(1, NodeState::Active, RaftRole::Follower, Some(0)),
+            node(2, NodeState::Standby, RaftRole::Leader, Some(20_000_000)),
+            node(3, NodeState::Failed, RaftRole::Unknown, None),
+        ];
+        status.nodes[1].nofailover = true;
+        status.nodes[2].is_reachable = false;
+        status.nodes[2].heard_ms_ago = Some(12_345);
+        status
+    }
+
+    #[test]
+    fn nodes_list_keeps_its_columns() {
+        let expected = "\
+NAME  ADDRESS        STATE    RAFT      PRIORITY  LAG          VERSION
+n1    10.0.0.1:7400  active   follower  100       0 B          0.1.0
+n2    10.0.0.2:7400  standby  leader    never     19 MB        0.1.0
+n3    10.0.0.3:7400  failed   unknown   100       silent 12 s  0.1.0
+";
+        assert_eq!(nodes(&example()), expected);
+        let mut cut_off = example();
+        cut_off.cluster.majority = false;
+        assert!(nodes(&cut_off).contains("MINORITY"));
+    }
+
+    #[test]
+    fn a_node_in_json_keeps_its_keys() {
+        let json = serde_json::to_value(&example().nodes[1]).unwrap();
+        let expected = serde_json::json!({
+            "id": 2, "name": "n2", "address": "10.0.0.2:7400", "api_address": "10.0.0.2:7401",
+            "postgres_address": "10.0.0.2:5432", "kind": "data", "state": "standby", "is_reachable": true,
+            "heard_ms_ago": 40, "raft": "leader", "priority": 100, "nofailover": true, "timeline": 2, "lsn": "0/3000148",
+            "lag_bytes": 20_000_000, "version": "0.1.0", "checks": {},
+        });
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn status_says_who_is_active_and_what_a_failure_would_cost() {
+        let mut cluster = example();
+        cluster.cluster.warnings.push("n3 is silent".to_owned());
+        let text = status(&cluster);
+        assert!(
+            text.starts_with("cluster prod (c0ffee), generation 7: n1 is active, durability two_nodes\nThe failure of"),
+            "{text}"
+        );
+        assert!(text.ends_with("\nwarnings:\n  n3 is silent\n"), "{text}");
+        assert_eq!(moment(0), "1970-01-01T00:00:00Z");
+    }
+}

@@ -1,0 +1,510 @@
+//! Carries out a plan: one match over [`Step`], each arm a call that may be repeated.
+//!
+//! Steps that PostgreSQL or the network may hold up for long run as the one job beside the loop; all others end within
+//! milliseconds or at their limit, and the first that fails ends the round.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Shared;
+use super::database::JobPlace;
+use crate::guard::{GuardError, Lease, StopMode};
+use crate::ha::durable::DataState;
+use crate::ha::plan::Step;
+use crate::ha::record::{DataMember, Member};
+use crate::ha::timing::Timing;
+use crate::ha::view::{Followed, Job, NamesInEffect, SyncNames};
+use crate::peer::{PeerRequest, PeerResponse};
+use crate::postgres::basebackup::BaseBackup;
+use crate::postgres::rewind::{self, Rewind};
+use crate::postgres::{
+    Follow, PgError, Source, SslMode, SslPaths, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
+};
+use crate::sys::clock::wall_now;
+use crate::tls::config::MemberProtocol;
+use crate::types::{Generation, Lsn, NodeId, Timeline};
+
+/// How long PostgreSQL has to leave by itself when it must go at once: enough for its processes to see SIGQUIT.
+const KILL_AFTER: Duration = Duration::from_millis(50);
+/// How long a short question to PostgreSQL may take.
+const SHORT: Duration = Duration::from_secs(2);
+/// How long work may take that waits for a checkpoint of a busy database.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
+/// How long a copy of the database may take before it is begun anew.
+const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long a rewind may take before a copy is made instead.
+const REWIND_LIMIT: Duration = Duration::from_secs(3600);
+
+/// A step was not carried out. The next round decides afresh.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepError {
+    /// The guard did not do it.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// PostgreSQL did not do it.
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+    /// The disk did not take a durable fact.
+    #[error("write this node's durable facts")]
+    Durable(#[from] std::io::Error),
+    /// What the step is about is not known here.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+impl Shared {
+    /// Carries out `step`. What it changed has been noted when this returns.
+    pub(super) async fn act(self: &Arc<Self>, step: Step) -> Result<(), StepError> {
+        self.refuse_stale(&step)?;
+        match step {
+            Step::PersistAcknowledged { generation } => {
+                self.remember(move |facts| facts.acknowledged = facts.acknowledged.max(generation)).await
+            }
+            Step::PersistBar { generation } => {
+                self.remember(move |facts| facts.barred = facts.barred.max(generation)).await
+            }
+            Step::PersistResignation { generation, reason } => {
+                let event = self.event_of_resignation(generation, &reason);
+                self.remember(move |facts| {
+                    facts.resigned = facts.resigned.max(generation);
+                    facts.resign_reason = Some(reason);
+                })
+                .await?;
+                self.tell(event);
+                Ok(())
+            }
+            Step::PersistIntact => self.remember(|facts| facts.data = DataState::Intact).await,
+            Step::CutReceiver { .. } => self.cut_receiver().await,
+            Step::Fence { .. } => {
+                let fenced = self.guard.client()?.fence(KILL_AFTER).await.map(drop);
+                self.postgres.note_change();
+                Ok(fenced?)
+            }
+            Step::Disarm { generation } => Ok(self.guard.client()?.disarm(generation).await?),
+            Step::PutStandbySignal => Ok(self.postgres.postgres.layout().put_standby_signal()?),
+            Step::StartPostgres => self.start_postgres().await,
+            Step::Follow(followed) => self.follow(followed),
+            Step::CheckLineage { node, promoted } => {
+                self.job(Job::CheckingLineage, move |shared, place| shared.check_lineage(node, promoted, place));
+                Ok(())
+            }
+            Step::Rejoin { from, generation } => {
+                self.job(Job::Rebuilding, move |shared, place| shared.rebuild(from, generation, true, place));
+                Ok(())
+            }
+            Step::CopyDatabase { from, generation } => {
+                self.job(Job::Rebuilding, move |shared, place| shared.rebuild(from, generation, false, place));
+                Ok(())
+            }
+            Step::ArmGuard { generation, deadline } => {
+                let fence_lead = self.timing().fence_lead;
+                self.note_acted(generation);
+                Ok(self.guard.client()?.arm(Lease { generation, deadline, fence_lead }).await?)
+            }
+            Step::SetNames { names, .. } => self.set_names(names).await,
+            Step::Promote { timeline, .. } => {
+                let limit = self.timing().promote_limit;
+                self.job(Job::Brief("PostgreSQL to be promoted"), move |shared, place| {
+                    shared.promote_postgres(timeline, limit, place)
+                });
+                Ok(())
+            }
+            Step::ProbeWrite { .. } => {
+                self.job(Job::Brief("a first write through the standbys"), |shared, place| shared.probe_write(place));
+                Ok(())
+            }
+            Step::PrepareSwitchover { generation } => {
+                self.job(Job::Brief("a checkpoint ahead of the switchover"), move |shared, place| {
+                    shared.prepare_switchover(generation, place)
+                });
+                Ok(())
+            }
+            Step::StopCleanly { generation } => {
+                let limit = self.timing().clean_stop_limit;
+                self.job(Job::StoppingCleanly, move |shared, place| shared.stop_cleanly(generation, limit, place));
+                Ok(())
+            }
+        }
+    }
+
+    /// The record may have changed since the step was decided; what would act for a generation that is over is not done.
+    fn refuse_stale(&self, step: &Step) -> Result<(), StepError> {
+        let generation = match step {
+            Step::ArmGuard { generation, .. }
+            | Step::SetNames { generation, .. }
+            | Step::Promote { generation, .. }
+            | Step::ProbeWrite { generation }
+            | Step::PrepareSwitchover { generation }
+            | Step::StopCleanly { generation }
+            | Step::Rejoin { generation, .. }
+            | Step::CopyDatabase { generation, .. } => *generation,
+            Step::Follow(followed) => followed.generation,
+            Step::PersistAcknowledged { .. }
+            | Step::PersistBar { .. }
+            | Step::PersistResignation { .. }
+            | Step::PersistIntact
+            | Step::CutReceiver { .. }
+            | Step::Fence { .. }
+            | Step::Disarm { .. }
+            | Step::PutStandbySignal
+            | Step::StartPostgres
+            | Step::CheckLineage { .. } => return Ok(()),
+        };
+        let durable = self.durable.get();
+        let newest = self.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
+        let is_over = generation < newest || generation <= durable.barred || generation <= durable.resigned;
+        if is_over {
+            return Err(StepError::Unknown(format!(
+                "generation {generation} is over; generation {newest} is in force"
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) fn timing(&self) -> Timing {
+        Timing::from_options(&self.state().options)
+    }
+
+    /// Changes the durable facts on a thread that may wait for the disk.
+    async fn remember(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut crate::ha::durable::Durable) + Send + 'static,
+    ) -> Result<(), StepError> {
+        let shared = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || shared.durable.change(change)).await;
+        written.map_err(|error| StepError::Unknown(format!("write this node's durable facts: {error}")))??;
+        Ok(())
+    }
+
+    fn job<W>(self: &Arc<Self>, job: Job, work: impl FnOnce(Arc<Self>, JobPlace) -> W)
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        if let Some(place) = self.postgres.begin_job(job) {
+            self.tasks.spawn("job", work(Arc::clone(self), place));
+        }
+    }
+
+    async fn cut_receiver(&self) -> Result<(), StepError> {
+        let limit = self.timing().bar_limit;
+        let cut = self.postgres.postgres.bar(limit).await;
+        if let Err(error) = cut {
+            tracing::warn!(%error, "the WAL receiver could not be cut off in time; PostgreSQL is stopped instead");
+            self.guard.client()?.stop(StopMode::Immediate { kill_after: KILL_AFTER }).await?;
+            // stopped, the files alone say whom it may follow
+            self.postgres.postgres.bar(limit).await?;
+        }
+        self.postgres.note_follows(None)?;
+        self.postgres.note_change();
+        Ok(())
+    }
+
+    async fn start_postgres(self: &Arc<Self>) -> Result<(), StepError> {
+        if rewind::pending(self.postgres.postgres.layout()).is_some() {
+            return Err(StepError::Unknown(
+                "a rewind was begun and not ended: PostgreSQL is not started on what it left".to_owned(),
+            ));
+        }
+        if self.postgres.ended_at_once() {
+            if let Some(place) = self.postgres.begin_job(Job::Starting) {
+                let log = self.postgres.postgres.layout().log_file();
+                place.fail(
+                    format!("PostgreSQL ended right after its start; its log is {}", log.display()),
+                    Duration::from_secs(1),
+                );
+            }
+            return Ok(());
+        }
+        let members = self.state().members.values().map(|member| member.name.clone()).collect();
+        let postgres = Arc::clone(&self.postgres.postgres);
+        let prepared = tokio::task::spawn_blocking(move || postgres.prepare_start(None, &members)).await;
+        let spec = prepared.map_err(|error| StepError::Unknown(format!("prepare PostgreSQL's start: {error}")))??;
+        self.postgres.note_follows(None)?;
+        self.postgres.note_started();
+        self.guard.client()?.start_postgres(spec).await?;
+        self.postgres.note_change();
+        Ok(())
+    }
+
+    fn follow(&self, followed: Followed) -> Result<(), StepError> {
+        let follow = Follow {
+            generation: followed.generation,
+            source: self.source(followed.node)?,
+            member: DataMember { node: self.me, incarnation: self.durable.get().incarnation },
+        };
+        // noted first: after a crash in between, the bar still knows that there may be a receiver
+        self.postgres.note_follows(Some(followed))?;
+        self.postgres.postgres.follow(&follow)?;
+        self.postgres.note_change();
+        Ok(())
+    }
+
+    fn member(&self, node: NodeId) -> Result<Arc<Member>, StepError> {
+        let member = self.state().members.get(&node).cloned();
+        member.ok_or_else(|| StepError::Unknown(format!("node {node} is no member that this node knows of")))
+    }
+
+    fn source(&self, node: NodeId) -> Result<Source, StepError> {
+        let member = self.member(node)?;
+        let host = member.postgres_host.trim_matches(['[', ']']).to_owned();
+        Ok(Source { host, port: member.postgres_port, ssl_mode: SslMode::VerifyCa })
+    }
+
+    /// Sets the names. On a standby that is about to be promoted they are written and seen; on a primary they are in effect.
+    async fn set_names(self: &Arc<Self>, names: SyncNames) -> Result<(), StepError> {
+        let view = self.postgres.view(&self.guard.view(), self.postgres_process());
+        if view.in_recovery == Some(false) {
+            self.job(Job::Brief("the new commit set to be in effect"), move |shared, place| {
+                shared.settle_names(names, place)
+            });
+            return Ok(());
+        }
+        self.postgres.postgres.set_sync_names(&to_postgres(&names), SHORT).await?;
+        self.postgres.note_names(NamesInEffect { names, since: Lsn(0) });
+        self.postgres.note_change();
+        Ok(())
+    }
+
+    // ---- long work ----
+
+    async fn settle_names(self: Arc<Self>, names: SyncNames, place: JobPlace) {
+        let settled = async {
+            self.postgres.postgres.set_sync_names(&to_postgres(&names), CHECKPOINT_LIMIT).await?;
+            let end = self
+                .postgres
+                .postgres
+                .run_sql("tell the end of its log", "select pg_current_wal_insert_lsn()", SHORT)
+                .await?;
+            let text = end.into_iter().flatten().flatten().next().unwrap_or_default();
+            text.parse::<Lsn>()
+                .map_err(|error| PgError::Answer { what: "tell the end of its log", detail: error.to_string() })
+        };
+        match settled.await {
+            Ok(since) => self.postgres.note_names(NamesInEffect { names, since }),
+            Err(error) => place.fail(format!("the names of the standbys are not in effect: {}", chain(&error)), SHORT),
+        }
+    }
+
+    async fn promote_postgres(self: Arc<Self>, timeline: Timeline, limit: Duration, place: JobPlace) {
+        let process = self.postgres_process();
+        match self.postgres.postgres.promote(timeline, limit).await {
+            Ok(()) => self.postgres.note_promoted(process, timeline),
+            Err(error) => place.fail(format!("promote PostgreSQL: {}", chain(&error)), Duration::from_secs(1)),
+        }
+    }
+
+    async fn probe_write(self: Arc<Self>, place: JobPlace) {
+        let limit = self.timing().promote_limit;
+        let probed = async {
+            self.provision().await?;
+            self.postgres.postgres.probe_quorum_write(limit).await
+        };
+        match probed.await {
+            Ok(WriteProbe::Written(_)) => self.postgres.note_written(),
+            // it lives and serves others, which is what the probe is about
+            Ok(WriteProbe::Exhausted) => self.postgres.note_written(),
+            Ok(WriteProbe::NotWritable) => {
+                place.fail("PostgreSQL takes no writes yet".to_owned(), Duration::from_millis(50))
+            }
+            Err(error) => {
+                place.fail(format!("write through the standbys: {}", chain(&error)), Duration::from_millis(200))
+            }
+        }
+    }
+
+    /// Makes what every cluster needs, where it is not there: at the first promotion of all, and after an adoption.
+    async fn provision(&self) -> Result<(), PgError> {
+        let there = "select to_regclass('hasup.heartbeat') is not null and exists (select from pg_database where datname = 'app')";
+        let rows = self.postgres.postgres.run_sql("look for hasup's schema", there, SHORT).await?;
+        if rows.into_iter().flatten().flatten().next().as_deref() == Some("t") {
+            return Ok(());
+        }
+        self.postgres.postgres.provision(CHECKPOINT_LIMIT).await?;
+        self.postgres.postgres.provision_application("app", CHECKPOINT_LIMIT).await.map(drop)
+    }
+
+    async fn prepare_switchover(self: Arc<Self>, generation: Generation, place: JobPlace) {
+        match self.postgres.checkpoint().await {
+            Ok(()) => self.postgres.note_checkpointed(generation),
+            Err(error) => place.fail(format!("checkpoint ahead of the switchover: {}", chain(&error)), SHORT),
+        }
+    }
+
+    async fn stop_cleanly(self: Arc<Self>, generation: Generation, limit: Duration, place: JobPlace) {
+        let stopped = async {
+            self.guard.client()?.stop(StopMode::Fast { limit }).await?;
+            Ok::<_, StepError>(self.postgres.postgres.final_position().await?.position)
+        };
+        match stopped.await {
+            Ok(position) => self.postgres.note_stopped(generation, position),
+            // stopped, but not in order: its log's end shows when it has started as a standby
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "PostgreSQL did not stop in order");
+                place.fail(format!("stop PostgreSQL in order: {}", chain(&error)), Duration::from_millis(10));
+            }
+        }
+    }
+
+    async fn check_lineage(self: Arc<Self>, node: NodeId, promoted: Generation, place: JobPlace) {
+        let view = self.postgres.view(&self.guard.view(), self.postgres_process());
+        let record = self.state().assignment.as_ref().map(|record| (*record.value).clone());
+        let (Some(own), Some(record)) = (view.position, record.filter(|record| record.promoted == promoted)) else {
+            return;
+        };
+        let request = PeerRequest::TimelineHistory { timeline: record.timeline };
+        let compared = match self.peers.call(node, MemberProtocol::Raft, request, SHORT).await {
+            Ok(PeerResponse::TimelineHistory { file: Some(bytes) }) => {
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                TimelineHistory::parse(record.timeline, &text)
+                    .and_then(|history| self.postgres.compare(promoted, own, &history).map_err(|error| chain(&error)))
+            }
+            Ok(PeerResponse::TimelineHistory { file: None }) => {
+                Err("the active node has not been promoted yet".to_owned())
+            }
+            Ok(other) => Err(format!("the active node answered {other:?}")),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = compared {
+            place.fail(format!("compare histories: {error}"), Duration::from_millis(100));
+        }
+    }
+
+    /// Gives this node the active one's data: by a rewind where the histories have a beginning in common, else by a copy (L19).
+    async fn rebuild(self: Arc<Self>, from: NodeId, generation: Generation, may_rewind: bool, place: JobPlace) {
+        if let Err(error) = self.rebuild_or_fail(from, generation, may_rewind, &place).await {
+            tracing::warn!(error = %chain(&error), "the database is not rebuilt yet");
+            place.fail(format!("rebuild the database: {}", chain(&error)), Duration::from_secs(1));
+        }
+    }
+
+    async fn rebuild_or_fail(
+        self: &Arc<Self>,
+        from: NodeId,
+        generation: Generation,
+        may_rewind: bool,
+        place: &JobPlace,
+    ) -> Result<(), StepError> {
+        let source = self.source(from)?;
+        let layout = self.postgres.postgres.layout().clone();
+        let programs = self.postgres.postgres.programs().clone();
+        let ssl = self.postgres.postgres.settings().ssl.clone();
+        let pending = rewind::pending(&layout).is_some();
+        let fork = self.postgres.fork();
+        let own = self.postgres.view(&self.guard.view(), self.postgres_process()).position;
+        if self.durable.get().data != (DataState::Rebuilding { until: None }) {
+            self.remember(|facts| {
+                facts.incarnation = facts.incarnation.next();
+                facts.data = DataState::Rebuilding { until: None };
+            })
+            .await?;
+        }
+        // in order and as a standby, which is what a rewind needs; nobody writes here
+        self.guard.client()?.stop(StopMode::Fast { limit: Duration::from_secs(60) }).await?;
+        self.postgres.note_change();
+
+        let mut is_rewound = false;
+        if let (true, true, Some(own)) =
+            (may_rewind, pending || fork.is_some(), own.or(pending.then_some(Default::default())))
+        {
+            place.becomes(Job::Rebuilding);
+            self.ask_for_checkpoint(from, generation).await?;
+            let label = format!("{}", wall_now().as_secs());
+            let rewind = Rewind {
+                source: source.clone(),
+                ssl: ssl.clone(),
+                fork: fork.unwrap_or_default(),
+                own,
+                label,
+                limit: REWIND_LIMIT,
+            };
+            match rewind.run(&programs, &layout).await {
+                Ok(salvage) => {
+                    tracing::info!(from = %salvage.from, to = %salvage.to, "rewound; the dropped tail is kept under salvage/");
+                    is_rewound = true;
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "the rewind failed; the database is copied instead")
+                }
+            }
+        }
+        if !is_rewound {
+            self.copy(source, ssl).await?;
+            rewind::forget(&layout)?;
+        }
+        // the copy is consistent once it has replayed to here: the source's log ended below this when it was made
+        let until =
+            self.end_of(from).ok_or_else(|| StepError::Unknown("the active node's log end is not known".to_owned()))?;
+        self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
+        self.postgres.forget_lineage();
+        let event = self.event_of_rebuild(generation, is_rewound);
+        self.tell(event);
+        Ok(())
+    }
+
+    async fn copy(&self, source: Source, ssl: SslPaths) -> Result<(), StepError> {
+        let layout = self.postgres.postgres.layout().clone();
+        let backup = BaseBackup {
+            source,
+            ssl,
+            application: "hasup_copy".to_owned(),
+            max_rate_kib: None,
+            // the member that admitted this node has compared the sizes
+            expected_bytes: 0,
+            limit: COPY_LIMIT,
+        };
+        let mut told = 0;
+        let told = &mut told;
+        backup
+            .run(self.postgres.postgres.programs(), &layout, |progress| {
+                let percent = progress.done_kib * 100 / progress.total_kib.max(1);
+                if percent >= *told + 10 || percent == 100 {
+                    *told = percent;
+                    tracing::info!(
+                        percent,
+                        copied_kib = progress.done_kib,
+                        total_kib = progress.total_kib,
+                        "copying the database"
+                    );
+                }
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn ask_for_checkpoint(&self, node: NodeId, generation: Generation) -> Result<(), StepError> {
+        let request = PeerRequest::Checkpoint { generation };
+        match self.peers.call(node, MemberProtocol::Bulk, request, CHECKPOINT_LIMIT).await {
+            Ok(PeerResponse::Checkpointed) => Ok(()),
+            Ok(other) => Err(StepError::Unknown(format!("the active node made no checkpoint: {other:?}"))),
+            Err(error) => Err(StepError::Unknown(error.to_string())),
+        }
+    }
+
+    /// Where the log of `node` ended when it last said so.
+    fn end_of(&self, node: NodeId) -> Option<Lsn> {
+        let view = self.pulses.view();
+        Some(view.peers.get(&node)?.report.data?.position?.lsn)
+    }
+}
+
+fn to_postgres(names: &SyncNames) -> PostgresNames {
+    match names {
+        SyncNames::Set(set) => PostgresNames::of(set),
+        SyncNames::Nobody => PostgresNames::Nobody,
+    }
+}
+
+/// An error with all its causes, for people.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(next) = source {
+        let next_text = next.to_string();
+        if !text.ends_with(&next_text) {
+            text.push_str(": ");
+            text.push_str(&next_text);
+        }
+        source = next.source();
+    }
+    text
+}

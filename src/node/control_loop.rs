@@ -1,0 +1,274 @@
+//! Observe, decide, act, publish: again and again, woken by events and paced by itself.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::Shared;
+use super::act::chain;
+use super::publish;
+use super::status::Status;
+use super::views::RecordClock;
+use crate::ha::decide::decide;
+use crate::ha::plan::{Plan, WaitingOn};
+use crate::ha::pulse::Stance;
+use crate::ha::rules::Rules;
+use crate::ha::state::NodeState;
+use crate::ha::timing::Timing;
+use crate::ha::view::NodeView;
+use crate::kv::State;
+use crate::peer::PeerAddress;
+use crate::pulse::PulsePeer;
+use crate::sys::clock::boot_now;
+use crate::types::{BootTime, NodeName};
+
+/// A round after a failed step is not begun sooner: the same failure again and again would fill log and processor.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
+/// How often host names of members are resolved anew for the pulses.
+const RESOLVE_EVERY: Duration = Duration::from_secs(10);
+
+/// Returns the plan of a node that has not looked at anything.
+pub(super) fn first_plan() -> Plan {
+    Plan {
+        state: NodeState::Empty,
+        stance: Stance::default(),
+        steps: Vec::new(),
+        waiting_on: vec![WaitingOn::FirstRecord],
+        look_again: BootTime(0),
+        serves_until: None,
+        resigning: None,
+        stated: None,
+    }
+}
+
+/// Runs the loop until it is dropped.
+pub(super) async fn run(shared: Arc<Shared>, published: watch::Sender<Arc<Status>>) {
+    let mut control = ControlLoop {
+        published,
+        clock: RecordClock::default(),
+        members_index: None,
+        resolved_at: Instant::now(),
+        logged: None,
+        publisher: publish::Publisher::default(),
+        shared,
+    };
+    loop {
+        control.round().await;
+    }
+}
+
+/// Waits until this node's PostgreSQL is stopped and its role has ended, or `limit` has passed.
+pub(super) async fn wait_until_stopped(shared: &Shared, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    let mut guard = shared.guard.watch();
+    let mut plans = shared.plan.subscribe();
+    loop {
+        let view = shared.guard.view();
+        let has_role = view.armed.is_some();
+        if !view.is_present || (!has_role && !view.has_processes) {
+            return;
+        }
+        if !has_role {
+            // a standby stops in order by itself once it no longer holds a role
+            if let Ok(client) = shared.guard.client() {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if let Err(error) = client.stop(crate::guard::StopMode::Fast { limit: left }).await {
+                    tracing::warn!(%error, "PostgreSQL was not stopped in order");
+                }
+            }
+            return;
+        }
+        tokio::select! {
+            _ = guard.changed() => {}
+            _ = plans.changed() => {}
+            () = tokio::time::sleep_until(deadline) => {
+                tracing::warn!("the role could not be handed over in time; the lease ends it");
+                return;
+            }
+        }
+    }
+}
+
+struct ControlLoop {
+    shared: Arc<Shared>,
+    published: watch::Sender<Arc<Status>>,
+    clock: RecordClock,
+    members_index: Option<u64>,
+    resolved_at: Instant,
+    logged: Option<(NodeState, Vec<String>)>,
+    publisher: publish::Publisher,
+}
+
+impl ControlLoop {
+    async fn round(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let state = shared.state();
+        self.follow_members(&state).await;
+        if let Some(record) = &state.assignment {
+            shared.postgres.notice_missing_log(record.value.promoted);
+        }
+        let view = self.view(&state);
+        let plan = decide(&view);
+        // in effect before any step: whoever bars no longer acknowledges
+        shared.pulses.set_stance(plan.stance.clone());
+        shared.postgres.set_hot(is_in_motion(&plan));
+        self.log(&plan);
+        shared.plan.send_replace(Arc::new(plan.clone()));
+        shared.rounds.send_modify(|round| *round += 1);
+        let status = self.publisher.status(&shared, &state, &view, &plan);
+        self.published.send_replace(Arc::new(status));
+
+        let mut has_failed = false;
+        for step in plan.steps.clone() {
+            tracing::debug!(?step, "step");
+            if let Err(error) = shared.act(step.clone()).await {
+                tracing::info!(?step, error = %chain(&error), "step not done; decided afresh");
+                has_failed = true;
+                break;
+            }
+        }
+        let pause = if has_failed {
+            PAUSE_AFTER_ERROR
+        } else if plan.steps.iter().any(is_immediate) {
+            // what was just made durable changes what is decided
+            return;
+        } else {
+            plan.look_again.since(boot_now())
+        };
+        if has_failed {
+            sleep(pause).await;
+            return;
+        }
+        tokio::select! {
+            () = shared.news.notified() => {}
+            () = sleep(pause.max(Duration::from_millis(1))) => {}
+        }
+    }
+
+    fn view(&mut self, state: &State) -> NodeView {
+        let shared = &self.shared;
+        let now = boot_now();
+        let guard = shared.guard.view();
+        let postgres = shared.postgres.view(&guard, shared.postgres_process());
+        let is_stopping = *shared.shutdown.borrow() == Some(true);
+        NodeView {
+            now,
+            me: shared.me,
+            kind: shared.kind,
+            timing: Timing::from_options(&state.options),
+            rules: Rules::default(),
+            record: self.clock.record(state, now),
+            goals: (*state.goals.value).clone(),
+            durable: shared.durable.get(),
+            acted_under: *shared.acted_under.lock(),
+            resigning: shared.plan.borrow().resigning.clone(),
+            lineage: shared.postgres.lineage(),
+            pulse: shared.pulses.view(),
+            guard,
+            postgres,
+            job: shared.postgres.job(now),
+            is_stopping,
+            unfit: None,
+        }
+    }
+
+    /// Tells pulses, peers and PostgreSQL who the members are, whenever that has changed.
+    async fn follow_members(&mut self, state: &State) {
+        let shared = &self.shared;
+        let is_new = self.members_index != Some(state.members_index);
+        if !is_new && self.resolved_at.elapsed() < RESOLVE_EVERY {
+            return;
+        }
+        self.resolved_at = Instant::now();
+        if state.members.is_empty() {
+            // what the join was told still counts
+            return;
+        }
+        let others = || state.members.values().filter(|member| member.id != shared.me);
+        if is_new {
+            let addresses = others().map(|member| PeerAddress {
+                id: member.id,
+                name: member.name.clone(),
+                addresses: member.peer_addresses.clone(),
+            });
+            shared.peers.set_peers(addresses);
+            let names: BTreeSet<NodeName> = state.members.values().map(|member| member.name.clone()).collect();
+            if let Err(error) = shared.postgres.admit_members(&names) {
+                tracing::warn!(error = %chain(&error), "PostgreSQL's access rules do not name the present members yet");
+            } else {
+                self.members_index = Some(state.members_index);
+            }
+        }
+        let mut peers = Vec::new();
+        for member in others() {
+            peers.push(PulsePeer {
+                id: member.id,
+                key: member.pulse_key,
+                addresses: resolve(&member.peer_addresses).await,
+            });
+        }
+        shared.pulses.set_peers(&peers);
+        shared.pulses.set_timing(Timing::from_options(&state.options));
+    }
+
+    fn log(&mut self, plan: &Plan) {
+        let waiting: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
+        let now = (plan.state, waiting);
+        if self.logged.as_ref() != Some(&now) {
+            tracing::info!(state = %now.0, waiting_on = now.1.join("; "), "state");
+            self.logged = Some(now);
+        }
+    }
+}
+
+/// Whether PostgreSQL is about to change, so that it is worth looking at it every few milliseconds.
+fn is_in_motion(plan: &Plan) -> bool {
+    !matches!(plan.state, NodeState::Active | NodeState::Standby | NodeState::Witness | NodeState::Minority)
+        || plan.waiting_on.iter().any(|waiting| matches!(waiting, WaitingOn::LogEnd | WaitingOn::NextAssignment { .. }))
+        || !plan.steps.is_empty()
+}
+
+/// Whether a step's effect is there when it returns, so that the next round need not wait for news of it.
+fn is_immediate(step: &crate::ha::plan::Step) -> bool {
+    use crate::ha::plan::Step;
+    match step {
+        Step::PersistAcknowledged { .. }
+        | Step::PersistBar { .. }
+        | Step::PersistResignation { .. }
+        | Step::PersistIntact
+        | Step::CutReceiver { .. }
+        | Step::Fence { .. }
+        | Step::Disarm { .. }
+        | Step::PutStandbySignal
+        | Step::Follow(_) => true,
+        Step::StartPostgres
+        | Step::CheckLineage { .. }
+        | Step::Rejoin { .. }
+        | Step::CopyDatabase { .. }
+        | Step::ArmGuard { .. }
+        | Step::SetNames { .. }
+        | Step::Promote { .. }
+        | Step::ProbeWrite { .. }
+        | Step::PrepareSwitchover { .. }
+        | Step::StopCleanly { .. } => false,
+    }
+}
+
+/// Addresses are tried all; a name that does not resolve now may later.
+async fn resolve(addresses: &[String]) -> Vec<std::net::SocketAddr> {
+    let mut resolved = Vec::new();
+    for address in addresses {
+        // numbers need no resolver, and a resolver must never hold the loop up for long
+        if let Ok(number) = address.parse() {
+            resolved.push(number);
+        } else if let Ok(Ok(found)) =
+            tokio::time::timeout(Duration::from_millis(200), tokio::net::lookup_host(address)).await
+        {
+            resolved.extend(found);
+        }
+    }
+    resolved
+}

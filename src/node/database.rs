@@ -1,0 +1,503 @@
+//! This node's PostgreSQL as the control loop knows it: what was observed, what was done, and the long work under way.
+//!
+//! Observation runs beside the loop, as PostgreSQL may hang. Each observation knows when it began: what it says about the
+//! log's end or the receiver counts only if it began after the last step that changed them ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+
+use crate::guard::PostgresProcess;
+use crate::ha::record::DataMember;
+use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView};
+use crate::postgres::observe::LiveFacts;
+use crate::postgres::{Divergence, PgError, Postgres, PostgresFacts, TimelineHistory};
+use crate::sys::clock::boot_now;
+use crate::types::{BootTime, DataIncarnation, Generation, Lsn, NodeId, NodeName, Timeline, WalPosition};
+
+/// How long PostgreSQL may take to say how it is.
+const OBSERVE_LIMIT: Duration = Duration::from_secs(1);
+/// Between two observations while something is changing: a promotion takes a few of these.
+const OBSERVE_HOT: Duration = Duration::from_millis(4);
+/// Between two observations otherwise; whatever matters wakes the observer earlier.
+const OBSERVE_IDLE: Duration = Duration::from_millis(250);
+/// How long PostgreSQL may take to add up its files.
+const SIZE_LIMIT: Duration = Duration::from_secs(5);
+/// A standby that may follow has this long to begin streaming before its log is looked at, and again each time after that.
+const LOG_READ_EVERY: Duration = Duration::from_secs(3);
+/// How much of the end of PostgreSQL's log is looked at.
+const LOG_TAIL_BYTES: u64 = 16 << 10;
+/// How many of its last lines: an older complaint may have been mended since.
+const LOG_TAIL_LINES: usize = 12;
+/// A PostgreSQL that ends sooner than this after its start is started again only after a pause.
+const START_PAUSE: Duration = Duration::from_secs(1);
+
+/// One look at PostgreSQL.
+#[derive(Debug, Clone)]
+pub(super) struct Observation {
+    /// When it began: steps that ended before are in it.
+    pub(super) began: BootTime,
+    /// The postmaster that answered.
+    pub(super) process: Option<PostgresProcess>,
+    /// What was seen.
+    pub(super) facts: PostgresFacts,
+}
+
+/// What the node remembers about its PostgreSQL between observations.
+#[derive(Debug, Default)]
+struct Memory {
+    follows: Option<Followed>,
+    in_recovery: Option<(PostgresProcess, bool)>,
+    promoted_at: Option<(Timeline, Lsn)>,
+    names: Option<NamesInEffect>,
+    has_written: bool,
+    checkpointed_for: Option<Generation>,
+    cleanly_stopped: Option<(Generation, WalPosition)>,
+    lineage: Option<(Generation, Lineage, Option<Lsn>)>,
+    job: Option<Job>,
+    changed_at: BootTime,
+    started_at: Option<BootTime>,
+    log_read_at: BootTime,
+}
+
+/// This node's PostgreSQL. Shared by the loop, its jobs and the peer service.
+pub(super) struct Database {
+    pub(super) postgres: Arc<Postgres>,
+    observed: watch::Sender<Arc<Observation>>,
+    memory: Mutex<Memory>,
+    look: Notify,
+    is_hot: AtomicBool,
+    news: Arc<Notify>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FollowedFile {
+    node: NodeId,
+    generation: Generation,
+}
+
+impl Database {
+    /// Returns the database; `news` is notified whenever the loop should look.
+    pub(super) fn new(postgres: Arc<Postgres>, news: Arc<Notify>) -> Self {
+        let nothing = Observation { began: BootTime(0), process: None, facts: PostgresFacts::Stopped };
+        let (observed, _) = watch::channel(Arc::new(nothing));
+        let database = Self {
+            postgres,
+            observed,
+            memory: Mutex::default(),
+            look: Notify::new(),
+            is_hot: AtomicBool::new(true),
+            news,
+        };
+        database.memory.lock().follows = database.read_followed();
+        database
+    }
+
+    fn followed_path(&self) -> std::path::PathBuf {
+        self.postgres.layout().config_dir().join("follows.json")
+    }
+
+    /// Whom an earlier start of the daemon let the receiver follow. Where that cannot be read but a key is there, somebody.
+    fn read_followed(&self) -> Option<Followed> {
+        let written = std::fs::read(self.followed_path()).ok();
+        let read = written.and_then(|bytes| serde_json::from_slice::<FollowedFile>(&bytes).ok());
+        read.map(|file| Followed { node: file.node, generation: file.generation })
+    }
+
+    /// Looks at PostgreSQL again and again; `process` says which postmaster the guard runs. Ends with the node.
+    pub(super) async fn watch_postgres(
+        self: Arc<Self>,
+        process: impl Fn() -> Option<PostgresProcess> + Send + Sync + 'static,
+    ) {
+        loop {
+            let began = boot_now();
+            let running = process();
+            let facts = match running {
+                Some(_) => self.postgres.observe(OBSERVE_LIMIT).await,
+                None => PostgresFacts::Stopped,
+            };
+            self.take(Observation { began, process: running, facts });
+            let pause = if self.is_hot.load(Ordering::Relaxed) { OBSERVE_HOT } else { OBSERVE_IDLE };
+            tokio::select! {
+                () = self.look.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn take(&self, observation: Observation) {
+        let mut memory = self.memory.lock();
+        if let (Some(process), PostgresFacts::Live(live)) = (observation.process, &observation.facts) {
+            let is_known =
+                memory.in_recovery.is_some_and(|(known, _)| known.pid == process.pid && known.since == process.since);
+            // recovery ends once in a postmaster's life and never begins again: an older answer must not undo a newer one
+            let in_recovery = live.in_recovery && (!is_known || memory.in_recovery.is_some_and(|(_, was)| was));
+            memory.in_recovery = Some((process, in_recovery));
+            if !in_recovery && memory.promoted_at.is_none_or(|(timeline, _)| timeline != live.timeline) {
+                memory.promoted_at = self.promotion_of(live.timeline);
+            }
+        }
+        drop(memory);
+        let mut is_news = false;
+        self.observed.send_modify(|known| {
+            is_news = differs(&known.facts, &observation.facts) || known.began < self.changed_at();
+            *known = Arc::new(observation);
+        });
+        if is_news {
+            self.news.notify_one();
+        }
+    }
+
+    fn changed_at(&self) -> BootTime {
+        self.memory.lock().changed_at
+    }
+
+    /// Makes the observer look more often, or less.
+    pub(super) fn set_hot(&self, is_hot: bool) {
+        if self.is_hot.swap(is_hot, Ordering::Relaxed) != is_hot && is_hot {
+            self.look.notify_one();
+        }
+    }
+
+    /// Notes that something was done to PostgreSQL: observations that began before say nothing about it.
+    pub(super) fn note_change(&self) {
+        self.memory.lock().changed_at = boot_now();
+        self.look.notify_one();
+        self.news.notify_one();
+    }
+
+    pub(super) fn last_observation(&self) -> Arc<Observation> {
+        Arc::clone(&self.observed.borrow())
+    }
+
+    /// Returns what is known, in the words of the brain.
+    pub(super) fn view(&self, guard: &GuardView, process: Option<PostgresProcess>) -> PostgresView {
+        let observation = self.last_observation();
+        let mut memory = self.memory.lock();
+        let memory = &mut *memory;
+        let in_recovery =
+            memory.in_recovery.filter(|(known, _)| Some((known.pid, known.since)) == process.map(|p| (p.pid, p.since)));
+        let is_current = observation.began >= memory.changed_at
+            && observation.process.map(|p| (p.pid, p.since)) == process.map(|p| (p.pid, p.since));
+        let live = match (&observation.facts, is_current) {
+            (PostgresFacts::Live(live), true) => Some(live.as_ref()),
+            _ => None,
+        };
+        let follows_nobody = memory.follows.is_none();
+        let stopped_at = memory.cleanly_stopped.filter(|_| !guard.has_processes).map(|(_, position)| position);
+        let promoted_at = memory.promoted_at.filter(|_| in_recovery.is_some_and(|(_, recovering)| !recovering));
+        PostgresView {
+            in_recovery: in_recovery.map(|(_, recovering)| recovering),
+            follows: memory.follows,
+            // the bar has seen it gone before nobody was followed; a conninfo that nobody here wrote is none of ours
+            has_receiver: match live {
+                Some(live) => live.receiver.is_some() || (follows_nobody && !live.follows_nobody),
+                None => guard.has_processes && !follows_nobody,
+            },
+            is_streaming: live.is_some_and(|live| live.receiver.as_ref().is_some_and(|it| it.status == "streaming")),
+            position: live.and_then(|live| position(live, follows_nobody)).or(stopped_at),
+            has_standby_signal: self.postgres.has_standby_signal(),
+            timeline: live.filter(|live| !live.in_recovery).map(|live| live.timeline),
+            promoted_at: promoted_at.map(|(_, lsn)| lsn),
+            names: memory.names.clone().map(|mut in_effect| {
+                in_effect.since = in_effect.since.max(promoted_at.map_or(Lsn(0), |(_, lsn)| lsn));
+                in_effect
+            }),
+            standbys: live.map(standbys).unwrap_or_default(),
+            current: live.filter(|live| !live.in_recovery).map(|live| live.lsn),
+            has_written: memory.has_written,
+            checkpointed_for: memory.checkpointed_for,
+            cleanly_stopped: memory.cleanly_stopped.filter(|_| !guard.has_processes).map(|(generation, _)| generation),
+        }
+    }
+
+    pub(super) fn job(&self, now: BootTime) -> Option<Job> {
+        let mut memory = self.memory.lock();
+        if let Some(Job::Failed { retry_at, .. }) = &memory.job
+            && *retry_at <= now
+        {
+            memory.job = None;
+        }
+        memory.job.clone()
+    }
+
+    pub(super) fn lineage(&self) -> Option<(Generation, Lineage)> {
+        self.memory.lock().lineage.map(|(promoted, verdict, _)| (promoted, verdict))
+    }
+
+    /// Takes the one place for long work; none while other work holds it.
+    pub(super) fn begin_job(self: &Arc<Self>, job: Job) -> Option<JobPlace> {
+        let mut memory = self.memory.lock();
+        if memory.job.is_some() {
+            return None;
+        }
+        memory.job = Some(job);
+        Some(JobPlace { database: Arc::clone(self), outcome: Some(None) })
+    }
+
+    // ---- what steps leave behind ----
+
+    /// Notes whom the receiver may follow, on disk first.
+    pub(super) fn note_follows(&self, followed: Option<Followed>) -> Result<(), PgError> {
+        if let Some(followed) = followed {
+            let file = FollowedFile { node: followed.node, generation: followed.generation };
+            let bytes = serde_json::to_vec(&file).unwrap_or_default();
+            self.postgres.layout().write(&self.followed_path(), &bytes)?;
+        } else {
+            crate::postgres::layout::remove_file(&self.followed_path())?;
+        }
+        self.memory.lock().follows = followed;
+        Ok(())
+    }
+
+    pub(super) fn note_started(&self) {
+        let mut memory = self.memory.lock();
+        let started_at = Some(boot_now());
+        *memory = Memory {
+            lineage: memory.lineage,
+            job: memory.job.take(),
+            started_at,
+            changed_at: boot_now(),
+            ..Memory::default()
+        };
+        drop(memory);
+        self.look.notify_one();
+    }
+
+    /// Whether PostgreSQL was started only just now and has ended already.
+    pub(super) fn ended_at_once(&self) -> bool {
+        self.memory.lock().started_at.is_some_and(|at| boot_now().since(at) < START_PAUSE)
+    }
+
+    pub(super) fn note_names(&self, names: NamesInEffect) {
+        self.memory.lock().names = Some(names);
+    }
+
+    /// Notes that `process` is a primary now, before the next observation says so.
+    pub(super) fn note_promoted(&self, process: Option<PostgresProcess>, timeline: Timeline) {
+        let mut memory = self.memory.lock();
+        memory.in_recovery = process.map(|process| (process, false));
+        memory.promoted_at = self.promotion_of(timeline);
+    }
+
+    /// Returns where the timeline before `timeline` was left.
+    fn promotion_of(&self, timeline: Timeline) -> Option<(Timeline, Lsn)> {
+        let history = self.postgres.history(timeline).ok().flatten()?;
+        history.ancestors.last().map(|(_, lsn)| (timeline, *lsn))
+    }
+
+    pub(super) fn note_written(&self) {
+        self.memory.lock().has_written = true;
+    }
+
+    pub(super) fn note_checkpointed(&self, generation: Generation) {
+        self.memory.lock().checkpointed_for = Some(generation);
+    }
+
+    pub(super) fn note_stopped(&self, generation: Generation, position: WalPosition) {
+        self.memory.lock().cleanly_stopped = Some((generation, position));
+    }
+
+    /// Compares this node's log, which ends at `own`, with the history of the primary that was promoted under `promoted`.
+    pub(super) fn compare(
+        &self,
+        promoted: Generation,
+        own: WalPosition,
+        primary: &TimelineHistory,
+    ) -> Result<(), PgError> {
+        let own_history = self.postgres.history(own.timeline)?.unwrap_or_else(|| TimelineHistory {
+            timeline: own.timeline,
+            ancestors: Vec::new(),
+            is_placeholder: false,
+        });
+        let (verdict, fork) = match crate::postgres::diverged(own, &own_history, primary) {
+            Divergence::None => (Lineage::Follows, None),
+            Divergence::At(lsn) => (Lineage::Diverged, Some(lsn)),
+            Divergence::Unrelated => (Lineage::Diverged, None),
+        };
+        tracing::info!(%own, primary = %primary.timeline, ?verdict, ?fork, "compared histories");
+        self.memory.lock().lineage = Some((promoted, verdict, fork));
+        Ok(())
+    }
+
+    /// Returns where this node's log parts from the primary's, if it does and they have anything in common.
+    pub(super) fn fork(&self) -> Option<Lsn> {
+        self.memory.lock().lineage.and_then(|(_, _, fork)| fork)
+    }
+
+    /// Looks, now and then, whether a standby that may follow does not stream because its source no longer has the log that it
+    /// needs: PostgreSQL would ask for ever. Then only a copy helps, as if the histories had nothing in common (L19).
+    pub(super) fn notice_missing_log(&self, promoted: Generation) {
+        let now = boot_now();
+        {
+            let mut memory = self.memory.lock();
+            let is_streaming = matches!(&self.observed.borrow().facts, PostgresFacts::Live(live)
+                if live.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming"));
+            let is_due = memory.follows.is_some()
+                && !is_streaming
+                && memory.job.is_none()
+                && now.since(memory.changed_at.max(memory.log_read_at)) > LOG_READ_EVERY;
+            if !is_due {
+                return;
+            }
+            memory.log_read_at = now;
+        }
+        let text = last_bytes(&self.postgres.layout().log_file(), LOG_TAIL_BYTES);
+        if text.lines().rev().take(LOG_TAIL_LINES).any(says_log_is_gone) {
+            tracing::warn!(
+                "the active node no longer has the log that this standby needs: the database is copied anew"
+            );
+            self.memory.lock().lineage = Some((promoted, Lineage::Diverged, None));
+            self.news.notify_one();
+        }
+    }
+
+    pub(super) fn forget_lineage(&self) {
+        self.memory.lock().lineage = None;
+    }
+
+    // ---- for the peer service ----
+
+    pub(super) async fn checkpoint(&self) -> Result<(), PgError> {
+        self.postgres.checkpoint(Duration::from_secs(300)).await
+    }
+
+    pub(super) fn history_file(&self, timeline: Timeline) -> Result<Option<Vec<u8>>, PgError> {
+        let path = self.postgres.layout().wal_dir().join(crate::postgres::history::file_name(timeline));
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(PgError::File { action: "read", path, source }),
+        }
+    }
+
+    pub(super) fn major_version(&self) -> Option<u32> {
+        Some(self.postgres.programs().major)
+    }
+
+    /// Returns how many bytes the databases take; none while PostgreSQL does not say.
+    pub(super) async fn database_bytes(&self) -> Option<u64> {
+        let sql = "select sum(pg_database_size(oid))::bigint from pg_database";
+        let rows = self.postgres.run_sql("tell its size", sql, SIZE_LIMIT).await.ok()?;
+        rows.into_iter().flatten().flatten().next()?.parse().ok()
+    }
+
+    /// Lets exactly these members' certificates stream and rewind.
+    pub(super) fn admit_members(&self, members: &BTreeSet<NodeName>) -> Result<(), PgError> {
+        self.postgres.write_access_rules(members)?;
+        self.postgres.reload();
+        Ok(())
+    }
+}
+
+/// The one place for long work: given back when dropped, with what came of it.
+pub(super) struct JobPlace {
+    database: Arc<Database>,
+    outcome: Option<Option<Job>>,
+}
+
+impl JobPlace {
+    /// Ends the work as failed; it is tried again after `pause` at the earliest.
+    pub(super) fn fail(mut self, error: String, pause: Duration) {
+        self.outcome = Some(Some(Job::Failed { error, retry_at: boot_now() + pause }));
+    }
+
+    /// Says that the work is something else by now.
+    pub(super) fn becomes(&self, job: Job) {
+        self.database.memory.lock().job = Some(job);
+        self.database.news.notify_one();
+    }
+}
+
+impl Drop for JobPlace {
+    fn drop(&mut self) {
+        self.database.memory.lock().job = self.outcome.take().flatten();
+        self.database.note_change();
+    }
+}
+
+/// The end of valid log by L10: while nobody is followed, only once all of it is known to have been read.
+fn position(live: &LiveFacts, follows_nobody: bool) -> Option<WalPosition> {
+    if live.in_recovery {
+        let is_settled = !follows_nobody || (live.receiver.is_none() && live.follows_nobody);
+        let is_read = live.receive_lsn.is_some() || live.ran_out_of_local_wal;
+        if !is_settled || !is_read {
+            return None;
+        }
+    }
+    Some(WalPosition { timeline: live.timeline, lsn: live.lsn })
+}
+
+/// The standbys that stream and have caught up, by the name that says which life of which node's data they are.
+fn standbys(live: &LiveFacts) -> BTreeMap<DataMember, Lsn> {
+    let streaming = live.senders.iter().filter(|sender| sender.state.as_deref() == Some("streaming"));
+    streaming.filter_map(|sender| Some((parse_member(&sender.application_name)?, sender.flush_lsn?))).collect()
+}
+
+fn parse_member(name: &str) -> Option<DataMember> {
+    let (node, incarnation) = name.strip_prefix('n')?.split_once("_i")?;
+    Some(DataMember { node: NodeId(node.parse().ok()?), incarnation: DataIncarnation(incarnation.parse().ok()?) })
+}
+
+/// Returns the end of a file as text; nothing where it cannot be read.
+fn last_bytes(path: &std::path::Path, bytes: u64) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    let read = || {
+        let mut file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
+        let mut text = Vec::new();
+        file.take(bytes).read_to_end(&mut text)?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&text).into_owned())
+    };
+    read().unwrap_or_default()
+}
+
+/// What PostgreSQL's receiver logs when its source has removed the log that it asks for. The message is the server's, in its
+/// language, which hasup's databases have set to C.
+fn says_log_is_gone(line: &str) -> bool {
+    line.contains("requested WAL segment") && line.contains("has already been removed")
+}
+
+/// Whether the loop should look: something other than the growing log differs.
+fn differs(before: &PostgresFacts, after: &PostgresFacts) -> bool {
+    match (before, after) {
+        (PostgresFacts::Live(before), PostgresFacts::Live(after)) => {
+            let shape = |live: &LiveFacts| {
+                let senders: Vec<_> =
+                    live.senders.iter().map(|it| (it.application_name.clone(), it.state.clone())).collect();
+                let receiver = live.receiver.as_ref().map(|it| (it.status.clone(), it.generation));
+                (live.in_recovery, live.timeline, receiver, senders, live.follows_nobody, live.ran_out_of_local_wal)
+            };
+            shape(before) != shape(after)
+        }
+        _ => std::mem::discriminant(before) != std::mem::discriminant(after),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_without_the_log_is_recognised() {
+        let line = "2026-01-01 LOG:  FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment \
+                    000000020000000000000003 has already been removed";
+        assert!(says_log_is_gone(line));
+        assert!(!says_log_is_gone("LOG:  started streaming WAL from primary at 0/3000000 on timeline 2"));
+    }
+
+    #[test]
+    fn members_are_read_from_the_names_they_stream_under() {
+        let member = DataMember { node: NodeId(12), incarnation: DataIncarnation(3) };
+        assert_eq!(parse_member(&member.to_string()), Some(member));
+        for other in ["", "psql", "n1", "n1_i", "nx_i1", "hasup_copy"] {
+            assert_eq!(parse_member(other), None, "{other}");
+        }
+    }
+}

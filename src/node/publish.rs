@@ -1,0 +1,311 @@
+//! What the node says about itself and the cluster, made anew in each round; and its certificate, kept young.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Shared;
+use super::status::{CheckStatus, ClusterStatus, NodeStatus, PostgresStatus, RaftRole, Status, Versions};
+use crate::ha::plan::Plan;
+use crate::ha::pulse::Report;
+use crate::ha::quorum::majority_of_every;
+use crate::ha::record::{CommitSet, Durability, Member, MemberKind};
+use crate::ha::state::NodeState;
+use crate::ha::view::NodeView;
+use crate::kv::State;
+use crate::postgres::PostgresFacts;
+use crate::raft::Leadership;
+use crate::sys::clock::{boot_now, wall_now};
+use crate::tls::{NodeIdentity, NodeTrust};
+use crate::types::{Generation, Lsn, NodeId};
+
+/// How often the certificate's age is looked at.
+const RENEWAL_EVERY: Duration = Duration::from_secs(3600);
+
+/// Remembers what only shows over time.
+#[derive(Debug, Default)]
+pub(super) struct Publisher {
+    role_changes: u64,
+    promoted: Option<Generation>,
+}
+
+impl Publisher {
+    pub(super) fn status(&mut self, shared: &Shared, state: &State, view: &NodeView, plan: &Plan) -> Status {
+        let record = state.assignment.as_ref().map(|record| &record.value);
+        let promoted = record.map(|record| record.promoted);
+        if promoted != self.promoted {
+            self.role_changes += u64::from(self.promoted.is_some());
+            self.promoted = promoted;
+        }
+        let leadership = shared.consensus.leadership().borrow().clone();
+        let name_of = |node: NodeId| state.members.get(&node).map(|member| member.name.to_string());
+        let active_lsn = record.and_then(|record| self::end_of(shared, view, plan, record.node));
+        let nodes: Vec<NodeStatus> = state
+            .members
+            .values()
+            .map(|member| node_status(shared, view, plan, &leadership, member, active_lsn))
+            .collect();
+        let lease = view.pulse.lease.filter(|_| view.guard.armed.is_some());
+        let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
+        waiting_on.extend(shared.assigned.borrow().waiting_on.iter().map(|wait| format!("as leader: {wait}")));
+        Status {
+            cluster: cluster_status(state, view, &nodes),
+            me: shared.name.to_string(),
+            published_at: boot_now(),
+            state: plan.state,
+            active: record.and_then(|record| name_of(record.node)),
+            active_ready: plan.serves_until.is_some(),
+            active_until: plan.serves_until,
+            lease_remaining_ms: lease.map(|(_, end)| millis(end.since(view.now))),
+            raft_leader: leadership.leader.and_then(name_of),
+            waiting_on,
+            nodes,
+            postgres: postgres_status(shared, view),
+            versions: Versions {
+                hasup: env!("CARGO_PKG_VERSION").to_owned(),
+                postgres: shared.postgres.major_version().map(|major| major.to_string()),
+            },
+            certificate_days_left: Some(shared.tls.facts().days_left(wall_now())),
+            role_changes: self.role_changes,
+            ca_pem: state.trust.as_ref().map(|trust| trust.value.ca_certificates.concat()).unwrap_or_default(),
+        }
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A node's last word, this one's own included, and how old it is.
+fn word<'a>(shared: &Shared, view: &'a NodeView, plan: &'a Plan, node: NodeId) -> Option<(&'a Report, Duration)> {
+    if node == shared.me {
+        return Some((&plan.stance.report, Duration::ZERO));
+    }
+    view.pulse.peers.get(&node).map(|peer| (&peer.report, view.now.since(peer.proved_at)))
+}
+
+fn end_of(shared: &Shared, view: &NodeView, plan: &Plan, node: NodeId) -> Option<Lsn> {
+    Some(word(shared, view, plan, node)?.0.data?.position?.lsn)
+}
+
+fn node_status(
+    shared: &Shared,
+    view: &NodeView,
+    plan: &Plan,
+    leadership: &Leadership,
+    member: &Member,
+    active_lsn: Option<Lsn>,
+) -> NodeStatus {
+    let word = word(shared, view, plan, member.id);
+    let is_reachable = member.id == shared.me
+        || view.pulse.peers.get(&member.id).is_some_and(|peer| peer.is_fresh(view.now, &view.timing));
+    let report = word.map(|(report, _)| report);
+    let said = report.map_or(NodeState::Empty, |report| report.state);
+    // who is not heard may be anything but is no longer believed to be active
+    let state = match said {
+        NodeState::Active | NodeState::Promoting if !is_reachable => NodeState::Minority,
+        other => other,
+    };
+    let position = report.and_then(|report| report.data).and_then(|data| data.position);
+    let lsn = position.map(|position| position.lsn);
+    let voters = leadership.voters.iter().any(|set| set.contains(&member.id));
+    let raft = if leadership.leader == Some(member.id) {
+        RaftRole::Leader
+    } else if voters {
+        RaftRole::Follower
+    } else if leadership.learners.contains(&member.id) {
+        RaftRole::Learner
+    } else {
+        RaftRole::Unknown
+    };
+    NodeStatus {
+        id: member.id,
+        name: member.name.to_string(),
+        address: member.peer_addresses.first().cloned().unwrap_or_default(),
+        api_address: member.api_address.clone(),
+        postgres_address: format!("{}:{}", member.postgres_host, member.postgres_port),
+        kind: member.kind,
+        state,
+        is_reachable,
+        heard_ms_ago: word.map(|(_, age)| millis(age)),
+        raft,
+        priority: member.priority,
+        nofailover: member.nofailover,
+        timeline: position.map(|position| position.timeline),
+        lsn,
+        lag_bytes: active_lsn.zip(lsn).map(|(active, own)| active.0.saturating_sub(own.0)),
+        version: member.version.clone(),
+        checks: if member.id == shared.me { checks(shared, view, leadership) } else { BTreeMap::new() },
+    }
+}
+
+/// This node's own checks, by the names of the ancestors.
+fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap<String, CheckStatus> {
+    let observation = shared.postgres.last_observation();
+    let ttl = view.timing.lease;
+    let interval = Duration::from_millis(250);
+    let check = |is_passing: bool, detail: String, moves_role: bool| CheckStatus {
+        is_passing,
+        detail,
+        interval_ms: millis(interval),
+        ttl_ms: millis(ttl),
+        moves_role,
+    };
+    let is_running = view.guard.has_processes;
+    let answer = match &observation.facts {
+        PostgresFacts::Live(_) => "it answers a query".to_owned(),
+        PostgresFacts::NotReady => "it is starting or stopping".to_owned(),
+        PostgresFacts::Exhausted => "connections exhausted: it lives, and has none left".to_owned(),
+        PostgresFacts::Silent { why } => why.clone(),
+        PostgresFacts::Stopped => "it does not run".to_owned(),
+    };
+    let answers = matches!(observation.facts, PostgresFacts::Live(_) | PostgresFacts::Exhausted);
+    let is_holder = view.guard.armed.is_some();
+    let follows = if is_holder {
+        view.postgres.in_recovery == Some(false)
+    } else {
+        let node = view.record.as_ref().map(|record| record.assignment.node);
+        view.postgres.is_streaming && view.postgres.follows.map(|followed| followed.node) == node
+    };
+    let role = if is_holder { "it is the primary" } else { "it streams from the active node" };
+    let raft_works = leadership.leader.is_some() && leadership.failed.is_none();
+    let mut checks = BTreeMap::from([(
+        "consensus".to_owned(),
+        check(
+            raft_works,
+            leadership.failed.clone().unwrap_or_else(|| match leadership.leader {
+                Some(leader) => format!("node {leader} leads in term {}", leadership.term),
+                None => "no leader is known".to_owned(),
+            }),
+            false,
+        ),
+    )]);
+    if shared.kind == MemberKind::Data {
+        checks.insert("postgres_running".to_owned(), check(is_running, answer.clone(), true));
+        checks.insert("postgres_answers".to_owned(), check(answers, answer, true));
+        let detail = if follows { role.to_owned() } else { format!("not yet: {role}") };
+        checks.insert("postgres_role".to_owned(), check(follows, detail, false));
+    }
+    checks
+}
+
+fn postgres_status(shared: &Shared, view: &NodeView) -> PostgresStatus {
+    let observation = shared.postgres.last_observation();
+    let live = match &observation.facts {
+        PostgresFacts::Live(live) => Some(live),
+        _ => None,
+    };
+    PostgresStatus {
+        is_running: view.guard.has_processes,
+        is_accepting: live.is_some(),
+        is_in_recovery: view.postgres.in_recovery,
+        is_streaming: view.postgres.is_streaming,
+        server_version: shared.postgres.major_version().map(|major| major * 10_000),
+        system_identifier: live.map(|live| live.system_identifier),
+        timeline: live.map(|live| live.timeline),
+        lsn: live.map(|live| live.lsn),
+        replayed_lsn: live.and_then(|live| live.replay_lsn),
+        standbys: view.postgres.standbys.keys().map(ToString::to_string).collect(),
+        synchronous_standby_names: live.map(|live| live.sync_names_shown.clone()),
+        cancelled_waits: 0,
+    }
+}
+
+fn cluster_status(state: &State, view: &NodeView, nodes: &[NodeStatus]) -> ClusterStatus {
+    let record = view.record.as_ref().map(|record| &record.assignment);
+    let is_heard = |node: NodeId| nodes.iter().any(|known| known.id == node && known.is_reachable);
+    let majority = record.is_some_and(|record| majority_of_every(&record.voter_sets, is_heard));
+    let identity = state.identity.as_ref().map(|identity| &identity.value);
+    ClusterStatus {
+        id: identity.map(|identity| identity.id.clone()).unwrap_or_default(),
+        name: identity.map(|identity| identity.name.clone()).unwrap_or_default(),
+        cluster_generation: identity.map(|identity| identity.generation).unwrap_or_default(),
+        generation: record.map(|record| record.generation).unwrap_or_default(),
+        majority,
+        durability: state.options.durability,
+        lease_ms: millis(view.timing.lease),
+        failure_cost: failure_cost(state, record.and_then(|record| record.commit_sets.last()), nodes),
+        warnings: warnings(state, majority, nodes),
+    }
+}
+
+/// What a failure right now would cost, in one plain sentence.
+fn failure_cost(state: &State, set: Option<&CommitSet>, nodes: &[NodeStatus]) -> String {
+    let reachable = nodes.iter().filter(|node| node.is_reachable).count();
+    let data = nodes.iter().filter(|node| node.kind == MemberKind::Data).count();
+    match (set, data) {
+        (None, _) => "The cluster has no active node yet; nothing is served.".to_owned(),
+        (Some(_), 0 | 1) => "This is the only node: its loss stops writes, and loses what is not in a backup.".to_owned(),
+        (Some(_), 2) if nodes.len() == 2 => {
+            "Losing the other node costs no data; losing the active one stops writes until it is back, as two nodes have no majority. Add a third.".to_owned()
+        }
+        (Some(_), _) if reachable < nodes.len() => {
+            "HA is degraded: one more loss may stop writes. Repair or replace the nodes that are not heard.".to_owned()
+        }
+        (Some(set), _) if set.k == 0 || state.options.durability == Durability::OneNode => {
+            "Losing the active node may lose its last commits, as they wait for nobody.".to_owned()
+        }
+        (Some(_), _) => "Losing any one node loses no acknowledged commit; writes go on within seconds.".to_owned(),
+    }
+}
+
+fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !majority {
+        warnings.push("MINORITY: this node hears no majority of the voters, so nothing can be decided here".to_owned());
+    }
+    for node in nodes.iter().filter(|node| !node.is_reachable) {
+        warnings.push(format!(
+            "{} is not heard: repair it, or remove it with `hasup nodes remove {}` and add another",
+            node.name, node.name
+        ));
+    }
+    if nodes.len() > 1 && nodes.len().is_multiple_of(2) {
+        warnings.push(format!(
+            "{} nodes survive no more losses than {}: add one, or a witness",
+            nodes.len(),
+            nodes.len() - 1
+        ));
+    }
+    for node in state.goals.removing.iter().filter_map(|node| state.members.get(node)) {
+        warnings.push(format!("{} is being removed", node.name));
+    }
+    warnings
+}
+
+/// Renews this node's certificate at two thirds of its life, and whenever the cluster's authorities have changed.
+pub(super) async fn keep_certificate(shared: Arc<Shared>) {
+    let mut states = shared.consensus.state();
+    loop {
+        if let Err(error) = renew_if_due(&shared) {
+            tracing::warn!(error = %super::act::chain(&error), "this node's certificate was not renewed; tried again within the hour");
+        }
+        let trust_index = |state: &State| state.trust.as_ref().map_or(0, |trust| trust.index);
+        let known = trust_index(&shared.state());
+        let changed = states.wait_for(|applied| trust_index(&applied.state) != known);
+        // the hour's end is as good a reason to look as a change
+        if let Ok(Err(_)) = tokio::time::timeout(RENEWAL_EVERY, changed).await.map(|changed| changed.map(drop)) {
+            return;
+        }
+    }
+}
+
+fn renew_if_due(shared: &Shared) -> Result<(), crate::tls::TlsError> {
+    let state = shared.state();
+    let Some(trust) = state.trust.as_ref() else { return Ok(()) };
+    let Some(member) = state.members.get(&shared.me) else { return Ok(()) };
+    let current = NodeTrust::load(&shared.data_dir)?;
+    let is_due = current.facts()?.needs_renewal(wall_now()) || current.ca_certificates != trust.value.ca_certificates;
+    if !is_due {
+        return Ok(());
+    }
+    let identity = NodeIdentity { node: shared.me, name: shared.name.clone(), cluster_id: shared.cluster_id.clone() };
+    let mut hosts = member.peer_addresses.clone();
+    hosts.extend([member.api_address.clone(), member.postgres_host.clone()]);
+    let renewed = NodeTrust::reissue(&shared.data_dir, &trust.value, identity, hosts, wall_now())?;
+    renewed.save_certificates(&shared.data_dir)?;
+    shared.tls.reload(&renewed)?;
+    shared.postgres.postgres.reload();
+    tracing::info!("this node's certificate was renewed");
+    Ok(())
+}

@@ -1,0 +1,507 @@
+//! The steps that move PostgreSQL: prepare a start, follow, bar, state the position, promote, name the standbys.
+//!
+//! Why a change of `synchronous_standby_names` needs no cutting of connections for k ≤ 1 (L18): each WAL sender releases
+//! waiting commits by its own copy of the setting. With k = 1 it does so when *one* listed standby has flushed; a sender with
+//! the old copy lists S, one with the new copy lists S', so each released commit is held by one of S or by one of S', and
+//! the record demands both sets until the change is in effect. With k ≥ 2 a sender counts flushes of standbys that others
+//! flagged by another copy, so mixed copies could release by a set that is neither: all senders are cut first and nobody may
+//! stream until the new names are seen.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::process::Signal;
+use tokio::time::{Instant, sleep};
+
+use super::client::{Rows, Session};
+use super::history::{self, TimelineHistory};
+use super::layout::{Layout, remove_dir, remove_file, sync_dir};
+use super::observe::{Observed, observe_with};
+use super::position::position_of;
+use super::settings::{
+    self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, parse_dynamic, render_config,
+    render_dynamic, render_hba, render_ident,
+};
+use super::{PgError, Programs, file_error};
+use crate::guard::StartSpec;
+use crate::guard::procs::{children_of, send};
+use crate::types::{Generation, Lsn, NodeName, Timeline, WalPosition};
+
+/// What a [`Postgres`] is made from.
+#[derive(Debug, Clone)]
+pub struct PostgresSetup {
+    /// Where its files are.
+    pub layout: Layout,
+    /// Its programs.
+    pub programs: Programs,
+    /// Its settings.
+    pub settings: StaticSettings,
+}
+
+/// This node's PostgreSQL. Starting and killing it is the guard's; all else is here. Share it behind an `Arc`.
+#[derive(Debug)]
+pub struct Postgres {
+    setup: PostgresSetup,
+    kept: tokio::sync::Mutex<Option<Session>>,
+    /// Held while the dynamic file changes, so that two steps never lose each other's value.
+    dynamic: Mutex<()>,
+}
+
+/// What an orderly stop left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FinalPosition {
+    /// Where the shutdown checkpoint begins: a standby that states at least this holds every commit.
+    pub position: WalPosition,
+}
+
+/// Between two looks at something that changes within milliseconds.
+const POLL: Duration = Duration::from_millis(3);
+/// The server's limit for a statement on the kept connection; callers wait less.
+const KEPT_STATEMENT_LIMIT: Duration = Duration::from_secs(10);
+/// After this, a WAL receiver that has not gone by itself is told to (L9).
+const RECEIVER_TERM_AFTER: Duration = Duration::from_millis(50);
+
+impl Postgres {
+    /// Makes the adapter; touches nothing.
+    pub fn new(setup: PostgresSetup) -> Self {
+        Self { setup, kept: tokio::sync::Mutex::new(None), dynamic: Mutex::new(()) }
+    }
+
+    /// Returns where its files are.
+    pub fn layout(&self) -> &Layout {
+        &self.setup.layout
+    }
+
+    /// Returns its programs.
+    pub fn programs(&self) -> &Programs {
+        &self.setup.programs
+    }
+
+    /// Returns its settings.
+    pub fn settings(&self) -> &StaticSettings {
+        &self.setup.settings
+    }
+
+    /// Makes a new connection to the database `postgres`.
+    pub async fn new_session(&self, limit: Duration) -> Result<Session, PgError> {
+        Session::open(&self.setup.layout, self.setup.settings.port, "postgres", limit).await
+    }
+
+    /// Returns the postmaster's process id, where one runs.
+    pub fn postmaster(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.setup.layout.pgdata.join("postmaster.pid")).ok()?;
+        let pid = text.lines().next()?.trim().parse().ok()?;
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        // A file left by a crash may name somebody else by now.
+        let is_ours = fs::read_link(format!("/proc/{pid}/cwd")).ok() == self.setup.layout.pgdata.canonicalize().ok();
+        (name.trim_end() == "postgres" && is_ours).then_some(pid)
+    }
+
+    /// Runs a short query on the kept connection.
+    async fn ask<T>(
+        &self,
+        limit: Duration,
+        query: impl AsyncFnOnce(&mut Session, Duration) -> Result<T, PgError>,
+    ) -> Result<T, PgError> {
+        let deadline = Instant::now() + limit;
+        let mut kept = within("answer an earlier question", limit, async { Ok(self.kept.lock().await) }).await?;
+        // Taken out while in use: a question given up midway takes its connection with it.
+        let mut session = match kept.take() {
+            Some(session) => session,
+            // The server's own limit for a statement outlives this question, so it is a long one.
+            None => within("accept a connection", limit, self.new_session(limit.max(KEPT_STATEMENT_LIMIT))).await?,
+        };
+        let result = query(&mut session, deadline.saturating_duration_since(Instant::now()).max(POLL)).await;
+        if result.as_ref().err().is_none_or(|error| session.survives(error)) {
+            *kept = Some(session);
+        }
+        result
+    }
+
+    pub(super) async fn observed(&self, limit: Duration) -> Result<Observed, PgError> {
+        let first = self.ask(limit, async |session, limit| observe_with(session, self, limit).await).await;
+        match first {
+            // The kept connection may have died with an earlier PostgreSQL: once more on a new one.
+            Err(PgError::Connect { .. } | PgError::Answer { .. } | PgError::Query { .. }) => {
+                *self.kept.lock().await = None;
+                self.ask(limit, async |session, limit| observe_with(session, self, limit).await).await
+            }
+            other => other,
+        }
+    }
+
+    /// Prepares all files for a start as a standby that follows `follow` or nobody, and returns what the guard is to start.
+    ///
+    /// PostgreSQL must not run. The standbys' names are kept as they were, for a start never releases a commit.
+    pub fn prepare_start(&self, follow: Option<&Follow>, members: &BTreeSet<NodeName>) -> Result<StartSpec, PgError> {
+        let PostgresSetup { layout, programs, settings } = &self.setup;
+        if self.postmaster().is_some() {
+            return Err(PgError::Refused(
+                "PostgreSQL is running: its files are prepared only while it is stopped".to_owned(),
+            ));
+        }
+        layout.prepare()?;
+        layout.put_standby_signal()?;
+        for leftover in ["recovery.signal", "promote", "backup_label.old"] {
+            remove_file(&layout.pgdata.join(leftover))?;
+        }
+        self.clear_auto_conf()?;
+        history::tidy_placeholders(&layout.wal_dir())?;
+        layout.write(&layout.config_file(), render_config(layout, settings).as_bytes())?;
+        self.write_access_rules(members)?;
+        let primary_conninfo = match follow {
+            Some(follow) => self.admit(follow)?,
+            None => String::new(),
+        };
+        self.change_dynamic(|dynamic| dynamic.primary_conninfo = primary_conninfo)?;
+        Ok(StartSpec {
+            program: programs.path("postgres"),
+            args: settings::start_args(layout),
+            pgdata: layout.pgdata.clone(),
+            log: layout.log_file(),
+            run_as: layout.owner,
+        })
+    }
+
+    /// Takes lines out of `postgresql.auto.conf` that contradict hasup's settings: that file is read last and would win.
+    fn clear_auto_conf(&self) -> Result<(), PgError> {
+        let path = self.setup.layout.pgdata.join("postgresql.auto.conf");
+        let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+        let (found, kept) = settings::without_owned(&text);
+        if found.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(settings = ?found, "postgresql.auto.conf set what hasup answers for; the lines were taken out");
+        self.setup.layout.write(&path, kept.as_bytes())
+    }
+
+    /// Writes who may connect and which certificates are members'. Takes effect with the next [`reload`](Self::reload).
+    pub fn write_access_rules(&self, members: &BTreeSet<NodeName>) -> Result<(), PgError> {
+        let PostgresSetup { layout, settings, .. } = &self.setup;
+        if !settings.own_access_rules {
+            return Ok(());
+        }
+        layout.write(&layout.hba_file(), render_hba().as_bytes())?;
+        layout.write(&layout.ident_file(), render_ident(&settings.local_user, members).as_bytes())
+    }
+
+    fn change_dynamic(&self, change: impl FnOnce(&mut Dynamic)) -> Result<(), PgError> {
+        let _held = self.dynamic.lock();
+        let path = self.setup.layout.dynamic_file();
+        let mut dynamic = fs::read_to_string(&path).map(|text| parse_dynamic(&text)).unwrap_or_default();
+        change(&mut dynamic);
+        self.setup.layout.write(&path, render_dynamic(&dynamic).as_bytes())
+    }
+
+    /// Makes a running PostgreSQL read its settings again. Needs no connection; does nothing where none runs.
+    pub fn reload(&self) {
+        if let Some(postmaster) = self.postmaster() {
+            send(postmaster, Signal::HUP);
+        }
+    }
+
+    /// Gives the generation its own copy of the client key, takes every other generation's away, and returns the connection
+    /// string that uses it.
+    fn admit(&self, follow: &Follow) -> Result<String, PgError> {
+        let PostgresSetup { layout, settings, .. } = &self.setup;
+        self.remove_keys(Some(follow.generation))?;
+        let folder = layout.generation_dir(follow.generation);
+        layout.make_dir(&folder)?;
+        let ssl = SslPaths {
+            certificate: folder.join("client.crt"),
+            key: folder.join("client.key"),
+            ca: settings.ssl.ca.clone(),
+        };
+        for (from, to) in [(&settings.ssl.certificate, &ssl.certificate), (&settings.ssl.key, &ssl.key)] {
+            let content = zeroize::Zeroizing::new(fs::read(from).map_err(file_error("read", from))?);
+            layout.write(to, &content)?;
+        }
+        Ok(follow.source.conninfo(REPLICATION_ROLE, None, &follow.member.to_string(), &ssl))
+    }
+
+    fn remove_keys(&self, but: Option<Generation>) -> Result<(), PgError> {
+        let folder = self.setup.layout.config_dir();
+        for entry in fs::read_dir(&folder).map_err(file_error("list", &folder))?.flatten() {
+            let generation =
+                entry.file_name().to_str().and_then(|name| name.strip_prefix('g')?.parse().ok().map(Generation));
+            if let Some(generation) = generation.filter(|generation| Some(*generation) != but) {
+                // The key alone first and durably: the rest is tidiness.
+                remove_file(&self.setup.layout.generation_dir(generation).join("client.key"))?;
+                remove_dir(&entry.path())?;
+            }
+        }
+        sync_dir(&folder)
+    }
+
+    /// Follows the active node of a generation. The caller has made sure that the generation is not barred.
+    pub fn follow(&self, follow: &Follow) -> Result<(), PgError> {
+        let conninfo = self.admit(follow)?;
+        self.change_dynamic(|dynamic| dynamic.primary_conninfo = conninfo)?;
+        self.reload();
+        Ok(())
+    }
+
+    /// Ends all help for the generations up to now (L9). The caller has made `barred` durable before, and stops PostgreSQL if
+    /// this fails. Repeatable; also right where PostgreSQL does not run.
+    pub async fn bar(&self, limit: Duration) -> Result<(), PgError> {
+        let began = Instant::now();
+        self.remove_keys(None)?;
+        self.change_dynamic(|dynamic| dynamic.primary_conninfo.clear())?;
+        let Some(postmaster) = self.postmaster() else { return Ok(()) };
+        send(postmaster, Signal::HUP);
+        let what = "let its WAL receiver go";
+        loop {
+            let receivers = receivers_of(postmaster);
+            if receivers.is_empty() {
+                break;
+            }
+            if began.elapsed() >= RECEIVER_TERM_AFTER {
+                // Never SIGKILL: the postmaster would take the whole PostgreSQL down.
+                receivers.iter().for_each(|pid| send(*pid, Signal::TERM));
+            }
+            if began.elapsed() >= limit {
+                return Err(PgError::Timeout { what, limit });
+            }
+            sleep(POLL).await;
+        }
+        // A receiver that starts from here on finds no key. The view and the setting must agree, seen in a new session.
+        loop {
+            match self.is_barred_in_view(limit.saturating_sub(began.elapsed()).max(POLL)).await {
+                Ok(true) if receivers_of(postmaster).is_empty() => return Ok(()),
+                // It lets nobody in before it is consistent: then what the processes say decides.
+                Err(error) if error.is_not_ready() || error.is_exhausted() => return Ok(()),
+                Err(_) if self.postmaster().is_none() => return Ok(()),
+                Err(error) => return Err(error),
+                Ok(_) if began.elapsed() >= limit => return Err(PgError::Timeout { what, limit }),
+                Ok(_) => receivers_of(postmaster).iter().for_each(|pid| send(*pid, Signal::TERM)),
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    async fn is_barred_in_view(&self, limit: Duration) -> Result<bool, PgError> {
+        let mut session = self.new_session(limit).await?;
+        let sql = "select current_setting('primary_conninfo') = '' and not exists (select from pg_stat_wal_receiver)";
+        Ok(session.value("show its WAL receiver", sql, limit).await? == "t")
+    }
+
+    /// Returns the end of valid log on disk (L10): only meant under a bar, when nothing is received any more.
+    ///
+    /// [`PgError::NotYet`] while it is not certain; never less than what was ever acknowledged. It may lie within a record:
+    /// a restart then states the end of the last whole one, which is less by bytes that no commit ended in.
+    pub async fn stated_position(&self, limit: Duration) -> Result<WalPosition, PgError> {
+        let Observed { facts, segment_bytes } = match self.observed(limit).await {
+            Err(error) if error.is_not_ready() => return Err(PgError::NotYet { why: "it is still reading its log" }),
+            other => other?,
+        };
+        if !facts.in_recovery {
+            return Err(PgError::NotYet { why: "it is a primary, whose log may still grow" });
+        }
+        if facts.receiver.is_some() || !facts.follows_nobody {
+            return Err(PgError::NotYet { why: "it still follows a primary" });
+        }
+        if facts.receive_lsn.is_none() && !facts.ran_out_of_local_wal {
+            return Err(PgError::NotYet { why: "it has not read all its log yet" });
+        }
+        position_of(&self.setup.layout.wal_dir(), facts.lsn, segment_bytes)
+    }
+
+    /// Promotes to the reserved timeline (L13) and puts `standby.signal` back. The caller holds an armed lease of its own
+    /// generation and has set the standbys' names.
+    pub async fn promote(&self, reserved: Timeline, limit: Duration) -> Result<(), PgError> {
+        let layout = &self.setup.layout;
+        let deadline = Instant::now() + limit;
+        let wal_dir = layout.wal_dir();
+        let histories = history::read_all(&wal_dir)?;
+        let newest = history::newest(&histories).timeline;
+        if newest >= reserved {
+            return Err(PgError::Refused(format!(
+                "timeline {reserved} is reserved for this promotion, but this node has seen timeline {newest}: it resigns"
+            )));
+        }
+        history::lay_placeholders(&wal_dir, reserved)?;
+        let Some(postmaster) = self.postmaster() else {
+            return Err(PgError::Refused("PostgreSQL does not run and cannot be promoted".to_owned()));
+        };
+        // What `pg_ctl promote` does; a connection may not be had, a signal always.
+        let trigger = layout.pgdata.join("promote");
+        fs::write(&trigger, "").map_err(file_error("write", &trigger))?;
+        layout.give(&trigger)?;
+        send(postmaster, Signal::USR1);
+        let what = "promote";
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(PgError::Timeout { what, limit });
+            }
+            let answer =
+                self.ask(left, async |session, limit| session.value(what, TIMELINE_IF_PRIMARY, limit).await).await;
+            match answer {
+                Ok(name) if !name.is_empty() => {
+                    layout.put_standby_signal()?;
+                    let made = name.get(..8).and_then(|text| u32::from_str_radix(text, 16).ok()).map(Timeline);
+                    let made = made.ok_or_else(|| PgError::Answer { what, detail: name.clone() })?;
+                    return if made == reserved { Ok(()) } else { Err(PgError::WrongTimeline { reserved, made }) };
+                }
+                Err(error) if self.postmaster().is_none() => return Err(error),
+                _ => sleep(POLL).await,
+            }
+        }
+    }
+
+    /// Names the standbys that commits wait for (L18): written, reloaded, seen by a new connection, and a checkpoint has
+    /// returned, so that the checkpointer has read the names too. An error means "unknown": keep both sets.
+    ///
+    /// On a standby, whose checkpointer waits for nobody, the names are only written and seen.
+    pub async fn set_sync_names(&self, names: &SyncNames, limit: Duration) -> Result<(), PgError> {
+        let deadline = Instant::now() + limit;
+        let left = || deadline.saturating_duration_since(Instant::now()).max(POLL);
+        let rendered = names.render();
+        let cuts = names.k() >= 2;
+        // A session without a wait for standbys: what it changes must not hang on what it is about to change.
+        let mut session = self.new_session(left()).await?;
+        session.query("not wait for standbys", "set synchronous_commit = local", left()).await?;
+        let is_standby = session.value("tell its role", "select pg_is_in_recovery()", left()).await? == "t";
+        if cuts && !is_standby {
+            self.cut_senders(&mut session, left()).await?;
+        }
+        self.change_dynamic(|dynamic| dynamic.sync_names.clone_from(&rendered))?;
+        self.reload();
+        let mut shown = None;
+        while shown.as_ref() != Some(&rendered) {
+            if Instant::now() >= deadline {
+                return Err(match shown {
+                    None => PgError::Timeout { what: "show the standbys that it waits for", limit },
+                    Some(shown) => PgError::Refused(format!(
+                        "PostgreSQL still shows synchronous_standby_names `{shown}`, not `{rendered}`: both sets stay in force; \
+                         look for `ALTER SYSTEM` or a command line that overrides it"
+                    )),
+                });
+            }
+            match self.shown_sync_names(left()).await {
+                Ok(names) => shown = Some(names),
+                Err(PgError::Timeout { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            if shown.as_ref() != Some(&rendered) {
+                sleep(POLL).await;
+            }
+        }
+        if is_standby {
+            return Ok(());
+        }
+        if cuts {
+            let sql = format!("alter role {REPLICATION_ROLE} login");
+            session.query("admit standbys again", &sql, left()).await?;
+        }
+        session.query("make a checkpoint", "checkpoint", left()).await?;
+        Ok(())
+    }
+
+    async fn shown_sync_names(&self, limit: Duration) -> Result<String, PgError> {
+        let mut fresh = self.new_session(limit).await?;
+        fresh.value("show its settings", "show synchronous_standby_names", limit).await
+    }
+
+    async fn cut_senders(&self, session: &mut Session, limit: Duration) -> Result<(), PgError> {
+        let what = "cut its standbys off";
+        let deadline = Instant::now() + limit;
+        session.query(what, &format!("alter role {REPLICATION_ROLE} nologin"), limit).await?;
+        loop {
+            let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity where backend_type = 'walsender'";
+            if session.value(what, sql, limit).await? == "0" {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(PgError::Timeout { what, limit });
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Writes the names without a running PostgreSQL, for its next start: before a promotion they must be there already.
+    pub fn write_sync_names(&self, names: &SyncNames) -> Result<(), PgError> {
+        self.change_dynamic(|dynamic| dynamic.sync_names = names.render())
+    }
+
+    /// Makes a checkpoint: before a switchover, and on the source of a rewind.
+    pub async fn checkpoint(&self, limit: Duration) -> Result<(), PgError> {
+        self.new_session(limit).await?.query("make a checkpoint", "checkpoint", limit).await.map(drop)
+    }
+
+    /// Runs statements on a new connection, as the superuser.
+    pub async fn run_sql(&self, what: &'static str, sql: &str, limit: Duration) -> Result<Rows, PgError> {
+        self.new_session(limit).await?.query(what, sql, limit).await
+    }
+
+    /// Returns the final position after an orderly stop that the guard has carried out. Fails where it was no orderly stop: then
+    /// nothing final is known.
+    pub async fn final_position(&self) -> Result<FinalPosition, PgError> {
+        let data = self.control_data().await?;
+        if data.state != super::ControlState::ShutDown {
+            return Err(PgError::NotYet {
+                why: "it was not stopped in order, so its final position shows at the next start",
+            });
+        }
+        Ok(FinalPosition { position: WalPosition { timeline: data.timeline, lsn: data.checkpoint } })
+    }
+
+    /// Returns the history of a timeline as this node has it.
+    pub fn history(&self, timeline: Timeline) -> Result<Option<TimelineHistory>, PgError> {
+        history::read(&self.setup.layout.wal_dir(), timeline)
+    }
+
+    /// Tells whether this node's log is at least at `lsn`, by the last observation.
+    pub async fn has_replayed(&self, lsn: Lsn, limit: Duration) -> Result<bool, PgError> {
+        Ok(self.observed(limit).await?.facts.replay_lsn.is_some_and(|replayed| replayed >= lsn))
+    }
+}
+
+const TIMELINE_IF_PRIMARY: &str =
+    "select case when pg_is_in_recovery() then '' else pg_walfile_name(pg_current_wal_lsn()) end";
+
+/// Returns the WAL receivers among the postmaster's children, and those so young that they do not say yet what they are.
+fn receivers_of(postmaster: u32) -> Vec<u32> {
+    let children = children_of(postmaster).into_iter();
+    children.filter(|(_, line)| is_receiver_or_unnamed(line)).map(|(pid, _)| pid).collect()
+}
+
+/// PostgreSQL's processes rename themselves `postgres: …` right after the fork; until then they bear the postmaster's line.
+fn is_receiver_or_unnamed(command_line: &str) -> bool {
+    match command_line.strip_prefix("postgres: ") {
+        // With `cluster_name` set, that comes first.
+        Some(title) => title.starts_with("walreceiver") || title.contains(": walreceiver"),
+        None => Path::new(command_line.split(' ').next().unwrap_or_default()).file_name() == Some("postgres".as_ref()),
+    }
+}
+
+async fn within<T>(
+    what: &'static str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, PgError>>,
+) -> Result<T, PgError> {
+    tokio::time::timeout(limit, work).await.map_err(|_| PgError::Timeout { what, limit })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn receivers_are_told_from_other_processes() {
+        for yes in [
+            "postgres: walreceiver streaming 0/3000000",
+            "postgres: main: walreceiver",
+            "/usr/lib/postgresql/15/bin/postgres -D /x",
+        ] {
+            assert!(is_receiver_or_unnamed(yes), "{yes}");
+        }
+        for no in ["postgres: startup recovering 000000010000000000000003", "postgres: checkpointer", "/bin/true"] {
+            assert!(!is_receiver_or_unnamed(no), "{no}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Reads `pg_controldata`: what PostgreSQL knows while it does not run.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::layout::Layout;
+use super::{PgError, Programs};
+use crate::sys::exec::Tool;
+use crate::types::{Lsn, Timeline};
+
+/// The state in which PostgreSQL last was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ControlState {
+    /// Stopped in order as a primary: the checkpoint is the end of its log.
+    ShutDown,
+    /// Stopped in order as a standby.
+    ShutDownInRecovery,
+    /// Running, or it crashed.
+    Other,
+}
+
+/// The control file's contents as far as hasup needs them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlData {
+    /// Which PostgreSQL cluster this is.
+    pub system_identifier: u64,
+    /// In which state it is.
+    pub state: ControlState,
+    /// Where the last checkpoint record begins.
+    pub checkpoint: Lsn,
+    /// The timeline of that checkpoint.
+    pub timeline: Timeline,
+    /// How far recovery must come before the data are consistent; 0 on a primary.
+    pub min_recovery_end: Lsn,
+    /// Whether pages carry checksums.
+    pub checksums: bool,
+    /// Size of a file of the log, in bytes.
+    pub wal_segment_bytes: u64,
+}
+
+impl ControlData {
+    /// Runs `pg_controldata` on a data directory. Fails where it is none or damaged.
+    pub async fn read(programs: &Programs, layout: &Layout) -> Result<Self, PgError> {
+        let program = programs.path("pg_controldata");
+        let mut tool =
+            Tool::new(&program, ["-D".into(), layout.pgdata.clone().into_os_string()], Duration::from_secs(10));
+        tool.run_as = layout.owner;
+        let output = tool.run().await?;
+        Self::parse(&output).map_err(|detail| PgError::Malformed { path: program, what: "control data", detail })
+    }
+
+    /// Parses what `pg_controldata` prints in the C locale.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let fields: BTreeMap<&str, &str> = text
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.trim(), value.trim()))
+            .collect();
+        let get = |name: &str| fields.get(name).copied().ok_or_else(|| format!("`{name}` is missing"));
+        let number = |name: &str| get(name)?.parse::<u64>().map_err(|_| format!("`{name}` is no number"));
+        let lsn = |name: &str| get(name)?.parse::<Lsn>().map_err(|error| format!("`{name}`: {error}"));
+        Ok(Self {
+            system_identifier: number("Database system identifier")?,
+            state: match get("Database cluster state")? {
+                "shut down" => ControlState::ShutDown,
+                "shut down in recovery" => ControlState::ShutDownInRecovery,
+                _ => ControlState::Other,
+            },
+            checkpoint: lsn("Latest checkpoint location")?,
+            timeline: Timeline(
+                u32::try_from(number("Latest checkpoint's TimeLineID")?)
+                    .map_err(|_| "timeline too large".to_owned())?,
+            ),
+            min_recovery_end: lsn("Minimum recovery ending location")?,
+            checksums: number("Data page checksum version")? > 0,
+            wal_segment_bytes: number("Bytes per WAL segment")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_data_are_read_and_damage_is_named() {
+        let text = "pg_control version number:            1300\n\
+                    Database system identifier:           7301234567890123456\n\
+                    Database cluster state:               shut down in recovery\n\
+                    Latest checkpoint location:           0/3000148\n\
+                    Latest checkpoint's TimeLineID:       5\n\
+                    Minimum recovery ending location:     0/30001F8\n\
+                    Bytes per WAL segment:                16777216\n\
+                    Data page checksum version:           1\n";
+        let data = ControlData::parse(text).unwrap();
+        assert_eq!((data.state, data.timeline), (ControlState::ShutDownInRecovery, Timeline(5)));
+        assert_eq!(data.min_recovery_end, Lsn(0x300_01F8));
+        assert!(data.checksums);
+        assert_eq!(ControlData::parse(""), Err("`Database system identifier` is missing".to_owned()));
+    }
+}

@@ -1,0 +1,204 @@
+//! Where everything of one node's PostgreSQL is, and how files there are changed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{PgError, file_error};
+use crate::types::Generation;
+
+/// The folders and files of one node's PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The node's data directory.
+    pub data_dir: PathBuf,
+    /// PostgreSQL's data directory; inside `data_dir` unless adopted.
+    pub pgdata: PathBuf,
+    /// User and group that own it all, where this process is root.
+    pub owner: Option<(u32, u32)>,
+}
+
+/// The longest path of a unix socket, by the kernel's `sun_path`.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+impl Layout {
+    /// Returns the layout of a data directory made by hasup.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        let data_dir = data_dir.into();
+        Self { pgdata: data_dir.join("pgdata"), data_dir, owner: None }
+    }
+
+    /// hasup's own files about PostgreSQL.
+    pub fn config_dir(&self) -> PathBuf {
+        self.data_dir.join("postgres")
+    }
+
+    /// The settings that PostgreSQL is started with.
+    pub fn config_file(&self) -> PathBuf {
+        self.config_dir().join("hasup.conf")
+    }
+
+    /// The settings that change while it runs, included last.
+    pub fn dynamic_file(&self) -> PathBuf {
+        self.config_dir().join("dynamic.conf")
+    }
+
+    /// Who may connect.
+    pub fn hba_file(&self) -> PathBuf {
+        self.config_dir().join("hba.conf")
+    }
+
+    /// Which certificate may be which role.
+    pub fn ident_file(&self) -> PathBuf {
+        self.config_dir().join("ident.conf")
+    }
+
+    /// PostgreSQL's standard output and error.
+    pub fn log_file(&self) -> PathBuf {
+        self.config_dir().join("postgres.log")
+    }
+
+    /// The folder of its local socket.
+    pub fn socket_dir(&self) -> PathBuf {
+        self.data_dir.join("sock")
+    }
+
+    /// The credentials of replication connections of one generation.
+    pub fn generation_dir(&self, generation: Generation) -> PathBuf {
+        self.config_dir().join(format!("g{generation}"))
+    }
+
+    /// Where tails that a rewind drops are kept.
+    pub fn salvage_dir(&self) -> PathBuf {
+        self.data_dir.join("salvage")
+    }
+
+    /// The write-ahead log.
+    pub fn wal_dir(&self) -> PathBuf {
+        self.pgdata.join("pg_wal")
+    }
+
+    /// The file that makes PostgreSQL start as a standby.
+    pub fn standby_signal(&self) -> PathBuf {
+        self.pgdata.join("standby.signal")
+    }
+
+    /// Where a copy is made before it takes the place of `pgdata`: beside it, so that a rename suffices.
+    pub fn pgdata_new(&self) -> PathBuf {
+        sibling(&self.pgdata, "new")
+    }
+
+    /// Where the old `pgdata` waits for its removal.
+    pub fn pgdata_old(&self) -> PathBuf {
+        sibling(&self.pgdata, "old")
+    }
+
+    /// Makes hasup's folders. Refuses a data directory whose path is too long for PostgreSQL's socket.
+    pub fn prepare(&self) -> Result<(), PgError> {
+        let socket = self.socket_dir().join(".s.PGSQL.65535.lock");
+        if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            return Err(PgError::Refused(format!(
+                "{} is too long a path for PostgreSQL's local socket: nothing was started; choose a data directory of at most \
+                 {} bytes",
+                self.data_dir.display(),
+                SOCKET_PATH_BYTES_MAX - "/sock/.s.PGSQL.65535.lock".len()
+            )));
+        }
+        for folder in [self.data_dir.clone(), self.config_dir(), self.socket_dir()] {
+            self.make_dir(&folder)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a private folder, and its parents; that it exists is no error.
+    pub fn make_dir(&self, path: &Path) -> Result<(), PgError> {
+        let existed = path.is_dir();
+        fs::create_dir_all(path).map_err(file_error("create folder", path))?;
+        if !existed {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(file_error("make private", path))?;
+            self.give(path)?;
+            if let Some(parent) = path.parent() {
+                sync_dir(parent)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a file to the user that PostgreSQL runs as.
+    pub fn give(&self, path: &Path) -> Result<(), PgError> {
+        let Some((uid, gid)) = self.owner else { return Ok(()) };
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(file_error("change the owner of", path))
+    }
+
+    /// Writes a private file durably: beside, fsynced, renamed, folder fsynced.
+    pub fn write(&self, path: &Path, content: &[u8]) -> Result<(), PgError> {
+        let beside = sibling(path, "tmp");
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&beside)
+            .map_err(file_error("write", &beside))?;
+        file.write_all(content).and_then(|()| file.sync_all()).map_err(file_error("write", &beside))?;
+        self.give(&beside)?;
+        fs::rename(&beside, path).map_err(file_error("put in place", path))?;
+        path.parent().map_or(Ok(()), sync_dir)
+    }
+
+    /// Puts `standby.signal` in place, durably.
+    pub fn put_standby_signal(&self) -> Result<(), PgError> {
+        put_standby_signal(self, &self.pgdata)
+    }
+}
+
+/// Puts `standby.signal` into a data directory that may not yet be the node's.
+pub(super) fn put_standby_signal(layout: &Layout, pgdata: &Path) -> Result<(), PgError> {
+    let path = pgdata.join("standby.signal");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(file_error("write", &path))?;
+    file.sync_all().map_err(file_error("write", &path))?;
+    layout.give(&path)?;
+    sync_dir(pgdata)
+}
+
+fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(suffix);
+    path.with_file_name(name)
+}
+
+/// Makes the names in a folder durable.
+pub fn sync_dir(path: &Path) -> Result<(), PgError> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(file_error("make durable", path))
+}
+
+/// Removes a file durably; that it is not there is no error.
+pub fn remove_file(path: &Path) -> Result<(), PgError> {
+    match fs::remove_file(path) {
+        Ok(()) => path.parent().map_or(Ok(()), sync_dir),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(file_error("remove", path)(error)),
+    }
+}
+
+/// Removes a folder with all in it; that it is not there is no error.
+pub fn remove_dir(path: &Path) -> Result<(), PgError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the bytes free for this user on the file system of `path`.
+pub fn free_bytes(path: &Path) -> Result<u64, PgError> {
+    let stat = rustix::fs::statvfs(path).map_err(|error| file_error("measure free space of", path)(error.into()))?;
+    Ok(stat.f_bavail * stat.f_frsize)
+}

@@ -1,0 +1,255 @@
+//! Brings a diverged node back without a copy: the tail that is dropped is put aside, then `pg_rewind`.
+//!
+//! A journal makes each step repeatable after kill -9. What a killed `pg_rewind` leaves is never started: the journal says so
+//! until it has been run to its end, or a base backup has replaced the directory.
+//!
+//! The target must have been stopped in order *as a standby* (`pg_rewind` would else recover it by a single-user server, which
+//! refuses beside `standby.signal`): after a crash the node starts barred, reads its log to the end, and is stopped.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::basebackup::strip_auto_conf;
+use super::controldata::{ControlData, ControlState};
+use super::layout::{Layout, free_bytes, put_standby_signal, remove_dir, remove_file, sync_dir};
+use super::position::parse_segment;
+use super::settings::{REWIND_ROLE, Source, SslPaths};
+use super::{PgError, Programs, file_error};
+use crate::sys::exec::{Exclusive, Tool};
+use crate::types::{Lsn, Timeline, WalPosition};
+
+/// How a node is rewound.
+#[derive(Debug, Clone)]
+pub struct Rewind {
+    /// The active node's PostgreSQL, on which a checkpoint has been made since its promotion.
+    pub source: Source,
+    /// The node's own certificate.
+    pub ssl: SslPaths,
+    /// Where the node's log parts from the source's.
+    pub fork: Lsn,
+    /// Where the node's log ends.
+    pub own: WalPosition,
+    /// Names the folder under `salvage/`, like the wall-clock time.
+    pub label: String,
+    /// How long `pg_rewind` may take.
+    pub limit: Duration,
+}
+
+/// The steps of the journal. Each names what has been *begun*; it is repeated after a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RewindStep {
+    /// The tail is being put aside; the data directory is untouched.
+    Quarantine,
+    /// `pg_rewind` runs or was killed; the data directory must not be started.
+    Rewinding,
+    /// `pg_rewind` has ended well; the node's own files are being put back.
+    Fixing,
+}
+
+/// What the journal says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RewindJournal {
+    /// How far it came.
+    pub step: RewindStep,
+    /// The folder with the dropped tail.
+    pub salvage: PathBuf,
+}
+
+/// What is known about a tail put aside, as `salvage.json` in its folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Salvage {
+    /// Where the tail begins.
+    pub from: Lsn,
+    /// Where it ends.
+    pub to: Lsn,
+    /// The timeline it ends on.
+    pub timeline: Timeline,
+    /// The files of the log that hold it.
+    pub files: Vec<String>,
+    /// Which PostgreSQL cluster it belongs to.
+    pub system_identifier: u64,
+}
+
+/// The node's own files in its data directory, which a rewind would replace by the source's.
+const OWN_FILES: [&str; 4] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf", "postgresql.auto.conf"];
+
+fn journal_path(layout: &Layout) -> PathBuf {
+    layout.config_dir().join("rewind.json")
+}
+
+/// Returns the journal of a rewind that was begun and not ended: `pgdata` must not be started before it is.
+pub fn pending(layout: &Layout) -> Option<RewindJournal> {
+    let bytes = fs::read(journal_path(layout)).ok()?;
+    // An unreadable journal still says that a rewind had begun: then the worst is assumed.
+    let unknown = RewindJournal { step: RewindStep::Rewinding, salvage: layout.salvage_dir() };
+    Some(serde_json::from_slice(&bytes).unwrap_or(unknown))
+}
+
+/// Forgets a rewind, after a base backup has replaced the data directory.
+pub fn forget(layout: &Layout) -> Result<(), PgError> {
+    remove_file(&journal_path(layout))
+}
+
+impl Rewind {
+    /// Rewinds, from wherever an earlier try was killed, and leaves a directory ready to start as a standby. PostgreSQL must be
+    /// stopped in order as a standby. On any error but a refusal before anything was touched: make a base backup.
+    pub async fn run(&self, programs: &Programs, layout: &Layout) -> Result<Salvage, PgError> {
+        self.run_observed(programs, layout, |_| Ok(())).await
+    }
+
+    /// As [`run`](Self::run); `reached` hears of each step right after the journal says it, and may end the run there.
+    pub async fn run_observed(
+        &self,
+        programs: &Programs,
+        layout: &Layout,
+        mut reached: impl FnMut(RewindStep) -> Result<(), PgError>,
+    ) -> Result<Salvage, PgError> {
+        let lock =
+            Exclusive::acquire(&layout.config_dir().join("copy.lock"), "rewind", Duration::from_secs(10)).await?;
+        let mut journal = pending(layout).unwrap_or_else(|| RewindJournal {
+            step: RewindStep::Quarantine,
+            salvage: layout.salvage_dir().join(&self.label),
+        });
+        if journal.step == RewindStep::Quarantine {
+            let data = ControlData::read(programs, layout).await?;
+            if data.state != ControlState::ShutDownInRecovery && data.state != ControlState::ShutDown {
+                return Err(PgError::Refused(
+                    "PostgreSQL was not stopped in order as a standby, so it cannot be rewound yet: nothing was touched; start \
+                     it barred, let it read its log, stop it"
+                        .to_owned(),
+                ));
+            }
+            self.advance(layout, &mut journal, RewindStep::Quarantine)?;
+            reached(RewindStep::Quarantine)?;
+            self.quarantine(layout, &journal.salvage, &data)?;
+            self.advance(layout, &mut journal, RewindStep::Rewinding)?;
+        }
+        if journal.step == RewindStep::Rewinding {
+            reached(RewindStep::Rewinding)?;
+            self.rewind(programs, layout, &lock).await?;
+            self.advance(layout, &mut journal, RewindStep::Fixing)?;
+        }
+        reached(RewindStep::Fixing)?;
+        fix(layout, &journal.salvage)?;
+        forget(layout)?;
+        let path = journal.salvage.join("salvage.json");
+        let bytes = fs::read(&path).map_err(file_error("read", &path))?;
+        serde_json::from_slice(&bytes).map_err(|error| PgError::Malformed {
+            path,
+            what: "list of a salvage",
+            detail: error.to_string(),
+        })
+    }
+
+    fn advance(&self, layout: &Layout, journal: &mut RewindJournal, step: RewindStep) -> Result<(), PgError> {
+        journal.step = step;
+        layout.write(&journal_path(layout), &serde_json::to_vec(journal).unwrap_or_default())
+    }
+
+    /// Copies what will be dropped: links would not do, for `pg_rewind` writes into the files.
+    fn quarantine(&self, layout: &Layout, salvage: &Path, data: &ControlData) -> Result<(), PgError> {
+        let wal_dir = layout.wal_dir();
+        let segment = data.wal_segment_bytes.max(1);
+        let mut files = Vec::new();
+        let mut bytes = 0;
+        for entry in fs::read_dir(&wal_dir).map_err(file_error("list", &wal_dir))?.flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let holds_tail = parse_segment(&name, segment)
+                .is_some_and(|(_, number)| (number + 1) * segment > self.fork.0 && number * segment < self.own.lsn.0);
+            if holds_tail || name.ends_with(".history") {
+                bytes += entry.metadata().map_or(0, |metadata| metadata.len());
+                files.push(name);
+            }
+        }
+        files.sort();
+        layout.make_dir(salvage)?;
+        let free = free_bytes(salvage)?;
+        if free < bytes + (16 << 20) {
+            return Err(PgError::NoSpace { path: salvage.to_owned(), free: free >> 20, needed: (bytes >> 20) + 16 });
+        }
+        for name in &files {
+            copy(layout, &wal_dir.join(name), &salvage.join(name))?;
+        }
+        let own = salvage.join("own");
+        layout.make_dir(&own)?;
+        for name in OWN_FILES {
+            let from = layout.pgdata.join(name);
+            if from.is_file() {
+                copy(layout, &from, &own.join(name))?;
+            }
+        }
+        let listed = Salvage {
+            from: self.fork,
+            to: self.own.lsn,
+            timeline: self.own.timeline,
+            files,
+            system_identifier: data.system_identifier,
+        };
+        layout.write(&salvage.join("salvage.json"), &serde_json::to_vec_pretty(&listed).unwrap_or_default())
+    }
+
+    async fn rewind(&self, programs: &Programs, layout: &Layout, lock: &Exclusive) -> Result<(), PgError> {
+        let conninfo = self.source.conninfo(REWIND_ROLE, Some("postgres"), "hasup_rewind", &self.ssl);
+        let args: Vec<OsString> = vec![
+            "-D".into(),
+            layout.pgdata.clone().into_os_string(),
+            format!("--source-server={conninfo}").into(),
+            // The guard alone starts PostgreSQL.
+            "--no-ensure-shutdown".into(),
+        ];
+        let mut tool = Tool::new(programs.path("pg_rewind"), args, self.limit);
+        tool.run_as = layout.owner;
+        tool.run_with(Some(lock), |line| tracing::info!(target: "hasup::pg_rewind", "{line}")).await?;
+        Ok(())
+    }
+}
+
+fn copy(layout: &Layout, from: &Path, to: &Path) -> Result<(), PgError> {
+    fs::copy(from, to).map_err(file_error("put aside", from))?;
+    fs::File::open(to).and_then(|file| file.sync_all()).map_err(file_error("make durable", to))?;
+    layout.give(to)
+}
+
+/// Puts the node's own files back, takes the source's marks away, and makes it start as a standby.
+fn fix(layout: &Layout, salvage: &Path) -> Result<(), PgError> {
+    for name in OWN_FILES {
+        let from = salvage.join("own").join(name);
+        if from.is_file() {
+            let content = fs::read(&from).map_err(file_error("read", &from))?;
+            layout.write(&layout.pgdata.join(name), &content)?;
+        }
+    }
+    for name in ["recovery.signal", "promote", "postmaster.pid", "postmaster.opts"] {
+        remove_file(&layout.pgdata.join(name))?;
+    }
+    strip_auto_conf(layout, &layout.pgdata)?;
+    put_standby_signal(layout, &layout.pgdata)
+}
+
+/// Returns every tail put aside, by its label.
+pub fn list_salvage(layout: &Layout) -> Result<BTreeMap<String, Salvage>, PgError> {
+    let folder = layout.salvage_dir();
+    let entries = match fs::read_dir(&folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        other => other.map_err(file_error("list", &folder))?,
+    };
+    let read = |entry: fs::DirEntry| {
+        let salvage = serde_json::from_slice(&fs::read(entry.path().join("salvage.json")).ok()?).ok()?;
+        Some((entry.file_name().into_string().ok()?, salvage))
+    };
+    Ok(entries.flatten().filter_map(read).collect())
+}
+
+/// Drops one tail for good.
+pub fn drop_salvage(layout: &Layout, label: &str) -> Result<(), PgError> {
+    if label.is_empty() || label.contains(['/', '\0']) || label.starts_with('.') {
+        return Err(PgError::Refused(format!("`{label}` names no salvage")));
+    }
+    remove_dir(&layout.salvage_dir().join(label))?;
+    sync_dir(&layout.salvage_dir())
+}

@@ -1,0 +1,452 @@
+//! Renders PostgreSQL's settings. Pure: values in, the text of the files out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::layout::Layout;
+use crate::ha::record::{CommitSet, DataMember};
+use crate::types::{Generation, NodeName};
+
+/// The role under which standbys stream.
+pub const REPLICATION_ROLE: &str = "hasup_replication";
+/// The role under which `pg_rewind` reads.
+pub const REWIND_ROLE: &str = "hasup_rewind";
+/// The superuser of clusters that hasup makes, reached over the local socket alone.
+pub const SUPERUSER: &str = "postgres";
+/// A standby name that nobody bears: commits wait (L15).
+pub const NOBODY: &str = "hasup_nobody";
+
+/// Certificate, key and CA of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SslPaths {
+    /// Its certificate, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM, readable by PostgreSQL's user alone.
+    pub key: PathBuf,
+    /// The cluster's CA certificates, PEM.
+    pub ca: PathBuf,
+}
+
+/// What changes only with a restart or an operator's wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaticSettings {
+    /// The port, also of the local socket's name.
+    pub port: u16,
+    /// Addresses to listen on; `*` for all.
+    pub listen_addresses: Vec<String>,
+    /// Whether the log carries what logical decoding needs.
+    pub logical: bool,
+    /// The node's certificate.
+    pub ssl: SslPaths,
+    /// How much log is kept for standbys that were away, in MiB.
+    pub wal_keep_mib: u32,
+    /// The operating system's user that runs hasup and so is the superuser over the local socket.
+    pub local_user: String,
+    /// Whether `hba_file` and `ident_file` are hasup's; an adopted cluster keeps its own.
+    pub own_access_rules: bool,
+    /// More settings, which cannot override hasup's own.
+    pub extra: BTreeMap<String, String>,
+}
+
+/// Settings that nobody else may change: with another value of these, a promise of hasup does not hold.
+pub const OWNED: [&str; 34] = [
+    "archive_cleanup_command",
+    "archive_mode",
+    "config_file",
+    "data_directory",
+    "external_pid_file",
+    "fsync",
+    "full_page_writes",
+    "hba_file",
+    "hot_standby",
+    "ident_file",
+    "listen_addresses",
+    "max_replication_slots",
+    "max_wal_senders",
+    "port",
+    "primary_conninfo",
+    "primary_slot_name",
+    "promote_trigger_file",
+    "recovery_end_command",
+    "recovery_min_apply_delay",
+    "recovery_target",
+    "recovery_target_action",
+    "recovery_target_timeline",
+    "restart_after_crash",
+    "restore_command",
+    "ssl",
+    "ssl_ca_file",
+    "ssl_cert_file",
+    "ssl_key_file",
+    "synchronous_commit",
+    "synchronous_standby_names",
+    "unix_socket_directories",
+    "wal_level",
+    "wal_log_hints",
+    "wal_retrieve_retry_interval",
+];
+
+/// Tells whether a setting is hasup's own.
+pub fn is_owned(name: &str) -> bool {
+    OWNED.contains(&name.to_ascii_lowercase().as_str())
+}
+
+/// Renders `hasup.conf`: the operator's file first, then hasup's settings, then the dynamic file.
+pub fn render_config(layout: &Layout, settings: &StaticSettings) -> String {
+    let mut text =
+        String::from("# Written by hasup at each start of PostgreSQL; edit postgresql.conf or use `hasup pg set`.\n");
+    let mut include = |keyword: &str, path: &Path| {
+        let _infallible = writeln!(text, "{keyword} {}", quoted(&path.to_string_lossy()));
+    };
+    include("include_if_exists", &layout.pgdata.join("postgresql.conf"));
+    let mut set = |name: &str, value: &str| {
+        let _infallible = writeln!(text, "{name} = {}", quoted(value));
+    };
+    for (name, value) in settings.extra.iter().filter(|(name, _)| is_setting_name(name) && !is_owned(name)) {
+        set(name, value);
+    }
+    set("port", &settings.port.to_string());
+    set("listen_addresses", &settings.listen_addresses.join(","));
+    set("unix_socket_directories", &layout.socket_dir().to_string_lossy());
+    set("unix_socket_permissions", "0700");
+    set("external_pid_file", "");
+    set("ssl", "on");
+    set("ssl_cert_file", &settings.ssl.certificate.to_string_lossy());
+    set("ssl_key_file", &settings.ssl.key.to_string_lossy());
+    set("ssl_ca_file", &settings.ssl.ca.to_string_lossy());
+    set("wal_level", if settings.logical { "logical" } else { "replica" });
+    set("hot_standby", "on");
+    set("wal_log_hints", "on");
+    set("fsync", "on");
+    set("full_page_writes", "on");
+    set("synchronous_commit", "on");
+    set("max_wal_senders", "16");
+    set("max_replication_slots", "16");
+    set("wal_keep_size", &format!("{}MB", settings.wal_keep_mib));
+    // On from the start, so that archiving can be turned on later without a restart.
+    set("archive_mode", "on");
+    if !settings.extra.contains_key("archive_command") {
+        set("archive_command", "/bin/true");
+    }
+    // A crash is an end of the role (L7): the guard and the daemon say what comes next, never the postmaster.
+    set("restart_after_crash", "off");
+    // At its default of 5 s a promotion right after the primary's death waits for that long.
+    set("wal_retrieve_retry_interval", "20ms");
+    set("wal_receiver_status_interval", "1s");
+    // Dead connections end long before TCP gives up; pulses, not these, decide about roles.
+    set("wal_receiver_timeout", "10s");
+    set("wal_sender_timeout", "10s");
+    set("recovery_target_timeline", "latest");
+    for name in
+        ["restore_command", "recovery_end_command", "archive_cleanup_command", "recovery_target", "primary_slot_name"]
+    {
+        set(name, "");
+    }
+    set("recovery_min_apply_delay", "0");
+    if settings.own_access_rules {
+        set("hba_file", &layout.hba_file().to_string_lossy());
+        set("ident_file", &layout.ident_file().to_string_lossy());
+        set("password_encryption", "scram-sha-256");
+    }
+    let _infallible = writeln!(text, "include {}", quoted(&layout.dynamic_file().to_string_lossy()));
+    text
+}
+
+/// Renders `hba.conf`: peers on the socket, certificates for hasup's roles, passwords over TLS for all others.
+pub fn render_hba() -> String {
+    format!(
+        "# Written by hasup.\n\
+         local   all          {SUPERUSER}          peer map=hasup_local\n\
+         local   all          all               peer\n\
+         hostssl replication  {REPLICATION_ROLE} all cert map=hasup\n\
+         hostssl postgres     {REWIND_ROLE}      all cert map=hasup\n\
+         host    all          {REPLICATION_ROLE} all reject\n\
+         host    all          {REWIND_ROLE}      all reject\n\
+         host    all          {SUPERUSER}        all reject\n\
+         hostssl all          all               all scram-sha-256\n"
+    )
+}
+
+/// Returns the common name of a node's certificate.
+pub fn certificate_name(node: &NodeName) -> String {
+    format!("hasup-node-{node}")
+}
+
+/// Renders `ident.conf`: the local user is the superuser; certificates of exactly these members are hasup's roles.
+pub fn render_ident(local_user: &str, members: &BTreeSet<NodeName>) -> String {
+    let mut text = String::from("# Written by hasup.\n");
+    let mut row = |map: &str, outside: &str, role: &str| {
+        let _infallible = writeln!(text, "{map} \"{}\" {role}", outside.replace('"', ""));
+    };
+    for user in BTreeSet::from([local_user, "root", SUPERUSER]) {
+        row("hasup_local", user, SUPERUSER);
+    }
+    for member in members {
+        for role in [REPLICATION_ROLE, REWIND_ROLE] {
+            row("hasup", &certificate_name(member), role);
+        }
+    }
+    text
+}
+
+/// How a server's certificate is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SslMode {
+    /// Signed by the cluster's CA. libpq before 15 cannot check addresses in certificates, hence the default; only members
+    /// have such certificates.
+    #[default]
+    VerifyCa,
+    /// Also made out to the host connected to.
+    VerifyFull,
+}
+
+/// A PostgreSQL to copy or stream from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Its host.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// How its certificate is checked.
+    pub ssl_mode: SslMode,
+}
+
+/// What a standby follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Follow {
+    /// The generation whose active node it is: the connection uses that generation's copy of the client key.
+    pub generation: Generation,
+    /// The active node's PostgreSQL.
+    pub source: Source,
+    /// The name that it streams under.
+    pub member: DataMember,
+}
+
+impl Source {
+    /// Renders a connection string with a certificate; the key stays in its file.
+    pub fn conninfo(&self, role: &str, database: Option<&str>, application: &str, ssl: &SslPaths) -> String {
+        let mut pairs = vec![
+            ("host", self.host.clone()),
+            ("port", self.port.to_string()),
+            ("user", role.to_owned()),
+            ("application_name", application.to_owned()),
+            (
+                "sslmode",
+                match self.ssl_mode {
+                    SslMode::VerifyCa => "verify-ca",
+                    SslMode::VerifyFull => "verify-full",
+                }
+                .to_owned(),
+            ),
+            ("sslcert", ssl.certificate.to_string_lossy().into_owned()),
+            ("sslkey", ssl.key.to_string_lossy().into_owned()),
+            ("sslrootcert", ssl.ca.to_string_lossy().into_owned()),
+            ("gssencmode", "disable".to_owned()),
+            ("connect_timeout", "3".to_owned()),
+            ("keepalives_idle", "2".to_owned()),
+            ("keepalives_interval", "1".to_owned()),
+            ("keepalives_count", "3".to_owned()),
+            ("tcp_user_timeout", "5000".to_owned()),
+        ];
+        if let Some(database) = database {
+            pairs.push(("dbname", database.to_owned()));
+        }
+        let quoted = pairs.into_iter().map(|(name, value)| format!("{name}={}", conninfo_quoted(&value)));
+        quoted.collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// `synchronous_standby_names` in the three forms that hasup uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SyncNames {
+    /// Commits wait for nobody.
+    Empty,
+    /// Commits wait for somebody who never comes: between promotion and `opened` where k = 0 (L15).
+    Nobody,
+    /// Commits wait for k of these.
+    Any(CommitSet),
+}
+
+impl SyncNames {
+    /// Returns the names of a commit set: none where it waits for nobody.
+    pub fn of(set: &CommitSet) -> Self {
+        if set.k == 0 || set.members.is_empty() { Self::Empty } else { Self::Any(set.clone()) }
+    }
+
+    /// Renders the value as PostgreSQL shows it.
+    pub fn render(&self) -> String {
+        match self {
+            Self::Empty => String::new(),
+            Self::Nobody => format!("ANY 1 (\"{NOBODY}\")"),
+            Self::Any(set) => {
+                let names: Vec<String> = set.members.iter().map(|member| format!("\"{member}\"")).collect();
+                format!("ANY {} ({})", set.k, names.join(","))
+            }
+        }
+    }
+
+    /// Returns how many standbys a commit waits for.
+    pub fn k(&self) -> u32 {
+        match self {
+            Self::Empty => 0,
+            Self::Nobody => 1,
+            Self::Any(set) => set.k,
+        }
+    }
+}
+
+/// What changes while PostgreSQL runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dynamic {
+    /// The rendered connection string to follow; empty is barred or primary.
+    pub primary_conninfo: String,
+    /// The rendered names.
+    pub sync_names: String,
+}
+
+impl Default for Dynamic {
+    /// Follows nobody, and as a primary would acknowledge to nobody: what an unsure node must do.
+    fn default() -> Self {
+        Self { primary_conninfo: String::new(), sync_names: SyncNames::Nobody.render() }
+    }
+}
+
+/// Renders the dynamic file.
+pub fn render_dynamic(dynamic: &Dynamic) -> String {
+    format!(
+        "# Written by hasup while PostgreSQL runs.\nprimary_conninfo = {}\nsynchronous_standby_names = {}\n",
+        quoted(&dynamic.primary_conninfo),
+        quoted(&dynamic.sync_names)
+    )
+}
+
+/// Reads what [`render_dynamic`] wrote; anything else in the file is what an unsure node must do.
+pub fn parse_dynamic(text: &str) -> Dynamic {
+    let get = |name: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "))?;
+        let inner = value.trim_end().strip_prefix('\'')?.strip_suffix('\'')?;
+        Some(inner.replace("''", "'").replace("\\\\", "\\"))
+    };
+    match (get("primary_conninfo"), get("synchronous_standby_names")) {
+        (Some(primary_conninfo), Some(sync_names)) => Dynamic { primary_conninfo, sync_names },
+        _ => Dynamic::default(),
+    }
+}
+
+/// Returns the names of hasup's own settings that `postgresql.auto.conf` sets, and the file without those lines.
+pub fn without_owned(auto_conf: &str) -> (Vec<String>, String) {
+    let mut found = Vec::new();
+    let mut kept = String::new();
+    for line in auto_conf.lines() {
+        let name: String =
+            line.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.')).collect();
+        if is_owned(&name) {
+            found.push(name.to_ascii_lowercase());
+        } else {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    (found, kept)
+}
+
+/// Returns the arguments that `postgres` is started with.
+pub fn start_args(layout: &Layout) -> Vec<String> {
+    vec![
+        "-D".to_owned(),
+        layout.pgdata.to_string_lossy().into_owned(),
+        "-c".to_owned(),
+        format!("config_file={}", layout.config_file().to_string_lossy()),
+    ]
+}
+
+/// Renders a span as PostgreSQL reads it.
+pub(super) fn millis(span: Duration) -> String {
+    format!("{}ms", span.as_millis().max(1))
+}
+
+fn is_setting_name(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.'))
+}
+
+/// Quotes a value for a configuration file, where backslashes are escapes.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
+}
+
+fn conninfo_quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{DataIncarnation, NodeId};
+
+    fn member(node: u64) -> DataMember {
+        DataMember { node: NodeId(node), incarnation: DataIncarnation(1) }
+    }
+
+    #[test]
+    fn sync_names_are_rendered_from_the_commit_set() {
+        let set = CommitSet { members: BTreeSet::from([member(2), member(3)]), k: 1 };
+        assert_eq!(SyncNames::of(&set).render(), r#"ANY 1 ("n2_i1","n3_i1")"#);
+        assert_eq!(SyncNames::of(&CommitSet::none()).render(), "");
+        assert_eq!(SyncNames::Nobody.render(), r#"ANY 1 ("hasup_nobody")"#);
+    }
+
+    #[test]
+    fn quotes_and_backslashes_survive_both_files() {
+        let dynamic = Dynamic { primary_conninfo: r"host='it\'s'".to_owned(), sync_names: String::new() };
+        assert!(
+            render_dynamic(&dynamic).contains(r"primary_conninfo = 'host=''it\\''s'''"),
+            "{}",
+            render_dynamic(&dynamic)
+        );
+        assert_eq!(parse_dynamic(&render_dynamic(&dynamic)), dynamic);
+        assert_eq!(parse_dynamic("garbage"), Dynamic::default());
+    }
+
+    #[test]
+    fn auto_conf_cannot_override_what_a_promise_rests_on() {
+        let text = "# comment\nwork_mem = '8MB'\nsynchronous_standby_names = ''\n  Primary_Conninfo 'x'\nsynchronous_standby_names_x = 1\n";
+        let (found, kept) = without_owned(text);
+        assert_eq!(found, ["synchronous_standby_names", "primary_conninfo"]);
+        assert_eq!(kept, "# comment\nwork_mem = '8MB'\nsynchronous_standby_names_x = 1\n");
+    }
+
+    #[test]
+    fn extra_settings_never_override_owned_ones() {
+        let settings = StaticSettings {
+            port: 5432,
+            listen_addresses: vec!["*".to_owned()],
+            logical: false,
+            ssl: SslPaths { certificate: "/c".into(), key: "/k".into(), ca: "/a".into() },
+            wal_keep_mib: 64,
+            local_user: "postgres".to_owned(),
+            own_access_rules: true,
+            extra: BTreeMap::from([
+                ("fsync".to_owned(), "off".to_owned()),
+                ("work_mem".to_owned(), "8MB".to_owned()),
+                ("bad\nname".to_owned(), "1".to_owned()),
+            ]),
+        };
+        let text = render_config(&Layout::new("/d"), &settings);
+        assert!(
+            text.contains("work_mem = '8MB'") && !text.contains("fsync = 'off'") && !text.contains("bad"),
+            "{text}"
+        );
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[1], "include_if_exists '/d/pgdata/postgresql.conf'");
+        assert_eq!(lines.last(), Some(&"include '/d/postgres/dynamic.conf'"));
+    }
+
+    #[test]
+    fn only_members_certificates_are_mapped() {
+        let text = render_ident("hasup", &BTreeSet::from(["n1".parse().unwrap()]));
+        assert!(text.contains("hasup \"hasup-node-n1\" hasup_replication\n"), "{text}");
+        assert!(text.contains("hasup_local \"hasup\" postgres\n"), "{text}");
+    }
+}

@@ -1,0 +1,411 @@
+//! The handle through which the node uses Raft.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::{Config, Instant, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
+use tokio::sync::{Mutex, watch};
+use tokio::time::timeout;
+
+use super::log_store::{LogError, LogStore};
+use super::network::{Network, RPC_BYTES_MAX, RaftTransport};
+use super::serve::Server;
+use super::state_machine::{Applied, StateMachine};
+use super::types::{Raft, TypeConfig};
+use crate::codec::encode;
+use crate::kv::snapshot::SnapshotError;
+use crate::kv::{Proposal, Reply};
+use crate::sys::clock::boot_now;
+use crate::types::{BootTime, NodeId};
+
+/// The log is compacted after this many entries since the last snapshot.
+const SNAPSHOT_ENTRIES: u64 = 5000;
+/// Entries kept before the snapshot, for followers that are a little behind.
+const TAIL_ENTRIES: u64 = 1000;
+/// The log is compacted when its entries have this many bytes, however few they are.
+const SNAPSHOT_BYTES: usize = 32 << 20;
+/// With this many bytes in the log no more is proposed: compaction must have failed.
+const LOG_BYTES_MAX: usize = 256 << 20;
+/// A proposal leaves room in a frame for what surrounds it.
+const PROPOSAL_BYTES_MAX: usize = RPC_BYTES_MAX - (64 << 10);
+
+/// Raft's timers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RaftTiming {
+    /// Between two heartbeats of a leader.
+    pub heartbeat: Duration,
+    /// The shortest silence after which a follower asks for votes.
+    pub election_min: Duration,
+    /// The longest, and how long a leader's lease is.
+    pub election_max: Duration,
+}
+
+impl RaftTiming {
+    /// Returns the timers stretched by the cluster's `raft_multiplier`.
+    pub fn scaled(multiplier: u32) -> Self {
+        let multiplier = multiplier.max(1);
+        Self {
+            heartbeat: Duration::from_millis(100) * multiplier,
+            election_min: Duration::from_millis(300) * multiplier,
+            election_max: Duration::from_millis(600) * multiplier,
+        }
+    }
+}
+
+impl Default for RaftTiming {
+    fn default() -> Self {
+        Self::scaled(1)
+    }
+}
+
+/// Raft cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The snapshot.
+    #[error("open the snapshot of the store")]
+    Snapshot(#[from] SnapshotError),
+    /// A thread that reads the disk ended.
+    #[error("open the store")]
+    Io(#[from] std::io::Error),
+    /// The timers contradict each other.
+    #[error("Raft's timers contradict each other")]
+    Timing(#[from] openraft::ConfigError),
+    /// The log and the snapshot do not fit together, or could not be read.
+    #[error("start Raft: {0}. The node stays out of the cluster; if it says so again, remove it there and join again")]
+    Raft(String),
+}
+
+/// A proposal was not carried out, or may not have been.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// This node does not lead; nothing was written. Ask the leader, or again where none is known.
+    #[error("this node does not lead the Raft group (leader: {leader:?})")]
+    NotLeader {
+        /// Who does, as far as this node knows. `None` also where this node leads without a majority.
+        leader: Option<NodeId>,
+    },
+    /// Certainly not done, and trying again will not help by itself.
+    #[error("not done: {0}")]
+    NotDone(String),
+    /// It may be done, now or later. Ask again with the same request id.
+    #[error("unknown whether done: {0}")]
+    Unknown(String),
+}
+
+/// A read cannot be answered with certainty.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// This node does not lead.
+    #[error("this node does not lead the Raft group (leader: {leader:?})")]
+    NotLeader {
+        /// Who does, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// No majority confirmed in time that this node leads, or the state did not get there.
+    #[error("no majority confirmed the read in time: this node may be cut off")]
+    Unconfirmed,
+    /// Raft has stopped here.
+    #[error("Raft has stopped on this node: {0}")]
+    Stopped(String),
+}
+
+/// What this node knows about the Raft group. Ages are instants of this machine's boot-time clock.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Leadership {
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// Whether this node leads. Without a majority it may believe so for long: see `quorum_acked`.
+    pub is_leader: bool,
+    /// The term.
+    pub term: u64,
+    /// One set of voters, or the old and the new one during a change.
+    pub voters: Vec<BTreeSet<NodeId>>,
+    /// Members that only listen.
+    pub learners: BTreeSet<NodeId>,
+    /// Whether the sets above are committed and no change is under way.
+    pub is_settled: bool,
+    /// Index of the last entry in this node's log.
+    pub last_log: u64,
+    /// Bytes of the entries in this node's log.
+    pub log_bytes: u64,
+    /// Index up to which this node's snapshot holds the state.
+    pub snapshot: u64,
+    /// Index of the last entry known to be committed.
+    pub committed: u64,
+    /// Index up to which this node has applied.
+    pub applied: u64,
+    /// On the leader: when the newest heartbeat that a majority acknowledged was sent. Writes commit while it is young.
+    pub quorum_acked: Option<BootTime>,
+    /// On the leader: the index up to which each member's log is known to be equal.
+    pub matched: BTreeMap<NodeId, u64>,
+    /// On the leader: when the newest heartbeat that each member acknowledged was sent.
+    pub heard: BTreeMap<NodeId, BootTime>,
+    /// Why Raft has stopped for good on this node, if so: it must fence and be restarted.
+    pub failed: Option<String>,
+}
+
+impl Leadership {
+    /// Returns whether anything but ages differs.
+    fn differs(&self, other: &Self) -> bool {
+        let ageless = |it: &Self| Self { quorum_acked: None, heard: BTreeMap::new(), ..it.clone() };
+        ageless(self) != ageless(other)
+    }
+}
+
+/// Raft on this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Consensus {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) me: NodeId,
+    pub(super) raft: Raft,
+    pub(super) timing: RaftTiming,
+    /// Held during a change of members: they come one after the other.
+    pub(super) changing: Mutex<()>,
+    server: Server,
+    log: LogStore,
+    applied: watch::Receiver<Arc<Applied>>,
+    leadership: watch::Sender<Leadership>,
+}
+
+impl Consensus {
+    /// Opens the log and the snapshots of node `me` under `folder` and starts Raft on the present runtime. A new folder makes a
+    /// node that waits to be added; only [`initialize_single`](Self::initialize_single) begins a group.
+    pub async fn open(
+        folder: &Path,
+        me: NodeId,
+        timing: RaftTiming,
+        transport: Arc<dyn RaftTransport>,
+    ) -> Result<Self, OpenError> {
+        let config = Arc::new(config(timing).validate()?);
+        let (log_folder, snapshots) = (folder.join("log"), folder.join("snapshots"));
+        let opened = tokio::task::spawn_blocking(move || {
+            let machine = StateMachine::open(&snapshots)?;
+            Ok::<_, OpenError>((LogStore::open(&log_folder, me)?, machine))
+        });
+        let (log, machine) = opened.await.map_err(std::io::Error::other)??;
+        let applied = machine.watch();
+        let network = Network { me, heartbeat: timing.heartbeat, transport };
+        let raft = match Raft::new(me.0, config, network, log.clone(), machine).await {
+            Ok(raft) => raft,
+            Err(error) => {
+                log.close().await;
+                return Err(OpenError::Raft(error.to_string()));
+            }
+        };
+        let server = Server::new(raft.clone(), folder.join("incoming"));
+        let first = leadership(&raft.metrics().borrow_watched().clone(), &log);
+        let (leadership, _) = watch::channel(first);
+        Ok(Self {
+            inner: Arc::new(Inner { me, raft, timing, changing: Mutex::new(()), server, log, applied, leadership }),
+        })
+    }
+
+    /// Keeps [`leadership`](Self::leadership) up to date and the log short until Raft stops. The node runs it as a task.
+    pub async fn drive(self) {
+        let mut metrics = self.inner.raft.metrics();
+        let mut compacted = 0;
+        loop {
+            let seen = metrics.borrow_watched().clone();
+            let now = leadership(&seen, &self.inner.log);
+            self.inner.leadership.send_if_modified(|before| {
+                let differs = before.differs(&now);
+                *before = now;
+                differs
+            });
+            self.compact(&seen, &mut compacted).await;
+            if metrics.changed().await.is_err() {
+                let stopped = |known: &mut Leadership| {
+                    known.failed.get_or_insert_with(|| "Raft was shut down".to_owned());
+                    known.is_leader = false;
+                };
+                self.inner.leadership.send_modify(stopped);
+                return;
+            }
+        }
+    }
+
+    /// Asks for a snapshot where few entries hold many bytes: openraft counts entries alone.
+    async fn compact(&self, seen: &RaftMetrics<TypeConfig>, compacted: &mut u64) {
+        if self.inner.log.bytes() < SNAPSHOT_BYTES {
+            return;
+        }
+        let index = |id: &Option<super::types::LogId>| id.map_or(0, |id| id.index);
+        let (snapshot, applied) = (index(&seen.snapshot), index(&seen.last_applied));
+        // A failure of either shows as `failed`.
+        if snapshot > index(&seen.purged) {
+            let _ = self.inner.raft.trigger().purge_log(snapshot).await;
+        }
+        if applied > snapshot.max(*compacted) {
+            *compacted = applied;
+            let _ = self.inner.raft.trigger().snapshot().await;
+        }
+    }
+
+    /// Begins a group of this node alone. Fails where the node is part of a group already.
+    pub async fn initialize_single(&self) -> Result<(), ProposeError> {
+        let alone = BTreeSet::from([self.inner.me.0]);
+        self.inner.raft.initialize(alone).await.map_err(|error| ProposeError::NotDone(error.to_string()))
+    }
+
+    /// Returns whether this node has ever been part of a group.
+    pub async fn is_initialized(&self) -> Result<bool, ReadError> {
+        self.inner.raft.is_initialized().await.map_err(|error| ReadError::Stopped(error.to_string()))
+    }
+
+    /// Returns the answer to a call of member `from`, whose identity the transport has checked. Bad bytes are answered too.
+    pub async fn serve(&self, from: NodeId, bytes: &[u8]) -> Vec<u8> {
+        self.inner.server.serve(from, bytes).await
+    }
+
+    /// Writes `proposal` to the log if this node leads, and returns what became of it once it is applied here.
+    ///
+    /// Dropping the future, or `deadline` passing, leaves open whether it is done.
+    pub async fn propose(&self, proposal: Proposal, deadline: Duration) -> Result<Reply, ProposeError> {
+        let len = encode(&proposal).len();
+        if len > PROPOSAL_BYTES_MAX {
+            return Err(ProposeError::NotDone(format!("it has {len} bytes, the limit is {PROPOSAL_BYTES_MAX}")));
+        }
+        let used = self.inner.log.bytes();
+        if used > LOG_BYTES_MAX {
+            return Err(ProposeError::NotDone(format!(
+                "the Raft log has {used} bytes and could not be compacted. The cluster goes on as it is and accepts no changes: \
+                 look for disk errors on this node"
+            )));
+        }
+        match timeout(deadline, self.inner.raft.client_write(proposal)).await {
+            Err(_) => Err(ProposeError::Unknown(format!("no majority confirmed it within {deadline:?}"))),
+            Ok(Ok(written)) => Ok(written.data),
+            Ok(Err(error)) => Err(self.write_error(error)),
+        }
+    }
+
+    pub(super) fn write_error(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ProposeError {
+        match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+                ProposeError::NotLeader { leader: self.other(&to) }
+            }
+            RaftError::APIError(error @ ClientWriteError::LogEntryDiscarded(_)) => {
+                ProposeError::Unknown(error.to_string())
+            }
+            RaftError::APIError(error) => ProposeError::NotDone(error.to_string()),
+            RaftError::Fatal(error) => ProposeError::Unknown(format!("Raft has stopped on this node: {error}")),
+        }
+    }
+
+    /// Returns whom to ask instead: never this node itself.
+    fn other(&self, to: &ForwardToLeader<TypeConfig>) -> Option<NodeId> {
+        to.leader_id.map(NodeId).filter(|leader| *leader != self.inner.me)
+    }
+
+    /// Confirms with a majority that this node leads, and returns the index that a linearizable read must have applied; here it
+    /// is applied. Another node reads after [`wait_applied`](Self::wait_applied) of that index.
+    pub async fn read_index(&self, deadline: Duration) -> Result<u64, ReadError> {
+        match timeout(deadline, self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await {
+            Err(_) => Err(ReadError::Unconfirmed),
+            Ok(Ok(id)) => Ok(id.index()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to)))) => {
+                Err(ReadError::NotLeader { leader: self.other(&to) })
+            }
+            Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) => Err(ReadError::Unconfirmed),
+            Ok(Err(RaftError::Fatal(error))) => Err(ReadError::Stopped(error.to_string())),
+        }
+    }
+
+    /// Waits until this node has applied `index`, and returns the state then.
+    pub async fn wait_applied(&self, index: u64, deadline: Duration) -> Result<Arc<Applied>, ReadError> {
+        let mut applied = self.state();
+        match timeout(deadline, applied.wait_for(|applied| applied.index >= index)).await {
+            Err(_) => Err(ReadError::Unconfirmed),
+            Ok(Err(_)) => Err(ReadError::Stopped("it was shut down".to_owned())),
+            Ok(Ok(applied)) => Ok(applied.clone()),
+        }
+    }
+
+    /// Returns the state as this node has applied it: possibly old, never going back.
+    pub fn state(&self) -> watch::Receiver<Arc<Applied>> {
+        self.inner.applied.clone()
+    }
+
+    /// Returns what this node knows about the group. Wakes when anything but an age changes; needs [`drive`](Self::drive).
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership.subscribe()
+    }
+
+    /// Returns this node's number.
+    pub fn me(&self) -> NodeId {
+        self.inner.me
+    }
+
+    /// Stops Raft, ends the writer thread and lets the folder go. The group goes on without this node.
+    pub async fn shutdown(&self) {
+        // Its only error is that the core's task panicked, which `failed` has told already.
+        let _ = self.inner.raft.shutdown().await;
+        self.inner.log.close().await;
+    }
+}
+
+fn config(timing: RaftTiming) -> Config {
+    let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    let election_timeout_max = millis(timing.election_max);
+    Config {
+        cluster_name: "hasup".to_owned(),
+        heartbeat_interval: millis(timing.heartbeat),
+        election_timeout_min: millis(timing.election_min),
+        election_timeout_max,
+        // Of one piece of a snapshot, the last one's installation included.
+        install_snapshot_timeout: 20_000,
+        max_payload_entries: 300,
+        replication_lag_threshold: SNAPSHOT_ENTRIES + TAIL_ENTRIES,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
+        max_in_snapshot_log_to_keep: TAIL_ENTRIES,
+        purge_batch_size: 256,
+        // A node that comes back is tried within half a second, so that a healed cut heals the group at once.
+        backoff: "50ms 100ms 200ms ...500ms".to_owned(),
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        // Ends the deadlock of a bridge partition, where a leader keeps a follower loyal without having a majority.
+        quorum_loss_probe_interval: Some(election_timeout_max * 2),
+        ..Config::default()
+    }
+}
+
+/// Returns what openraft's metrics say.
+fn leadership(seen: &RaftMetrics<TypeConfig>, log: &LogStore) -> Leadership {
+    let now = boot_now();
+    let members = seen.membership_config.membership();
+    let nodes = |ids: &BTreeSet<u64>| ids.iter().copied().map(NodeId).collect();
+    let voters: Vec<BTreeSet<NodeId>> = members.get_joint_config().iter().map(nodes).collect();
+    let index = |id: &Option<super::types::LogId>| id.map_or(0, |id| id.index);
+    Leadership {
+        leader: seen.current_leader.map(NodeId),
+        is_leader: seen.state == ServerState::Leader,
+        term: seen.current_term,
+        is_settled: voters.len() <= 1 && seen.membership_config == seen.committed_membership_config,
+        voters,
+        learners: members.learner_ids().map(NodeId).collect(),
+        last_log: seen.last_log_index.unwrap_or(0),
+        log_bytes: log.bytes() as u64,
+        snapshot: index(&seen.snapshot),
+        committed: index(&seen.local_committed),
+        applied: index(&seen.last_applied),
+        quorum_acked: seen.last_quorum_acked.map(|sent| now.before(sent.elapsed())),
+        matched: seen.replication.iter().flatten().map(|(node, id)| (NodeId(*node), index(id))).collect(),
+        heard: seen
+            .heartbeat
+            .iter()
+            .flatten()
+            .filter_map(|(node, sent)| Some((NodeId(*node), now.before((*sent)?.elapsed()))))
+            .collect(),
+        failed: log.failed().or_else(|| seen.running_state.as_ref().err().map(ToString::to_string)),
+    }
+}
