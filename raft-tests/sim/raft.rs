@@ -355,7 +355,10 @@ impl World {
         self.raft.log.push(Rc::clone(&state));
         for gone in old.members.keys().filter(|node| !state.members.contains_key(node)) {
             let node = self.index_of(*gone);
-            self.after(300 * MS, Event::Fault { fault: Fault::Power { target: Target::Node(node), lasts: Time::MAX / 4 } });
+            self.after(
+                300 * MS,
+                Event::Fault { fault: Fault::Power { target: Target::Node(node), lasts: Time::MAX / 4 } },
+            );
         }
         crate::invariants::on_committed(self, &old, &state);
         self.on_record_committed(&old, &state);

@@ -160,9 +160,9 @@ impl Leader<'_> {
     }
 
     /// Whether a node is to be taken out. The active node is not, whatever was ordered before it became that: it has to hand the role
-    /// over first, and nothing else may wait for it (L22).
+    /// over first, and nothing else may wait for it (L22). Nor is anybody while the record is not opened: it may need them.
     fn is_leaving(&self, node: NodeId) -> bool {
-        node != self.a.node && self.view.members.get(&node).is_some_and(|member| member.is_leaving)
+        self.a.opened && node != self.a.node && self.view.members.get(&node).is_some_and(|member| member.is_leaving)
     }
 
     fn counts_as_data(&self, node: NodeId) -> bool {
@@ -329,11 +329,11 @@ impl Leader<'_> {
         };
         let stays = |node: &NodeId| self.view.members.contains_key(node) && !self.is_leaving(*node);
         let mut wanted: Vec<NodeId> = current.iter().copied().filter(stays).collect();
-        // never removed, and so never the one that an even number leaves out
-        wanted.sort_by_key(|node| *node != self.a.node);
         let joiners =
             self.view.members.iter().filter(|(node, member)| !current.contains(node) && is_ready(**node, member));
         wanted.extend(joiners.map(|(node, _)| *node));
+        // never removed, and so never the one that an even number leaves out; a spare that became active comes before other spares
+        wanted.sort_by_key(|node| (*node != self.a.node, !current.contains(node)));
         let odd = if wanted.len() % 2 == 0 { wanted.len().saturating_sub(1) } else { wanted.len() };
         wanted.truncate(odd.max(1));
         wanted.into_iter().collect()
@@ -345,9 +345,14 @@ impl Leader<'_> {
         let single = self.view.rules.broken(Mutation::SingleVoterSet);
         if single && self.view.raft_voters != [current.clone()] {
             let order = Order::ChangeRaftVoters(current.clone());
-            return Some(self.done(order, "the record names other voters than Raft has", "L22", "changes Raft's voters"));
+            return Some(self.done(
+                order,
+                "the record names other voters than Raft has",
+                "L22",
+                "changes Raft's voters",
+            ));
         }
-        if wanted == *current || !wanted.contains(&self.a.node) {
+        if wanted == *current || (current.contains(&self.a.node) && !wanted.contains(&self.a.node)) {
             return None;
         }
         let voter_sets = if single { vec![wanted.clone()] } else { vec![current.clone(), wanted.clone()] };

@@ -508,7 +508,9 @@ impl Helper<'_> {
     /// this very decision, so its own grace is counted here, too: nobody is suspected for not having been active before.
     fn promise_end(&self) -> BootTime {
         let is_heard = |peer: &super::pulse::PeerView| peer.is_fresh(self.view.now, &self.view.timing);
-        if self.view.rules.broken(Mutation::SkipLeaseWait) && !self.view.pulse.peers.get(&self.a.node).is_some_and(is_heard) {
+        if self.view.rules.broken(Mutation::SkipLeaseWait)
+            && !self.view.pulse.peers.get(&self.a.node).is_some_and(is_heard)
+        {
             return BootTime(0);
         }
         self.view.pulse.promise_end.max(self.record_applied_at() + self.view.timing.promise())

@@ -21,7 +21,9 @@ pub fn check(world: &mut World) {
 fn unhealthy(world: &World) -> Option<String> {
     let (record, _) = world.raft.newest().record.as_ref()?;
     if world.now.saturating_sub(world.last_acknowledged) > 2_000 * MS {
-        return Some(format!("no write was acknowledged since {:.3} s", world.last_acknowledged as f64 / 1e9));
+        let leads = world.raft.leader.map_or(0, |leader| leader + 1);
+        let since = world.last_acknowledged as f64 / 1e9;
+        return Some(format!("no write was acknowledged since {since:.3} s; node {leads} leads; {record:?}"));
     }
     let healed = world.healed_at?;
     let back = world.recovered_at?;
@@ -55,7 +57,13 @@ fn unhealthy(world: &World) -> Option<String> {
     let expected = expected_voters(world);
     let voters = record.voter_sets.last().map_or(0, std::collections::BTreeSet::len);
     if voters != expected || world.raft.voters.len() != 1 {
-        return Some(format!("{voters} voters instead of {expected}"));
+        let set = record.commit_sets.last();
+        let removing = &world.raft.newest().goals.removing;
+        let raft = &world.raft.voters;
+        return Some(format!(
+            "{voters} voters instead of {expected}: {:?}, Raft's {raft:?}, {set:?}, removing {removing:?}, active {}",
+            record.voter_sets, record.node
+        ));
     }
     None
 }
