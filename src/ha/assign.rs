@@ -252,7 +252,9 @@ impl Leader<'_> {
         if k == 0 {
             return CommitSet::none();
         }
-        let is_member = |node: NodeId| node != self.a.node && self.view.members.get(&node).is_some_and(counts_as_data);
+        let is_member = |node: NodeId| {
+            node != self.a.node && self.view.members.get(&node).is_some_and(counts_as_data)
+        };
         let answers_for_itself = |member: &&DataMember| {
             let data = self.report_of(member.node).and_then(|report| report.data);
             data.is_some_and(|data| data.is_intact && data.incarnation == member.incarnation)
