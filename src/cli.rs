@@ -10,6 +10,7 @@ mod destroy;
 mod kv;
 mod local;
 mod show;
+mod systemd;
 
 use std::io::Write;
 use std::process::ExitCode;
