@@ -143,7 +143,7 @@ impl Holder<'_> {
         draft.look_at(self.record.applied_at + view.timing.promote_limit);
         if let Some(former) = view.guard.armed.filter(|armed| *armed < self.a.promoted) {
             // chosen again, but to be promoted anew: what runs is the primary of a role that has ended
-            end_former_role(view, former, Generation(self.a.promoted.0 - 1), draft);
+            end_former_role(view, former, Generation(self.a.promoted.0.saturating_sub(1)), draft);
             return;
         }
         let is_primary = view.guard.armed.is_some() && view.postgres.in_recovery == Some(false);
@@ -554,8 +554,7 @@ impl Helper<'_> {
             DataState::Empty => self.copy(draft),
             DataState::Rebuilding { until: None } => self.rejoin(draft),
             DataState::Rebuilding { until: Some(until) } => {
-                self.follow(draft);
-                self.keep_running(draft);
+                self.follow_if_possible(draft);
                 let is_past = view.postgres.position.is_some_and(|position| position.lsn >= until);
                 if view.postgres.is_streaming && is_past {
                     draft.step(Step::PersistIntact);
@@ -568,7 +567,9 @@ impl Helper<'_> {
     }
 
     fn copy(&self, draft: &mut Draft<'_>) {
-        if self.a.opened {
+        if !self.has_live_primary() {
+            draft.wait(WaitingOn::Source { node: self.a.node });
+        } else if self.a.opened {
             draft.step(Step::CopyDatabase { from: self.a.node, generation: self.a.generation });
         } else {
             draft.wait(WaitingOn::Opened);
@@ -576,14 +577,53 @@ impl Helper<'_> {
     }
 
     /// Rebuilds this node's data, when the cluster can do without what it holds: the active node has committed under this
-    /// promotion with others, so that no record before counts on this node's data any more (L19).
+    /// promotion with others, so that no record before counts on this node's data any more; or nobody else can follow, so that the
+    /// record would never be opened (L19).
     fn rejoin(&self, draft: &mut Draft<'_>) {
         draft.state = NodeState::Rejoining;
-        if self.a.opened {
+        if !self.has_live_primary() {
+            draft.wait(WaitingOn::Source { node: self.a.node });
+        } else if self.view.durable.data != DataState::Intact || self.a.opened || self.has_to_be_rebuilt() {
             draft.step(Step::Rejoin { from: self.a.node, generation: self.a.generation });
         } else {
             draft.wait(WaitingOn::SafeToRebuild);
         }
+    }
+
+    /// Whether the active node is heard now as the primary of this record: nothing is destroyed for a source that is not there.
+    fn has_live_primary(&self) -> bool {
+        self.view.pulse.peers.get(&self.a.node).is_some_and(|peer| {
+            let is_primary = |active: &ActiveReport| active.is_primary && active.generation >= self.a.promoted;
+            peer.is_fresh(self.view.now, &self.view.timing) && peer.report.active.as_ref().is_some_and(is_primary)
+        })
+    }
+
+    /// Whether fewer than k members in reach can follow without a rebuild, or after one that already goes on, and this node is
+    /// the one whose data is missed least: only as many are rebuilt as it takes.
+    fn has_to_be_rebuilt(&self) -> bool {
+        let view = self.view;
+        let Some(set) = self.a.commit_sets.last() else { return false };
+        // those who are on their way back are waited for a little
+        if set.k == 0 || view.now < self.record_applied_at() + view.timing.lease {
+            return false;
+        }
+        let position = view.postgres.position;
+        let others = self.view.pulse.peers.iter().filter(|(node, peer)| {
+            **node != self.a.node && peer.is_fresh(view.now, &view.timing) && peer.report.data.is_some()
+        });
+        let stay = others.filter(|(node, peer)| {
+            let waits =
+                peer.report.state == NodeState::Rejoining && peer.report.data.is_some_and(|data| data.is_intact);
+            let theirs = peer.report.data.and_then(|data| data.position);
+            let is_member = set.members.iter().any(|member| member.node == **node);
+            // who waits like this node goes first if it has less log
+            is_member && (!waits || (theirs, **node) < (position, view.me))
+        });
+        stay.count() < set.k as usize
+    }
+
+    fn record_applied_at(&self) -> BootTime {
+        self.view.record.as_ref().map_or(BootTime(0), |record| record.applied_at)
     }
 
     fn follow_if_possible(&self, draft: &mut Draft<'_>) {
@@ -594,7 +634,12 @@ impl Helper<'_> {
             return;
         }
         self.keep_running(draft);
-        if self.is_following() {
+        if view.postgres.has_receiver && !self.is_following() {
+            // what still arrives from a former primary would move the position under the judgement
+            draft.step(Step::CutReceiver { generation: Generation(self.a.generation.0.saturating_sub(1)) });
+            return;
+        }
+        if self.is_following() && view.postgres.is_streaming {
             return;
         }
         let Some(position) = view.postgres.position else {

@@ -154,6 +154,11 @@ pub enum WaitingOn {
     PostgresGone,
     /// Long work goes on.
     Job(String),
+    /// The node to copy from has to be heard as the primary.
+    Source {
+        /// The node.
+        node: NodeId,
+    },
     /// The active node has to have committed without this node before its data may be rebuilt (L19).
     SafeToRebuild,
     /// The rebuilt data has to stream past where its copy ended.
@@ -181,6 +186,7 @@ impl fmt::Display for WaitingOn {
             Self::Opened => f.write_str("the record to be opened by the leader"),
             Self::PostgresGone => f.write_str("every process of PostgreSQL to be gone"),
             Self::Job(what) => f.write_str(what),
+            Self::Source { node } => write!(f, "node {node} to be heard as the primary, to copy from it"),
             Self::SafeToRebuild => {
                 f.write_str("the active node to commit without this node before its data is rebuilt")
             }

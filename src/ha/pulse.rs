@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::quorum::majority_of;
 use super::record::{CommitSet, DataMember, ResignReason};
+use super::rules::Rules;
 use super::state::NodeState;
 use super::timing::Timing;
 use crate::types::{
@@ -195,6 +196,7 @@ pub struct PulseCore {
     boot: BootId,
     incarnation: DaemonIncarnation,
     timing: Timing,
+    rules: Rules,
     sequence: u64,
     stamps: VecDeque<BootTime>,
     peers: BTreeMap<NodeId, Peer>,
@@ -220,6 +222,7 @@ impl PulseCore {
             boot,
             incarnation,
             timing,
+            rules: Rules::default(),
             sequence: 0,
             stamps: VecDeque::new(),
             peers: BTreeMap::new(),
@@ -241,6 +244,11 @@ impl PulseCore {
     /// Replaces the spans, as the cluster's options changed.
     pub fn set_timing(&mut self, timing: Timing) {
         self.timing = timing;
+    }
+
+    /// Replaces the rules in force: for the simulator, which leaves one out to see that it is missed.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
     }
 
     /// Takes the control loop's decision. Returns what to send at once: a changed report or a new wish is not kept waiting.

@@ -264,7 +264,9 @@ async fn resolve(addresses: &[String]) -> Vec<std::net::SocketAddr> {
         // numbers need no resolver, and a resolver must never hold the loop up for long
         if let Ok(number) = address.parse() {
             resolved.push(number);
-        } else if let Ok(Ok(found)) = tokio::time::timeout(Duration::from_millis(200), tokio::net::lookup_host(address)).await {
+        } else if let Ok(Ok(found)) =
+            tokio::time::timeout(Duration::from_millis(200), tokio::net::lookup_host(address)).await
+        {
             resolved.extend(found);
         }
     }

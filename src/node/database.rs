@@ -110,7 +110,10 @@ impl Database {
     }
 
     /// Looks at PostgreSQL again and again; `process` says which postmaster the guard runs. Ends with the node.
-    pub(super) async fn watch_postgres(self: Arc<Self>, process: impl Fn() -> Option<PostgresProcess> + Send + Sync + 'static) {
+    pub(super) async fn watch_postgres(
+        self: Arc<Self>,
+        process: impl Fn() -> Option<PostgresProcess> + Send + Sync + 'static,
+    ) {
         loop {
             let began = boot_now();
             let running = process();
@@ -130,7 +133,8 @@ impl Database {
     fn take(&self, observation: Observation) {
         let mut memory = self.memory.lock();
         if let (Some(process), PostgresFacts::Live(live)) = (observation.process, &observation.facts) {
-            let is_known = memory.in_recovery.is_some_and(|(known, _)| known.pid == process.pid && known.since == process.since);
+            let is_known =
+                memory.in_recovery.is_some_and(|(known, _)| known.pid == process.pid && known.since == process.since);
             // recovery ends once in a postmaster's life and never begins again: an older answer must not undo a newer one
             let in_recovery = live.in_recovery && (!is_known || memory.in_recovery.is_some_and(|(_, was)| was));
             memory.in_recovery = Some((process, in_recovery));
@@ -176,7 +180,8 @@ impl Database {
         let observation = self.last_observation();
         let mut memory = self.memory.lock();
         let memory = &mut *memory;
-        let in_recovery = memory.in_recovery.filter(|(known, _)| Some((known.pid, known.since)) == process.map(|p| (p.pid, p.since)));
+        let in_recovery =
+            memory.in_recovery.filter(|(known, _)| Some((known.pid, known.since)) == process.map(|p| (p.pid, p.since)));
         let is_current = observation.began >= memory.changed_at
             && observation.process.map(|p| (p.pid, p.since)) == process.map(|p| (p.pid, p.since));
         let live = match (&observation.facts, is_current) {
@@ -253,7 +258,13 @@ impl Database {
     pub(super) fn note_started(&self) {
         let mut memory = self.memory.lock();
         let started_at = Some(boot_now());
-        *memory = Memory { lineage: memory.lineage, job: memory.job.take(), started_at, changed_at: boot_now(), ..Memory::default() };
+        *memory = Memory {
+            lineage: memory.lineage,
+            job: memory.job.take(),
+            started_at,
+            changed_at: boot_now(),
+            ..Memory::default()
+        };
         drop(memory);
         self.look.notify_one();
     }
@@ -293,7 +304,12 @@ impl Database {
     }
 
     /// Compares this node's log, which ends at `own`, with the history of the primary that was promoted under `promoted`.
-    pub(super) fn compare(&self, promoted: Generation, own: WalPosition, primary: &TimelineHistory) -> Result<(), PgError> {
+    pub(super) fn compare(
+        &self,
+        promoted: Generation,
+        own: WalPosition,
+        primary: &TimelineHistory,
+    ) -> Result<(), PgError> {
         let own_history = self.postgres.history(own.timeline)?.unwrap_or_else(|| TimelineHistory {
             timeline: own.timeline,
             ancestors: Vec::new(),
@@ -333,7 +349,9 @@ impl Database {
         }
         let text = last_bytes(&self.postgres.layout().log_file(), LOG_TAIL_BYTES);
         if text.lines().rev().take(LOG_TAIL_LINES).any(says_log_is_gone) {
-            tracing::warn!("the active node no longer has the log that this standby needs: the database is copied anew");
+            tracing::warn!(
+                "the active node no longer has the log that this standby needs: the database is copied anew"
+            );
             self.memory.lock().lineage = Some((promoted, Lineage::Diverged, None));
             self.news.notify_one();
         }
@@ -451,7 +469,8 @@ fn differs(before: &PostgresFacts, after: &PostgresFacts) -> bool {
     match (before, after) {
         (PostgresFacts::Live(before), PostgresFacts::Live(after)) => {
             let shape = |live: &LiveFacts| {
-                let senders: Vec<_> = live.senders.iter().map(|it| (it.application_name.clone(), it.state.clone())).collect();
+                let senders: Vec<_> =
+                    live.senders.iter().map(|it| (it.application_name.clone(), it.state.clone())).collect();
                 let receiver = live.receiver.as_ref().map(|it| (it.status.clone(), it.generation));
                 (live.in_recovery, live.timeline, receiver, senders, live.follows_nobody, live.ran_out_of_local_wal)
             };

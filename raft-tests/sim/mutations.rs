@@ -1,0 +1,1 @@
+//! Rules left out on purpose, one by one: a simulator that does not notice is not worth its time.
