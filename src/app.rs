@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use begin::Begin;
 
+use self::begin::Failure;
 use self::identity::Identity;
 use crate::config::{Config, Endpoint, Secret};
 use crate::guard::{self, GuardOptions};
@@ -48,7 +49,17 @@ pub async fn run(config: Config, begin: Begin) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     let ended = run_node(&config, begin, &tasks).await;
     tasks.drain().await;
+    if let Err(error) = &ended
+        && let Err(source) = Failure::note(&config.data_dir, error)
+    {
+        tracing::error!(%source, "why the node has not begun cannot be kept for the command that waits for it");
+    }
     ended
+}
+
+/// Returns whether the node of `data_dir` belongs to a cluster.
+pub fn is_member(data_dir: &Path) -> bool {
+    Identity::path(data_dir).exists()
 }
 
 async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Result<()> {

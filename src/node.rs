@@ -13,7 +13,7 @@
 //! Each event only wakes the loop; the loop looks at everything afresh. Long work on PostgreSQL is one job beside it
 //! ([`database`](self)), so that pulses, bars and fences never wait for a copy or a checkpoint.
 //!
-//! The node calls its peers through [`PeerClient`] and answers them by implementing [`PeerService`](crate::peer::PeerService);
+//! The node calls its peers through [`PeerClient`] and answers them by implementing [`PeerService`];
 //! the peer module knows nothing of it.
 
 mod act;

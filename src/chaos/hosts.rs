@@ -254,6 +254,15 @@ impl Host {
         self.rules(&[format!("{side} \"{}\" drop", self.port)])
     }
 
+    /// Drops every packet between this host and `other`, instead of whatever was dropped before.
+    ///
+    /// # Errors
+    /// [`HostError::Command`].
+    pub fn part(&self, other: &Self) -> Result<(), HostError> {
+        let way = |from: &str, to: &str| format!("iifname \"{from}\" oifname \"{to}\" drop");
+        self.rules(&[way(&self.port, &other.port), way(&other.port, &self.port)])
+    }
+
     /// Drops `percent` of the packets of each direction, instead of whatever was dropped before.
     ///
     /// # Errors
@@ -317,7 +326,11 @@ impl Host {
         self.kill(clients)
     }
 
-    fn kill(&self, clients: &BTreeSet<i32>) -> Result<(), HostError> {
+    /// Sends SIGKILL to everything but `clients` until nothing is left.
+    ///
+    /// # Errors
+    /// [`HostError::Alive`] when processes do not end.
+    pub fn kill(&self, clients: &BTreeSet<i32>) -> Result<(), HostError> {
         let deadline = Instant::now() + LIMIT;
         loop {
             let pids = self.processes(clients);
@@ -534,6 +547,9 @@ mod tests {
             host.oneway(direction).unwrap();
             assert!(!connects(&lab, host, short), "{direction:?}");
         }
+        let other = lab.host("n2").unwrap();
+        host.part(other).unwrap();
+        assert!(connects(&lab, host, long), "parted from n2 alone");
         host.loss(100).unwrap();
         assert!(!connects(&lab, host, short), "all lost");
         assert!(connects(&lab, lab.host("n2").unwrap(), long), "the other host is not touched");

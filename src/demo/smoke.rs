@@ -14,7 +14,7 @@ use super::scene::{Scene, Tail};
 use crate::chaos::checkers::{kept_rows, lost_rows, one_writer};
 use crate::chaos::forming::WHOLE_LIMIT;
 use crate::chaos::journal::{Gap, Journal, Outcome};
-use crate::chaos::node::wait_whole;
+use crate::chaos::node::{wait_settled, wait_whole};
 use crate::chaos::schedule::Part;
 use crate::chaos::{millis, process, rows, view};
 use crate::sys::clock::{boot_now, wall_now};
@@ -215,6 +215,8 @@ async fn play(
     fault: FaultKind,
     progress: Progress,
 ) -> anyhow::Result<StepReport> {
+    // A fault is measured from the state in which a cluster spends its days.
+    wait_settled(&scene.nodes, WHOLE_LIMIT).await.with_context(|| format!("before {}", fault.name()))?;
     let mark = boot_now();
     wait_journal(scene, tail, "200 acknowledged rows before the fault", |journal| {
         journal.count(Outcome::Ok, mark) >= ROWS_BEFORE

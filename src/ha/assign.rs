@@ -324,7 +324,7 @@ impl Leader<'_> {
         let joiners =
             self.view.members.iter().filter(|(node, member)| !current.contains(node) && is_ready(**node, member));
         wanted.extend(joiners.map(|(node, _)| *node));
-        let odd = if wanted.len() % 2 == 0 { wanted.len().saturating_sub(1) } else { wanted.len() };
+        let odd = if wanted.len().is_multiple_of(2) { wanted.len().saturating_sub(1) } else { wanted.len() };
         wanted.truncate(odd.max(1));
         wanted.into_iter().collect()
     }

@@ -142,19 +142,17 @@ impl Database {
                 memory.promoted_at = self.promotion_of(live.timeline);
             }
         }
+        let changed_at = memory.changed_at;
+        // never both locks at once: the channel has one of its own
         drop(memory);
         let mut is_news = false;
         self.observed.send_modify(|known| {
-            is_news = differs(&known.facts, &observation.facts) || known.began < self.changed_at();
+            is_news = differs(&known.facts, &observation.facts) || known.began < changed_at;
             *known = Arc::new(observation);
         });
         if is_news {
             self.news.notify_one();
         }
-    }
-
-    fn changed_at(&self) -> BootTime {
-        self.memory.lock().changed_at
     }
 
     /// Makes the observer look more often, or less.
@@ -334,10 +332,11 @@ impl Database {
     /// needs: PostgreSQL would ask for ever. Then only a copy helps, as if the histories had nothing in common (L19).
     pub(super) fn notice_missing_log(&self, promoted: Generation) {
         let now = boot_now();
+        let observation = self.last_observation();
+        let is_streaming = matches!(&observation.facts, PostgresFacts::Live(live)
+            if live.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming"));
         {
             let mut memory = self.memory.lock();
-            let is_streaming = matches!(&self.observed.borrow().facts, PostgresFacts::Live(live)
-                if live.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming"));
             let is_due = memory.follows.is_some()
                 && !is_streaming
                 && memory.job.is_none()
