@@ -269,14 +269,10 @@ impl Leader<'_> {
 
     /// The standbys that commits should wait for, once each of them streams and has caught up.
     fn wanted_commit_set(&self, active: &ActiveReport, current: &CommitSet) -> CommitSet {
-        let data_nodes = self.view.members.values().filter(|member| counts_as_data(member)).count();
-        let k = match self.view.durability {
-            Durability::OneNode => 0,
-            Durability::TwoNodes | Durability::BestEffort => majority_of(data_nodes) - 1,
-        };
-        if k == 0 {
+        if self.view.durability == Durability::OneNode {
             return CommitSet::none();
         }
+        let data_nodes = self.view.members.values().filter(|member| counts_as_data(member)).count();
         let is_member = |node: NodeId| node != self.a.node && self.view.members.get(&node).is_some_and(counts_as_data);
         let answers_for_itself = |member: &&DataMember| {
             let data = self.report_of(member.node).and_then(|report| report.data);
@@ -291,8 +287,9 @@ impl Leader<'_> {
             .collect();
         let may_shrink = data_nodes == 2 || self.view.durability == Durability::BestEffort;
         let stays = |member: &&DataMember| {
-            let is_replaced =
-                streaming.iter().any(|new| new.node == member.node && new.incarnation != member.incarnation);
+            // its own node says that this life of its data is over: it can neither acknowledge nor answer any more
+            let data = self.report_of(member.node).and_then(|report| report.data);
+            let is_replaced = data.is_some_and(|data| data.incarnation > member.incarnation);
             let is_lost = may_shrink
                 && !streaming.contains(member)
                 && self
@@ -304,8 +301,11 @@ impl Leader<'_> {
         };
         let mut members: BTreeSet<DataMember> = current.members.iter().filter(stays).copied().collect();
         members.extend(streaming);
-        let k = k.min(members.len());
-        if k == 0 { CommitSet::none() } else { CommitSet { members, k: u32::try_from(k).unwrap_or(u32::MAX) } }
+        if members.is_empty() && !may_shrink && current.k > 0 {
+            // waiting for somebody who is gone is still better than waiting for nobody unasked
+            return current.clone();
+        }
+        majority_commit_set(members)
     }
 
     /// The voters there should be: an odd number, those that vote already before others (L23).
@@ -313,7 +313,12 @@ impl Leader<'_> {
         let set = self.a.commit_sets.last();
         let is_ready = |node: NodeId, member: &MemberView| {
             let commits_wait = set.is_some_and(|set| set.members.iter().any(|data| data.node == node));
-            let holds_data = member.kind == MemberKind::Witness || node == self.a.node || commits_wait;
+            let streams = || {
+                let active = self.living_holder();
+                active.is_some_and(|active| active.streaming.iter().any(|data| data.node == node))
+            };
+            let is_counted = commits_wait || (self.view.durability == Durability::OneNode && streams());
+            let holds_data = member.kind == MemberKind::Witness || node == self.a.node || is_counted;
             let is_here = member.passes_both_ways && !member.is_leaving;
             self.view.raft_caught_up.contains(&node) && holds_data && is_here
         };
@@ -335,7 +340,12 @@ impl Leader<'_> {
         let single = self.view.rules.broken(Mutation::SingleVoterSet);
         if single && self.view.raft_voters != [current.clone()] {
             let order = Order::ChangeRaftVoters(current.clone());
-            return Some(self.done(order, "the record names other voters than Raft has", "L22", "changes Raft's voters"));
+            return Some(self.done(
+                order,
+                "the record names other voters than Raft has",
+                "L22",
+                "changes Raft's voters",
+            ));
         }
         if wanted == *current || !wanted.contains(&self.a.node) {
             return None;
@@ -550,16 +560,23 @@ impl Leader<'_> {
             let own = || (node == self.a.node).then_some(self.a.incarnation);
             reported.or_else(own).or_else(recorded)
         };
-        let counts = |node: &NodeId| data_nodes.len() > 2 || answers.contains_key(node);
+        // members that have no data yet count for nothing: commits must not wait for a copy that waits for commits
+        let holders = data_nodes.iter().filter(|node| **node == chosen || last_known(**node).is_some()).count();
+        let counts = |node: &NodeId| holders > 2 || answers.contains_key(node);
         let members: BTreeSet<DataMember> = data_nodes
             .iter()
             .filter(|node| **node != chosen)
             .filter(|node| counts(node))
             .filter_map(|node| Some(DataMember { node: *node, incarnation: last_known(*node)? }))
             .collect();
-        let k = (majority_of(data_nodes.len()) - 1).min(members.len());
-        if k == 0 { CommitSet::none() } else { CommitSet { members, k: u32::try_from(k).unwrap_or(u32::MAX) } }
+        majority_commit_set(members)
     }
+}
+
+/// The set in which the primary and k of `members` are a majority of all who hold the data.
+fn majority_commit_set(members: BTreeSet<DataMember>) -> CommitSet {
+    let k = majority_of(1 + members.len()) - 1;
+    if k == 0 { CommitSet::none() } else { CommitSet { members, k: u32::try_from(k).unwrap_or(u32::MAX) } }
 }
 
 fn counts_as_data(member: &MemberView) -> bool {

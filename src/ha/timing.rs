@@ -25,6 +25,8 @@ pub struct Timing {
     pub promote_limit: Duration,
     /// How long a node that failed to promote stays out of the choice (L17).
     pub unfit_for: Duration,
+    /// A primary that takes no durable write for so long gives the role up, if another node can take it.
+    pub write_stall_limit: Duration,
     /// How long a standby may be gone before a cluster that can do without it stops waiting for it, by a recorded change.
     pub degrade_after: Duration,
     /// How long a clean stop of PostgreSQL in a switchover may take before it is killed.
@@ -47,6 +49,7 @@ impl Timing {
             bar_limit: Duration::from_secs(2),
             promote_limit: Duration::from_secs(10).max(lease * 2),
             unfit_for: Duration::from_secs(30),
+            write_stall_limit: Duration::from_secs(30).max(lease * 3),
             degrade_after: Duration::from_secs(10),
             clean_stop_limit: Duration::from_secs(5),
         }

@@ -105,6 +105,8 @@ pub struct PostgresView {
     pub current: Option<Lsn>,
     /// Whether a write through the commit set has succeeded since the promotion.
     pub has_written: bool,
+    /// For how long it has neither answered nor taken a durable write through a new connection; zero while it does.
+    pub stalled_for: Duration,
     /// The generation whose switchover has been prepared by a checkpoint.
     pub checkpointed_for: Option<Generation>,
     /// The generation under which a clean stop was finished, with the final position in `position`.

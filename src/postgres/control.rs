@@ -158,7 +158,14 @@ impl Postgres {
             Some(follow) => self.admit(follow)?,
             None => String::new(),
         };
-        self.change_dynamic(|dynamic| dynamic.primary_conninfo = primary_conninfo)?;
+        self.change_dynamic(|dynamic| {
+            dynamic.primary_conninfo = primary_conninfo;
+            if dynamic.sync_names.is_empty() {
+                // The checkpointer reads at its start whether commits wait at all; were that "no", it might still be so in the first
+                // moments of a later promotion.
+                dynamic.sync_names = SyncNames::Nobody.render();
+            }
+        })?;
         Ok(StartSpec {
             program: programs.path("postgres"),
             args: settings::start_args(layout),
@@ -395,6 +402,9 @@ impl Postgres {
         if is_standby {
             return Ok(());
         }
+        if !cuts {
+            self.admit_standbys(left()).await?;
+        }
         if cuts {
             let sql = format!("alter role {REPLICATION_ROLE} login");
             session.query("admit standbys again", &sql, left()).await?;
@@ -408,12 +418,27 @@ impl Postgres {
         fresh.value("show its settings", "show synchronous_standby_names", limit).await
     }
 
+    /// Lets standbys connect, in case a former primary had cut them off when it died: what it wrote about roles is replicated.
+    pub async fn admit_standbys(&self, limit: Duration) -> Result<(), PgError> {
+        let what = "admit standbys";
+        let mut session = self.new_session(limit).await?;
+        let may =
+            format!("select coalesce((select rolcanlogin from pg_roles where rolname = '{REPLICATION_ROLE}'), true)");
+        if session.value(what, &may, limit).await? == "t" {
+            return Ok(());
+        }
+        let sql = format!("set synchronous_commit = local; alter role {REPLICATION_ROLE} login");
+        session.query(what, &sql, limit).await.map(drop)
+    }
+
     async fn cut_senders(&self, session: &mut Session, limit: Duration) -> Result<(), PgError> {
         let what = "cut its standbys off";
         let deadline = Instant::now() + limit;
         session.query(what, &format!("alter role {REPLICATION_ROLE} nologin"), limit).await?;
+        // copies under way count for nobody's commits and are left alone
         loop {
-            let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity where backend_type = 'walsender'";
+            let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity where backend_type = 'walsender' \
+                       and application_name ~ '^n[0-9]+_i[0-9]+$'";
             if session.value(what, sql, limit).await? == "0" {
                 return Ok(());
             }
