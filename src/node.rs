@@ -45,6 +45,7 @@ use self::database::Database;
 use self::durable_file::DurableFile;
 use self::guard_link::{GuardLink, GuardPlace};
 use self::handle::Handle;
+pub(crate) use self::service::FIRST_PRIORITY;
 use self::service::{PeerTransport, Service};
 use self::status::Status;
 use self::tasks::Tasks;

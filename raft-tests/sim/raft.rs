@@ -397,6 +397,8 @@ impl World {
             raft_caught_up,
             failed_promotion: daemon.failed_promotion.clone(),
             holder_unheard_for,
+            role_changes: 0,
+            role_changes_max: 6,
             record: Some(AppliedRecord { assignment, index, applied_at: now }),
             not_streaming_since: daemon.not_streaming_since.clone(),
         })

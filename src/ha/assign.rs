@@ -58,6 +58,11 @@ pub enum AssignWait {
         /// Why not.
         because: String,
     },
+    /// The role has moved so often that a person is asked first.
+    Person {
+        /// How often it moved within the hour.
+        changes: u32,
+    },
     /// A standby has to settle into the commit set.
     CommitSetSettles,
     /// Raft's voters have to change.
@@ -75,6 +80,11 @@ impl fmt::Display for AssignWait {
                 write!(f, "more of {} to state where their log ends ({answered} have)", members.join(", "))
             }
             Self::Candidate { node, because } => write!(f, "node {node}, which holds the most log: {because}"),
+            Self::Person { changes } => write!(
+                f,
+                "a person: the role has moved {changes} times within an hour and is given up again. Find out why (`hasup history`); \
+                 `hasup options set role_changes_per_hour=N` lets it move on"
+            ),
             Self::CommitSetSettles => f.write_str("the new commit set to be in effect"),
             Self::RaftVoters => f.write_str("Raft's voters to change"),
         }
@@ -420,10 +430,30 @@ impl Leader<'_> {
             assigned.waiting_on.push(AssignWait::Positions { set: uncovered.set, answered: uncovered.answered });
             return;
         }
+        if self.needs_a_person() {
+            assigned.waiting_on.push(AssignWait::Person { changes: self.view.role_changes });
+            return;
+        }
         match self.choose(&answers) {
             Ok(node) => *assigned = self.hand_to(node, &answers),
             Err(wait) => assigned.waiting_on.extend(wait),
         }
+    }
+
+    /// A node that gives the role up again and again hands its trouble round. A dead node is replaced, and an order is carried out,
+    /// however often.
+    fn needs_a_person(&self) -> bool {
+        let report = self.report_of(self.a.node).filter(|report| report.resigned >= self.a.generation);
+        let Some(reason) = report.and_then(|report| report.resign_reason.as_ref()) else { return false };
+        let is_trouble = match reason {
+            ResignReason::PostgresFailed | ResignReason::PromotionFailed => true,
+            ResignReason::LeaseOver
+            | ResignReason::Switchover
+            | ResignReason::Stopping
+            | ResignReason::Restarted
+            | ResignReason::Superseded => false,
+        };
+        is_trouble && self.view.role_changes >= self.view.role_changes_max
     }
 
     /// What those said who can no longer help the generation that is to be replaced.

@@ -196,6 +196,10 @@ pub struct ClusterView {
     pub raft_caught_up: BTreeSet<NodeId>,
     /// For how long the leader has not heard the active node; zero where it is that itself.
     pub holder_unheard_for: Duration,
+    /// How many automatic role changes the last hour has seen.
+    pub role_changes: u32,
+    /// How many are allowed before a person is asked.
+    pub role_changes_max: u32,
     /// Nodes that lately failed to promote, and until when they stay out (L17).
     pub failed_promotion: BTreeMap<NodeId, BootTime>,
     /// Since when each standby has not been streaming, as the leader saw it.

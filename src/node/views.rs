@@ -12,6 +12,10 @@ use crate::kv::State;
 use crate::raft::Leadership;
 use crate::types::{BootTime, Generation, NodeId};
 
+/// The kind of the event that another node was made active without anybody's order.
+pub(super) const ASSIGNED: &str = "assigned";
+const HOUR_MS: u64 = 3_600_000;
+
 /// Remembers when this node applied the record's present generation: promises and time limits run from there.
 #[derive(Debug, Default)]
 pub(super) struct RecordClock {
@@ -67,6 +71,8 @@ impl LeaderMemory {
             rules: Rules::default(),
             goals: (*state.goals.value).clone(),
             durability: state.options.durability,
+            role_changes: automatic_changes(state),
+            role_changes_max: state.options.role_changes_per_hour,
             holder_unheard_for: self.unheard_for(now, me, record.as_ref(), pulse),
             raft_voters: leadership.voters.clone(),
             raft_caught_up: caught_up,
@@ -111,6 +117,14 @@ impl LeaderMemory {
             }
         }
     }
+}
+
+/// Returns how many automatic role changes the last hour of the history holds.
+fn automatic_changes(state: &State) -> u32 {
+    let since = state.clock_ms.saturating_sub(HOUR_MS);
+    let newest_first = state.events.iter().rev().take_while(|stored| stored.event.at_ms >= since);
+    let changes = newest_first.filter(|stored| stored.event.kind == ASSIGNED);
+    u32::try_from(changes.count()).unwrap_or(u32::MAX)
 }
 
 /// What the leader's view is made of.
