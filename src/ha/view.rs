@@ -140,6 +140,24 @@ pub enum SyncNames {
     Nobody,
 }
 
+impl SyncNames {
+    /// Returns whether WAL senders may stay while the names change from these to `next`, some already with the new copy (L18).
+    ///
+    /// A sender that counts by its own copy releases commits by its own k over all who count by theirs. With k = 1 on both sides one
+    /// holder is always one of either set; with more, old and new holders together may satisfy neither. And as nobody can tell when
+    /// the last sender has read the names, the old copies must satisfy the new set, too: none of their members may be left out.
+    pub fn may_mix_with(&self, next: &Self) -> bool {
+        match (self, next) {
+            // a copy that names nobody lets its sender count for nothing
+            (Self::Nobody, _) | (_, Self::Nobody) => true,
+            (Self::Set(old), Self::Set(new)) => {
+                let is_one_of_more = old.k == 1 && new.k == 1 && old.members.is_subset(&new.members);
+                old.k == 0 || new.k == 0 || is_one_of_more
+            }
+        }
+    }
+}
+
 /// Long work on the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Job {
