@@ -92,7 +92,6 @@ const TOP_LEVEL: &[&str] = &[
     "README.md",
     "examples",
     "raft-tests",
-    // rustup looks for the pinned compiler under this name alone.
     "scripts",
     "src",
     // Not kept in git.
@@ -147,9 +146,14 @@ impl Source {
         self.text.lines().enumerate().map(move |(index, line)| (index + 1, &line[..cut(line)]))
     }
 
-    /// Returns the numbered lines of code that ship: what stands before the unit tests.
+    /// Returns the numbered lines of code that ship: what stands before the unit tests, which come last in a file.
     fn shipped(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.code().take_while(|(_, line)| line.trim() != "#[cfg(test)]")
+        let lines: Vec<_> = self.code().collect();
+        let begins_tests = |pair: &[(usize, &str)]| {
+            pair[0].1.trim() == "#[cfg(test)]" && pair[1].1.contains("mod ") && pair[1].1.ends_with('{')
+        };
+        let end = lines.windows(2).position(begins_tests).unwrap_or(lines.len());
+        lines.into_iter().take(end)
     }
 
     /// Returns the module of the root that a file of `src` belongs to, and how deep below the root its own module is.
@@ -309,6 +313,8 @@ fn every_source_file_is_compiled() {
         if manifests.contains(&format!("path = \"{in_tests}\"")) || source.path == "src/main.rs" {
             continue;
         }
+        // `x/mod.rs` is the module x of the folder beside it.
+        let path = if path.ends_with("mod.rs") { path.parent().expect("it lies in a folder") } else { path };
         let folder = path.parent().expect("it lies in a folder");
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         let parents =
@@ -429,7 +435,8 @@ fn imports_are_understood() {
     assert_eq!(named_after("use crate::{a::{b, c}, d};", "crate::"), ["a", "d"]);
     assert_eq!(named_after("x(crate::a::b, crate::c)", "crate::"), ["a", "c"]);
     assert_eq!(named_after("mycrate::a", "crate::"), [""; 0]);
-    let source = Source { path: "src/a/b.rs".to_owned(), text: "// x\na; // crate::b\n#[cfg(test)]\nc".to_owned() };
+    let source =
+        Source { path: "src/a/b.rs".to_owned(), text: "// x\na; // crate::b\n#[cfg(test)]\nmod t {".to_owned() };
     assert_eq!(source.place(), ("a".to_owned(), 2));
     assert_eq!(source.shipped().collect::<Vec<_>>(), [(1, ""), (2, "a;")]);
 }

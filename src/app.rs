@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use begin::Begin;
 
+use self::begin::Failure;
 use self::identity::Identity;
 use crate::config::{Config, Endpoint, Secret};
 use crate::guard::{self, GuardOptions};
@@ -48,7 +49,17 @@ pub async fn run(config: Config, begin: Begin) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     let ended = run_node(&config, begin, &tasks).await;
     tasks.drain().await;
+    if let Err(error) = &ended
+        && let Err(source) = Failure::note(&config.data_dir, error)
+    {
+        tracing::error!(%source, "why the node has not begun cannot be kept for the command that waits for it");
+    }
     ended
+}
+
+/// Returns whether the node of `data_dir` belongs to a cluster.
+pub fn is_member(data_dir: &Path) -> bool {
+    Identity::path(data_dir).exists()
 }
 
 async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Result<()> {
@@ -88,7 +99,12 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     write_password(&password_file, &trust)?;
     let settings = StaticSettings {
         port: config.postgres.port,
-        listen_addresses: config.postgres.listen.iter().map(|host| host.to_string().trim_matches(['[', ']']).to_owned()).collect(),
+        listen_addresses: config
+            .postgres
+            .listen
+            .iter()
+            .map(|host| host.to_string().trim_matches(['[', ']']).to_owned())
+            .collect(),
         logical: false,
         ssl: SslPaths { certificate: paths.certificate, key: paths.key, ca: paths.ca.clone() },
         wal_keep_mib: WAL_KEEP_MIB,
@@ -157,7 +173,8 @@ enum Ended {
 }
 
 async fn until_stopped(node: &Node, tasks: &Tasks) -> Ended {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         tracing::error!("signals cannot be received");
         return Ended::Failed;
     };
@@ -199,8 +216,9 @@ async fn serve_api(
     write_durably(&token_file, token.as_bytes(), 0o600).context("write the token of the API")?;
     let balancer = match &config.balancer {
         Some(balancer) => {
-            let password = std::fs::read_to_string(&balancer.password_file)
-                .with_context(|| format!("read the password of load balancers, {}", balancer.password_file.display()))?;
+            let password = std::fs::read_to_string(&balancer.password_file).with_context(|| {
+                format!("read the password of load balancers, {}", balancer.password_file.display())
+            })?;
             Some(BasicCredentials { user: balancer.user.clone(), password: Secret::new(password.trim().to_owned()) })
         }
         None => None,

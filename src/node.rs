@@ -13,7 +13,7 @@
 //! Each event only wakes the loop; the loop looks at everything afresh. Long work on PostgreSQL is one job beside it
 //! ([`database`](self)), so that pulses, bars and fences never wait for a copy or a checkpoint.
 //!
-//! The node calls its peers through [`PeerClient`] and answers them by implementing [`PeerService`](crate::peer::PeerService);
+//! The node calls its peers through [`PeerClient`] and answers them by implementing [`PeerService`];
 //! the peer module knows nothing of it.
 
 mod act;
@@ -206,10 +206,7 @@ impl Node {
         let tasks = &parts.tasks;
         tasks.spawn("guard link", keep_guard);
         let watched = Arc::clone(&shared);
-        tasks.spawn(
-            "postgres watch",
-            Arc::clone(&shared.postgres).watch_postgres(move || watched.postgres_process()),
-        );
+        tasks.spawn("postgres watch", Arc::clone(&shared.postgres).watch_postgres(move || watched.postgres_process()));
         tasks.spawn("control loop", control_loop::run(Arc::clone(&shared), published));
         tasks.spawn("leader", leader::lead(Arc::clone(&shared)));
         tasks.spawn("admin", admin::serve(Arc::clone(&shared), orders));

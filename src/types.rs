@@ -7,6 +7,8 @@ mod ids;
 mod time;
 mod wal;
 
-pub use ids::{BootId, ClusterGeneration, DaemonIncarnation, DataIncarnation, Generation, NodeId, NodeName, NodeNameError};
+pub use ids::{
+    BootId, ClusterGeneration, DaemonIncarnation, DataIncarnation, Generation, NodeId, NodeName, NodeNameError,
+};
 pub use time::BootTime;
 pub use wal::{Lsn, LsnError, Timeline, WalPosition};

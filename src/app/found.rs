@@ -56,8 +56,13 @@ pub(super) async fn prepare(config: &Config, programs: &Programs, layout: &Layou
         initdb(programs, layout, INITDB_LIMIT).await.context("make a fresh PostgreSQL database")?;
     }
     Node::adopt_fresh_database(&config.data_dir).context("keep this node's durable facts")?;
-    let identity =
-        Identity { node_id: FIRST, name: config.node_name.clone(), cluster_id, cluster_generation: 1, peers: Vec::new() };
+    let identity = Identity {
+        node_id: FIRST,
+        name: config.node_name.clone(),
+        cluster_id,
+        cluster_generation: 1,
+        peers: Vec::new(),
+    };
     identity.save(&config.data_dir)?;
     Ok(identity)
 }
@@ -156,7 +161,9 @@ async fn propose(consensus: &Consensus, command: Command, event: Option<Event>) 
     proposal.events.extend(event);
     match consensus.propose(proposal, WRITE_LIMIT).await.with_context(|| format!("write {name} to the store"))? {
         Reply::Applied { .. } | Reply::MemberAdded { .. } | Reply::Nothing => Ok(()),
-        Reply::Conflict { current } => anyhow::bail!("the store was changed by somebody else at index {current} ({name})"),
+        Reply::Conflict { current } => {
+            anyhow::bail!("the store was changed by somebody else at index {current} ({name})")
+        }
         Reply::Refused { reason } => Err(reason).with_context(|| format!("write {name} to the store")),
     }
 }

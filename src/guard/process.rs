@@ -26,6 +26,7 @@ use super::protocol::{
 use super::state::{Due, GuardState};
 use super::{deadline_socket_path, socket_path};
 use crate::sys::clock::boot_now;
+use crate::sys::fs::write_volatile;
 use crate::types::BootTime;
 
 /// What a guard is started with.
@@ -87,7 +88,7 @@ pub fn run(options: &GuardOptions) -> Result<(), GuardRunError> {
 
     let _already_leader = setsid();
     set_child_subreaper(Some(rustix::process::getpid())).map_err(os("become the reaper of orphans"))?;
-    let _best_effort = fs::write("/proc/self/oom_score_adj", "-900");
+    let _best_effort = write_volatile(Path::new("/proc/self/oom_score_adj"), b"-900");
     let _best_effort = nix::sys::mman::mlockall(nix::sys::mman::MlockAllFlags::MCL_CURRENT);
 
     let mut guard = Guard::open(options)?;

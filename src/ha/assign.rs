@@ -135,7 +135,10 @@ impl Leader<'_> {
         if assigned.order.is_none()
             && let Some(order) = self.leave_the_seat()
         {
-            assigned.order = Some(order);
+            let waiting_on = std::mem::take(&mut assigned.waiting_on);
+            assigned =
+                self.done(order, "another voter hears the active node better", "L27", "hands Raft's leadership over");
+            assigned.waiting_on = waiting_on;
         }
         assigned
     }
@@ -192,23 +195,18 @@ impl Leader<'_> {
     // ---- the active node is well ----
 
     fn maintain(&self, active: ActiveReport) -> Assigned {
-        if !self.a.opened {
-            return self.open(&active);
+        let is_changing = !self.a.opened || self.a.commit_sets.len() > 1;
+        if is_changing && let Some(assigned) = self.settle(&active) {
+            return assigned;
         }
-        if self.a.commit_sets.len() > 1 {
-            return self.finish_commit_sets(&active);
-        }
-        if self.a.voter_sets.len() > 1 {
+        if self.a.opened && self.a.commit_sets.len() == 1 && self.a.voter_sets.len() > 1 {
             return self.finish_voters(&active);
         }
-        let current = self.a.commit_sets.last().cloned().unwrap_or_else(CommitSet::none);
-        let wanted = self.wanted_commit_set(&active, &current);
-        if wanted != current {
-            let fact = format!("commits wait for {}; wanted is {}", words(&current), words(&wanted));
-            let keeps_old = !self.view.rules.broken(Mutation::DropOldCommitSet);
-            let commit_sets = if keeps_old { vec![current, wanted] } else { vec![wanted] };
-            let order = self.change(Assignment { commit_sets, ..self.a.clone() });
-            return self.done(order, &fact, "L18", "begins to change whom commits wait for");
+        if let Some(assigned) = self.change_commit_sets(&active) {
+            return assigned;
+        }
+        if is_changing {
+            return Assigned { waiting_on: vec![AssignWait::CommitSetSettles], ..Assigned::default() };
         }
         if let Some(assigned) = self.change_voters() {
             return assigned;
@@ -221,25 +219,52 @@ impl Leader<'_> {
         }
     }
 
-    fn open(&self, active: &ActiveReport) -> Assigned {
-        if !(active.may_open && active.generation >= self.a.promoted) {
-            return Assigned::default();
-        }
-        let opened = Assignment { opened: true, since_opened: Vec::new(), ..self.a.clone() };
-        let fact = format!("node {} is primary and enough standbys hold the log up to its promotion", self.a.node);
-        self.done(self.change(opened), &fact, "L16", "opens the record")
-    }
-
-    fn finish_commit_sets(&self, active: &ActiveReport) -> Assigned {
-        let newest = self.a.commit_sets.last();
-        if active.settled.as_ref() == newest
-            && let Some(newest) = newest
-        {
+    /// Ends a change of commit sets, and opens the record with it, once k of the newest set hold all log up to then (L16, L18).
+    fn settle(&self, active: &ActiveReport) -> Option<Assigned> {
+        let newest = self.a.commit_sets.last()?;
+        let is_settled = active.settled.as_ref() == Some(newest);
+        if self.a.opened {
+            if !is_settled {
+                return None;
+            }
             let fact = format!("{} is in effect and holds the log up to then", words(newest));
             let order = self.change(Assignment { commit_sets: vec![newest.clone()], ..self.a.clone() });
-            return self.done(order, &fact, "L18", "ends the change of whom commits wait for");
+            return Some(self.done(order, &fact, "L18", "ends the change of whom commits wait for"));
         }
-        Assigned { waiting_on: vec![AssignWait::CommitSetSettles], ..Assigned::default() }
+        // a set of nobody is in effect only after it is opened; until then no commit is acknowledged at all (L15)
+        let has_one_set = self.a.commit_sets.len() == 1 || newest.k == 0 || is_settled;
+        if !(active.may_open && active.generation >= self.a.promoted && has_one_set) {
+            return None;
+        }
+        let opened =
+            Assignment { opened: true, since_opened: Vec::new(), commit_sets: vec![newest.clone()], ..self.a.clone() };
+        let fact = format!("node {} is primary and enough standbys hold the log up to its promotion", self.a.node);
+        Some(self.done(self.change(opened), &fact, "L16", "opens the record"))
+    }
+
+    /// Begins to change whom commits wait for (L18). While a change, or the record's opening, is under way, a set is added beside
+    /// the others only if it can be reached now and the newest one cannot: members of that were rebuilt, or are lost.
+    fn change_commit_sets(&self, active: &ActiveReport) -> Option<Assigned> {
+        let newest = self.a.commit_sets.last().cloned().unwrap_or_else(CommitSet::none);
+        let wanted = self.wanted_commit_set(active, &newest);
+        if wanted == newest {
+            return None;
+        }
+        let is_reached = |set: &CommitSet| {
+            set.members.iter().filter(|member| active.streaming.contains(member)).count() >= set.k as usize
+        };
+        let is_settled = self.a.opened && self.a.commit_sets.len() == 1;
+        if !is_settled && (!active.is_primary || is_reached(&newest) || !is_reached(&wanted)) {
+            return None;
+        }
+        let fact = format!("commits wait for {}; wanted is {}", words(&newest), words(&wanted));
+        let mut commit_sets = self.a.commit_sets.clone();
+        if self.view.rules.broken(Mutation::DropOldCommitSet) {
+            commit_sets.clear();
+        }
+        commit_sets.push(wanted);
+        let order = self.change(Assignment { commit_sets, ..self.a.clone() });
+        Some(self.done(order, &fact, "L18", "begins to change whom commits wait for"))
     }
 
     /// The standbys that commits should wait for, once each of them streams and has caught up.
@@ -252,9 +277,7 @@ impl Leader<'_> {
         if k == 0 {
             return CommitSet::none();
         }
-        let is_member = |node: NodeId| {
-            node != self.a.node && self.view.members.get(&node).is_some_and(counts_as_data)
-        };
+        let is_member = |node: NodeId| node != self.a.node && self.view.members.get(&node).is_some_and(counts_as_data);
         let answers_for_itself = |member: &&DataMember| {
             let data = self.report_of(member.node).and_then(|report| report.data);
             data.is_some_and(|data| data.is_intact && data.incarnation == member.incarnation)
@@ -301,7 +324,7 @@ impl Leader<'_> {
         let joiners =
             self.view.members.iter().filter(|(node, member)| !current.contains(node) && is_ready(**node, member));
         wanted.extend(joiners.map(|(node, _)| *node));
-        let odd = if wanted.len() % 2 == 0 { wanted.len().saturating_sub(1) } else { wanted.len() };
+        let odd = if wanted.len().is_multiple_of(2) { wanted.len().saturating_sub(1) } else { wanted.len() };
         wanted.truncate(odd.max(1));
         wanted.into_iter().collect()
     }
@@ -309,10 +332,14 @@ impl Leader<'_> {
     fn change_voters(&self) -> Option<Assigned> {
         let current = self.a.voter_sets.last()?;
         let wanted = self.wanted_voters(current);
+        let single = self.view.rules.broken(Mutation::SingleVoterSet);
+        if single && self.view.raft_voters != [current.clone()] {
+            let order = Order::ChangeRaftVoters(current.clone());
+            return Some(self.done(order, "the record names other voters than Raft has", "L22", "changes Raft's voters"));
+        }
         if wanted == *current || !wanted.contains(&self.a.node) {
             return None;
         }
-        let single = self.view.rules.broken(Mutation::SingleVoterSet);
         let voter_sets = if single { vec![wanted.clone()] } else { vec![current.clone(), wanted.clone()] };
         let order = self.change(Assignment { voter_sets, ..self.renewed(AssignmentReason::VotersChanged) });
         let fact = format!("voters are {}; wanted are {}", names(current), names(&wanted));
@@ -337,8 +364,11 @@ impl Leader<'_> {
     fn leave_the_seat(&self) -> Option<Order> {
         let voters = self.a.voter_sets.last()?;
         let hears_holder = |report: &Report| report.hears.contains(&self.a.node);
-        let me_hears = self.view.members.get(&self.a.node).is_some_and(|member| member.passes_both_ways);
-        let should_leave = self.view.me == self.a.node || !me_hears;
+        // where the active node has died, all fall silent about it within a promise of each other, and an election would only be
+        // in the way of its replacement
+        let timing = &self.view.timing;
+        let alone_is_deaf = self.view.holder_unheard_for > timing.promise() + timing.lease / 4;
+        let should_leave = self.view.me == self.a.node || alone_is_deaf;
         if !should_leave {
             return None;
         }
@@ -361,9 +391,8 @@ impl Leader<'_> {
     /// L11: both the voters and the data must be accounted for; then L12 chooses.
     fn replace(&self, assigned: &mut Assigned) {
         let generation = self.a.generation;
-        let spared = self.view.rules.broken(Mutation::SkipLeaseWait)
-            || (self.view.rules.broken(Mutation::ResignationWithoutBars)
-                && self.report_of(self.a.node).is_some_and(|report| report.resigned >= generation));
+        let spared = self.view.rules.broken(Mutation::ResignationWithoutBars)
+            && self.report_of(self.a.node).is_some_and(|report| report.resigned >= generation);
         if !spared && !majority_of_every(&self.a.voter_sets, |voter| self.has_barred(voter)) {
             if self.is_barred_by_anybody() {
                 let barred = self.reports().map(|(node, ..)| node).filter(|node| self.has_barred(*node)).collect();

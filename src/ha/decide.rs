@@ -25,7 +25,10 @@ pub fn decide(view: &NodeView) -> Plan {
         }
         Some(record) => {
             let is_holder = record.assignment.node == view.me && view.durable.resigned < record.assignment.generation;
-            if is_holder {
+            if view.durable.acknowledged > record.assignment.generation {
+                // this node has known a newer record: its store is behind what it did, so nothing that the older one says counts
+                draft.wait(WaitingOn::NewerRecord { generation: view.durable.acknowledged });
+            } else if is_holder {
                 Holder { view, record, a: &record.assignment }.decide(&mut draft);
             } else {
                 Helper { view, a: &record.assignment }.decide(&mut draft);
@@ -143,7 +146,7 @@ impl Holder<'_> {
         draft.look_at(self.record.applied_at + view.timing.promote_limit);
         if let Some(former) = view.guard.armed.filter(|armed| *armed < self.a.promoted) {
             // chosen again, but to be promoted anew: what runs is the primary of a role that has ended
-            end_former_role(view, former, Generation(self.a.promoted.0 - 1), draft);
+            end_former_role(view, former, Generation(self.a.promoted.0.saturating_sub(1)), draft);
             return;
         }
         let is_primary = view.guard.armed.is_some() && view.postgres.in_recovery == Some(false);
@@ -170,9 +173,15 @@ impl Holder<'_> {
             if had_primary {
                 return Some(ResignReason::Restarted);
             }
+            if self.is_lease_out_of_reach() {
+                return Some(ResignReason::LeaseOver);
+            }
             let is_same_data = view.durable.data == DataState::Intact && view.durable.incarnation == self.a.incarnation;
             return (is_late || !is_same_data).then_some(ResignReason::PromotionFailed);
         };
+        if view.rules.broken(Mutation::AskWhileFenced) && (view.guard.has_fence_begun || !view.guard.has_processes) {
+            return None;
+        }
         if view.postgres.cleanly_stopped.is_some_and(|stopped| stopped >= armed) {
             let is_switchover = view.goals.switchover.as_ref().is_some_and(|goal| goal.from == generation);
             return Some(if is_switchover { ResignReason::Switchover } else { ResignReason::Stopping });
@@ -185,7 +194,7 @@ impl Holder<'_> {
             });
         }
         let is_over = view.now >= self.deadline().before(view.timing.fence_lead);
-        if (view.guard.has_fence_begun || is_over) && !view.rules.broken(Mutation::AskWhileFenced) {
+        if view.guard.has_fence_begun || is_over {
             return Some(ResignReason::LeaseOver);
         }
         let is_primary = view.postgres.in_recovery == Some(false);
@@ -195,6 +204,16 @@ impl Holder<'_> {
         let must_be_done = !is_primary || (waits_for_nobody && !self.a.opened);
         let is_mutated = view.rules.broken(Mutation::TimelinesCollide);
         ((is_wrong_timeline && !is_mutated) || (is_late && must_be_done)).then_some(ResignReason::PromotionFailed)
+    }
+
+    /// Whether so many have barred the generation that no majority can acknowledge it any more: only another assignment helps.
+    fn is_lease_out_of_reach(&self) -> bool {
+        let view = self.view;
+        let may_acknowledge = |voter| {
+            let has_barred = |peer: &super::pulse::PeerView| peer.report.barred >= self.a.generation;
+            voter == view.me || !view.pulse.peers.get(&voter).is_some_and(has_barred)
+        };
+        !majority_of_every(&self.a.voter_sets, may_acknowledge)
     }
 
     /// The end of the lease: as the guard was last told, or as the pulses have extended it since.
@@ -233,7 +252,11 @@ impl Holder<'_> {
 
     /// What commits are to wait for: the newest set of the record, and nobody's name until a set of none is opened (L15).
     fn names(&self) -> SyncNames {
-        let newest = self.newest_set();
+        let mut newest = self.newest_set();
+        if self.view.rules.broken(Mutation::NamesBeforeRecord) && self.a.opened {
+            newest.members = self.view.postgres.standbys.keys().copied().collect();
+            newest.k = newest.k.min(u32::try_from(newest.members.len()).unwrap_or(0));
+        }
         if newest.k == 0 && !self.a.opened { SyncNames::Nobody } else { SyncNames::Set(newest) }
     }
 
@@ -471,7 +494,7 @@ impl Helper<'_> {
         if is_former {
             return;
         }
-        let until = view.pulse.promise_end;
+        let until = self.promise_end();
         draft.look_at(until + std::time::Duration::from_millis(1));
         if view.now > until {
             draft.suspects = self.a.generation;
@@ -479,6 +502,16 @@ impl Helper<'_> {
                 draft.wait(WaitingOn::MajoritySuspects { node: self.a.node });
             }
         }
+    }
+
+    /// Until when this node promised to support nobody else. The pulses learn of a new record only with the stance that follows from
+    /// this very decision, so its own grace is counted here, too: nobody is suspected for not having been active before.
+    fn promise_end(&self) -> BootTime {
+        let is_heard = |peer: &super::pulse::PeerView| peer.is_fresh(self.view.now, &self.view.timing);
+        if self.view.rules.broken(Mutation::SkipLeaseWait) && !self.view.pulse.peers.get(&self.a.node).is_some_and(is_heard) {
+            return BootTime(0);
+        }
+        self.view.pulse.promise_end.max(self.record_applied_at() + self.view.timing.promise())
     }
 
     /// Whether the time has come to refuse the generation durably (L8).
@@ -491,7 +524,7 @@ impl Helper<'_> {
         if has_resigned(self.a.node) {
             return true;
         }
-        let suspects_now = view.now > view.pulse.promise_end;
+        let suspects_now = view.now > self.promise_end();
         majority_of_every(&self.a.voter_sets, |voter| {
             if voter == view.me {
                 return suspects_now;
@@ -554,8 +587,7 @@ impl Helper<'_> {
             DataState::Empty => self.copy(draft),
             DataState::Rebuilding { until: None } => self.rejoin(draft),
             DataState::Rebuilding { until: Some(until) } => {
-                self.follow(draft);
-                self.keep_running(draft);
+                self.follow_if_possible(draft);
                 let is_past = view.postgres.position.is_some_and(|position| position.lsn >= until);
                 if view.postgres.is_streaming && is_past {
                     draft.step(Step::PersistIntact);
@@ -568,7 +600,9 @@ impl Helper<'_> {
     }
 
     fn copy(&self, draft: &mut Draft<'_>) {
-        if self.a.opened {
+        if !self.has_live_primary() {
+            draft.wait(WaitingOn::Source { node: self.a.node });
+        } else if self.a.opened {
             draft.step(Step::CopyDatabase { from: self.a.node, generation: self.a.generation });
         } else {
             draft.wait(WaitingOn::Opened);
@@ -576,14 +610,53 @@ impl Helper<'_> {
     }
 
     /// Rebuilds this node's data, when the cluster can do without what it holds: the active node has committed under this
-    /// promotion with others, so that no record before counts on this node's data any more (L19).
+    /// promotion with others, so that no record before counts on this node's data any more; or nobody else can follow, so that the
+    /// record would never be opened (L19).
     fn rejoin(&self, draft: &mut Draft<'_>) {
         draft.state = NodeState::Rejoining;
-        if self.a.opened {
+        if !self.has_live_primary() {
+            draft.wait(WaitingOn::Source { node: self.a.node });
+        } else if self.view.durable.data != DataState::Intact || self.a.opened || self.has_to_be_rebuilt() {
             draft.step(Step::Rejoin { from: self.a.node, generation: self.a.generation });
         } else {
             draft.wait(WaitingOn::SafeToRebuild);
         }
+    }
+
+    /// Whether the active node is heard now as the primary of this record: nothing is destroyed for a source that is not there.
+    fn has_live_primary(&self) -> bool {
+        self.view.pulse.peers.get(&self.a.node).is_some_and(|peer| {
+            let is_primary = |active: &ActiveReport| active.is_primary && active.generation >= self.a.promoted;
+            peer.is_fresh(self.view.now, &self.view.timing) && peer.report.active.as_ref().is_some_and(is_primary)
+        })
+    }
+
+    /// Whether fewer than k members in reach can follow without a rebuild, or after one that already goes on, and this node is
+    /// the one whose data is missed least: only as many are rebuilt as it takes.
+    fn has_to_be_rebuilt(&self) -> bool {
+        let view = self.view;
+        let Some(set) = self.a.commit_sets.last() else { return false };
+        // those who are on their way back are waited for a little
+        if set.k == 0 || view.now < self.record_applied_at() + view.timing.lease {
+            return false;
+        }
+        let position = view.postgres.position;
+        let others = self.view.pulse.peers.iter().filter(|(node, peer)| {
+            **node != self.a.node && peer.is_fresh(view.now, &view.timing) && peer.report.data.is_some()
+        });
+        let stay = others.filter(|(node, peer)| {
+            let waits =
+                peer.report.state == NodeState::Rejoining && peer.report.data.is_some_and(|data| data.is_intact);
+            let theirs = peer.report.data.and_then(|data| data.position);
+            let is_member = set.members.iter().any(|member| member.node == **node);
+            // who waits like this node goes first if it has less log
+            is_member && (!waits || (theirs, **node) < (position, view.me))
+        });
+        stay.count() < set.k as usize
+    }
+
+    fn record_applied_at(&self) -> BootTime {
+        self.view.record.as_ref().map_or(BootTime(0), |record| record.applied_at)
     }
 
     fn follow_if_possible(&self, draft: &mut Draft<'_>) {
@@ -594,7 +667,12 @@ impl Helper<'_> {
             return;
         }
         self.keep_running(draft);
-        if self.is_following() {
+        if view.postgres.has_receiver && !self.is_following() {
+            // what still arrives from a former primary would move the position under the judgement
+            draft.step(Step::CutReceiver { generation: Generation(self.a.generation.0.saturating_sub(1)) });
+            return;
+        }
+        if self.is_following() && view.postgres.is_streaming {
             return;
         }
         let Some(position) = view.postgres.position else {

@@ -115,6 +115,11 @@ pub enum Step {
 pub enum WaitingOn {
     /// It belongs to no cluster yet, or the cluster has made no assignment.
     FirstRecord,
+    /// The store is behind a record that this node has acted on before.
+    NewerRecord {
+        /// The newest generation that it acknowledged.
+        generation: Generation,
+    },
     /// The active node is not heard; this node's promise to it runs on.
     PromiseEnd {
         /// Whom the promise was given to.
@@ -154,6 +159,11 @@ pub enum WaitingOn {
     PostgresGone,
     /// Long work goes on.
     Job(String),
+    /// The node to copy from has to be heard as the primary.
+    Source {
+        /// The node.
+        node: NodeId,
+    },
     /// The active node has to have committed without this node before its data may be rebuilt (L19).
     SafeToRebuild,
     /// The rebuilt data has to stream past where its copy ended.
@@ -168,6 +178,9 @@ impl fmt::Display for WaitingOn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::FirstRecord => f.write_str("the cluster's first assignment"),
+            Self::NewerRecord { generation } => {
+                write!(f, "the record of generation {generation}, which this node had acknowledged, to be applied again")
+            }
             Self::PromiseEnd { node, .. } => write!(f, "the end of the promise to node {node}, which is not heard"),
             Self::MajoritySuspects { node } => write!(f, "a majority that no longer hears node {node} either"),
             Self::NextAssignment { barred } => {
@@ -181,6 +194,7 @@ impl fmt::Display for WaitingOn {
             Self::Opened => f.write_str("the record to be opened by the leader"),
             Self::PostgresGone => f.write_str("every process of PostgreSQL to be gone"),
             Self::Job(what) => f.write_str(what),
+            Self::Source { node } => write!(f, "node {node} to be heard as the primary, to copy from it"),
             Self::SafeToRebuild => {
                 f.write_str("the active node to commit without this node before its data is rebuilt")
             }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::quorum::majority_of;
 use super::record::{CommitSet, DataMember, ResignReason};
+use super::rules::Rules;
 use super::state::NodeState;
 use super::timing::Timing;
 use crate::types::{
@@ -195,6 +196,7 @@ pub struct PulseCore {
     boot: BootId,
     incarnation: DaemonIncarnation,
     timing: Timing,
+    rules: Rules,
     sequence: u64,
     stamps: VecDeque<BootTime>,
     peers: BTreeMap<NodeId, Peer>,
@@ -220,6 +222,7 @@ impl PulseCore {
             boot,
             incarnation,
             timing,
+            rules: Rules::default(),
             sequence: 0,
             stamps: VecDeque::new(),
             peers: BTreeMap::new(),
@@ -241,6 +244,11 @@ impl PulseCore {
     /// Replaces the spans, as the cluster's options changed.
     pub fn set_timing(&mut self, timing: Timing) {
         self.timing = timing;
+    }
+
+    /// Replaces the rules in force: for the simulator, which leaves one out to see that it is missed.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
     }
 
     /// Takes the control loop's decision. Returns what to send at once: a changed report or a new wish is not kept waiting.
@@ -282,13 +290,17 @@ impl PulseCore {
         if datagram.from != from {
             return received;
         }
+        let mut is_replayed = false;
         if let Some((boot, incarnation, sequence)) = peer.newest {
             let is_same_start = (boot, incarnation) == (datagram.boot, datagram.incarnation);
-            if is_same_start && datagram.sequence <= sequence {
+            is_replayed = is_same_start && datagram.sequence <= sequence;
+            if is_replayed && !self.rules.broken(Mutation::CountReplayed) {
                 return received;
             }
         }
-        peer.newest = Some((datagram.boot, datagram.incarnation, datagram.sequence));
+        if !is_replayed {
+            peer.newest = Some((datagram.boot, datagram.incarnation, datagram.sequence));
+        }
         if let Some(proved_at) = proved_at {
             let is_newer = peer.view.as_ref().is_none_or(|view| view.proved_at <= proved_at);
             if is_newer {
@@ -299,9 +311,12 @@ impl PulseCore {
                 peer.view = Some(PeerView { report: datagram.report, proved_at });
             }
         }
-        if let (Some(Echo { grants: Some(granted), .. }), Some(stamp)) = (datagram.echo, proved_at)
+        if let (Some(Echo { grants: Some(granted), .. }), Some(mut stamp)) = (datagram.echo, proved_at)
             && Some(granted) == self.stance.asks
         {
+            if self.rules.broken(Mutation::LeaseFromArrival) || is_replayed {
+                stamp = now;
+            }
             let newest = peer.granted.filter(|(generation, _)| *generation == granted);
             if newest.is_none_or(|(_, before)| before < stamp) {
                 peer.granted = Some((granted, stamp));
@@ -314,7 +329,10 @@ impl PulseCore {
             }
         }
         if !datagram.is_reply {
-            let grants = datagram.asks.filter(|asked| self.stance.grants == Some((from, *asked)));
+            let accepts_stale = self.rules.broken(Mutation::AcceptStale);
+            let grants = datagram.asks.filter(|asked| {
+                self.stance.grants.is_some_and(|granted| granted == (from, *asked) || (accepts_stale && *asked < granted.1))
+            });
             if grants.is_some() {
                 self.promise_from = self.promise_from.max(now);
             }

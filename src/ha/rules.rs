@@ -5,7 +5,7 @@ use std::fmt;
 /// A rule left out. Each is found by the simulator, or the simulator is not worth its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mutation {
-    /// The leader assigns without waiting for bars (L8, L11).
+    /// A peer suspects whom it does not hear, without waiting for the end of its promise (L8).
     SkipLeaseWait,
     /// A peer goes on acknowledging the generation that it barred (L2, L9).
     AcknowledgeAfterBar,

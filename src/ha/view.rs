@@ -1,6 +1,7 @@
 //! What a node knows when it decides: facts with their ages, and `now`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::durable::Durable;
 use super::pulse::PulseView;
@@ -191,6 +192,8 @@ pub struct ClusterView {
     pub raft_voters: Vec<BTreeSet<NodeId>>,
     /// Members whose Raft log has caught up with the leader's.
     pub raft_caught_up: BTreeSet<NodeId>,
+    /// For how long the leader has not heard the active node; zero where it is that itself.
+    pub holder_unheard_for: Duration,
     /// Nodes that lately failed to promote, and until when they stay out (L17).
     pub failed_promotion: BTreeMap<NodeId, BootTime>,
     /// Since when each standby has not been streaming, as the leader saw it.

@@ -17,7 +17,9 @@ use crate::ha::view::{Followed, Job, NamesInEffect, SyncNames};
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::postgres::basebackup::BaseBackup;
 use crate::postgres::rewind::{self, Rewind};
-use crate::postgres::{Follow, PgError, Source, SslMode, SslPaths, SyncNames as PostgresNames, TimelineHistory, WriteProbe};
+use crate::postgres::{
+    Follow, PgError, Source, SslMode, SslPaths, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
+};
 use crate::sys::clock::wall_now;
 use crate::tls::config::MemberProtocol;
 use crate::types::{Generation, Lsn, NodeId, Timeline};
@@ -58,7 +60,9 @@ impl Shared {
             Step::PersistAcknowledged { generation } => {
                 self.remember(move |facts| facts.acknowledged = facts.acknowledged.max(generation)).await
             }
-            Step::PersistBar { generation } => self.remember(move |facts| facts.barred = facts.barred.max(generation)).await,
+            Step::PersistBar { generation } => {
+                self.remember(move |facts| facts.barred = facts.barred.max(generation)).await
+            }
             Step::PersistResignation { generation, reason } => {
                 let event = self.event_of_resignation(generation, &reason);
                 self.remember(move |facts| {
@@ -100,7 +104,9 @@ impl Shared {
             Step::SetNames { names, .. } => self.set_names(names).await,
             Step::Promote { timeline, .. } => {
                 let limit = self.timing().promote_limit;
-                self.job(Job::Brief("PostgreSQL to be promoted"), move |shared, place| shared.promote_postgres(timeline, limit, place));
+                self.job(Job::Brief("PostgreSQL to be promoted"), move |shared, place| {
+                    shared.promote_postgres(timeline, limit, place)
+                });
                 Ok(())
             }
             Step::ProbeWrite { .. } => {
@@ -148,7 +154,9 @@ impl Shared {
         let newest = self.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
         let is_over = generation < newest || generation <= durable.barred || generation <= durable.resigned;
         if is_over {
-            return Err(StepError::Unknown(format!("generation {generation} is over; generation {newest} is in force")));
+            return Err(StepError::Unknown(format!(
+                "generation {generation} is over; generation {newest} is in force"
+            )));
         }
         Ok(())
     }
@@ -193,12 +201,17 @@ impl Shared {
 
     async fn start_postgres(self: &Arc<Self>) -> Result<(), StepError> {
         if rewind::pending(self.postgres.postgres.layout()).is_some() {
-            return Err(StepError::Unknown("a rewind was begun and not ended: PostgreSQL is not started on what it left".to_owned()));
+            return Err(StepError::Unknown(
+                "a rewind was begun and not ended: PostgreSQL is not started on what it left".to_owned(),
+            ));
         }
         if self.postgres.ended_at_once() {
             if let Some(place) = self.postgres.begin_job(Job::Starting) {
                 let log = self.postgres.postgres.layout().log_file();
-                place.fail(format!("PostgreSQL ended right after its start; its log is {}", log.display()), Duration::from_secs(1));
+                place.fail(
+                    format!("PostgreSQL ended right after its start; its log is {}", log.display()),
+                    Duration::from_secs(1),
+                );
             }
             return Ok(());
         }
@@ -241,7 +254,9 @@ impl Shared {
     async fn set_names(self: &Arc<Self>, names: SyncNames) -> Result<(), StepError> {
         let view = self.postgres.view(&self.guard.view(), self.postgres_process());
         if view.in_recovery == Some(false) {
-            self.job(Job::Brief("the new commit set to be in effect"), move |shared, place| shared.settle_names(names, place));
+            self.job(Job::Brief("the new commit set to be in effect"), move |shared, place| {
+                shared.settle_names(names, place)
+            });
             return Ok(());
         }
         self.postgres.postgres.set_sync_names(&to_postgres(&names), SHORT).await?;
@@ -255,9 +270,14 @@ impl Shared {
     async fn settle_names(self: Arc<Self>, names: SyncNames, place: JobPlace) {
         let settled = async {
             self.postgres.postgres.set_sync_names(&to_postgres(&names), CHECKPOINT_LIMIT).await?;
-            let end = self.postgres.postgres.run_sql("tell the end of its log", "select pg_current_wal_insert_lsn()", SHORT).await?;
+            let end = self
+                .postgres
+                .postgres
+                .run_sql("tell the end of its log", "select pg_current_wal_insert_lsn()", SHORT)
+                .await?;
             let text = end.into_iter().flatten().flatten().next().unwrap_or_default();
-            text.parse::<Lsn>().map_err(|error| PgError::Answer { what: "tell the end of its log", detail: error.to_string() })
+            text.parse::<Lsn>()
+                .map_err(|error| PgError::Answer { what: "tell the end of its log", detail: error.to_string() })
         };
         match settled.await {
             Ok(since) => self.postgres.note_names(NamesInEffect { names, since }),
@@ -283,8 +303,12 @@ impl Shared {
             Ok(WriteProbe::Written(_)) => self.postgres.note_written(),
             // it lives and serves others, which is what the probe is about
             Ok(WriteProbe::Exhausted) => self.postgres.note_written(),
-            Ok(WriteProbe::NotWritable) => place.fail("PostgreSQL takes no writes yet".to_owned(), Duration::from_millis(50)),
-            Err(error) => place.fail(format!("write through the standbys: {}", chain(&error)), Duration::from_millis(200)),
+            Ok(WriteProbe::NotWritable) => {
+                place.fail("PostgreSQL takes no writes yet".to_owned(), Duration::from_millis(50))
+            }
+            Err(error) => {
+                place.fail(format!("write through the standbys: {}", chain(&error)), Duration::from_millis(200))
+            }
         }
     }
 
@@ -324,7 +348,9 @@ impl Shared {
     async fn check_lineage(self: Arc<Self>, node: NodeId, promoted: Generation, place: JobPlace) {
         let view = self.postgres.view(&self.guard.view(), self.postgres_process());
         let record = self.state().assignment.as_ref().map(|record| (*record.value).clone());
-        let (Some(own), Some(record)) = (view.position, record.filter(|record| record.promoted == promoted)) else { return };
+        let (Some(own), Some(record)) = (view.position, record.filter(|record| record.promoted == promoted)) else {
+            return;
+        };
         let request = PeerRequest::TimelineHistory { timeline: record.timeline };
         let compared = match self.peers.call(node, MemberProtocol::Raft, request, SHORT).await {
             Ok(PeerResponse::TimelineHistory { file: Some(bytes) }) => {
@@ -332,7 +358,9 @@ impl Shared {
                 TimelineHistory::parse(record.timeline, &text)
                     .and_then(|history| self.postgres.compare(promoted, own, &history).map_err(|error| chain(&error)))
             }
-            Ok(PeerResponse::TimelineHistory { file: None }) => Err("the active node has not been promoted yet".to_owned()),
+            Ok(PeerResponse::TimelineHistory { file: None }) => {
+                Err("the active node has not been promoted yet".to_owned())
+            }
             Ok(other) => Err(format!("the active node answered {other:?}")),
             Err(error) => Err(error.to_string()),
         };
@@ -375,7 +403,9 @@ impl Shared {
         self.postgres.note_change();
 
         let mut is_rewound = false;
-        if let (true, true, Some(own)) = (may_rewind, pending || fork.is_some(), own.or(pending.then_some(Default::default()))) {
+        if let (true, true, Some(own)) =
+            (may_rewind, pending || fork.is_some(), own.or(pending.then_some(Default::default())))
+        {
             place.becomes(Job::Rebuilding);
             self.ask_for_checkpoint(from, generation).await?;
             let label = format!("{}", wall_now().as_secs());
@@ -392,7 +422,9 @@ impl Shared {
                     tracing::info!(from = %salvage.from, to = %salvage.to, "rewound; the dropped tail is kept under salvage/");
                     is_rewound = true;
                 }
-                Err(error) => tracing::warn!(error = %chain(&error), "the rewind failed; the database is copied instead"),
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "the rewind failed; the database is copied instead")
+                }
             }
         }
         if !is_rewound {
@@ -400,7 +432,8 @@ impl Shared {
             rewind::forget(&layout)?;
         }
         // the copy is consistent once it has replayed to here: the source's log ended below this when it was made
-        let until = self.end_of(from).ok_or_else(|| StepError::Unknown("the active node's log end is not known".to_owned()))?;
+        let until =
+            self.end_of(from).ok_or_else(|| StepError::Unknown("the active node's log end is not known".to_owned()))?;
         self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
         self.postgres.forget_lineage();
         let event = self.event_of_rebuild(generation, is_rewound);
@@ -426,7 +459,12 @@ impl Shared {
                 let percent = progress.done_kib * 100 / progress.total_kib.max(1);
                 if percent >= *told + 10 || percent == 100 {
                     *told = percent;
-                    tracing::info!(percent, copied_kib = progress.done_kib, total_kib = progress.total_kib, "copying the database");
+                    tracing::info!(
+                        percent,
+                        copied_kib = progress.done_kib,
+                        total_kib = progress.total_kib,
+                        "copying the database"
+                    );
                 }
             })
             .await?;

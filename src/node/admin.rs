@@ -104,7 +104,10 @@ impl Shared {
             Request::TokenCreate { ttl } => self.create_token(ttl).await,
             Request::TokenList => {
                 let state = self.state();
-                let info = |token: &crate::ha::record::JoinToken| TokenInfo { id: token.id.clone(), expires_at: token.expires_at };
+                let info = |token: &crate::ha::record::JoinToken| TokenInfo {
+                    id: token.id.clone(),
+                    expires_at: token.expires_at,
+                };
                 Ok(Answer::Tokens(state.tokens.values().map(|token| info(token)).collect()))
             }
             Request::TokenRevoke { id } => {
@@ -126,8 +129,11 @@ impl Shared {
             }
             Request::KvDelete { key, recurse, cas } => {
                 let key = Bytes::from(key);
-                let command =
-                    if recurse { KvCommand::DeletePrefix { prefix: key } } else { KvCommand::Delete { key, expected: cas } };
+                let command = if recurse {
+                    KvCommand::DeletePrefix { prefix: key }
+                } else {
+                    KvCommand::Delete { key, expected: cas }
+                };
                 self.change_kv(command).await
             }
             Request::KvWatch { key, prefix, index, wait } => self.watch_kv(key, prefix, index, wait).await,
@@ -147,10 +153,13 @@ impl Shared {
     /// Sets the goal and waits until another generation is open, or the goal was given up.
     async fn switchover(&self, to: Option<String>) -> Outcome {
         let state = self.state();
-        let record = state.assignment.clone().ok_or_else(|| refused("The cluster has no active node yet. Nothing was done"))?;
+        let record =
+            state.assignment.clone().ok_or_else(|| refused("The cluster has no active node yet. Nothing was done"))?;
         let record = &record.value;
         if !record.opened {
-            return Err(refused("The active node is only just coming up. Nothing was done. Wait until `hasup status` shows it active"));
+            return Err(refused(
+                "The active node is only just coming up. Nothing was done. Wait until `hasup status` shows it active",
+            ));
         }
         let target = match &to {
             Some(name) => {
@@ -159,7 +168,9 @@ impl Shared {
                     return Ok(Done::answer(format!("Node {name} is active already")));
                 }
                 if member.kind == MemberKind::Witness {
-                    return Err(refused(format!("Node {name} is a witness and holds no PostgreSQL. Nothing was done. Name a data node")));
+                    return Err(refused(format!(
+                        "Node {name} is a witness and holds no PostgreSQL. Nothing was done. Name a data node"
+                    )));
                 }
                 Some(member.id)
             }
@@ -170,9 +181,14 @@ impl Shared {
         let timing = crate::ha::timing::Timing::from_options(&state.options);
         let own = self.plan.borrow().stance.report.clone();
         let heard = |node: NodeId| {
-            if node == self.me { Some(own.clone()) } else { pulse.peers.get(&node).filter(|peer| peer.is_fresh(now, &timing)).map(|peer| peer.report.clone()) }
+            if node == self.me {
+                Some(own.clone())
+            } else {
+                pulse.peers.get(&node).filter(|peer| peer.is_fresh(now, &timing)).map(|peer| peer.report.clone())
+            }
         };
-        let streaming = heard(record.node).and_then(|report| report.active).map(|active| active.streaming).unwrap_or_default();
+        let streaming =
+            heard(record.node).and_then(|report| report.active).map(|active| active.streaming).unwrap_or_default();
         let is_ready = |node: NodeId| {
             streaming.iter().any(|member| member.node == node) && heard(node).is_some_and(|report| report.is_fit)
         };
@@ -185,14 +201,19 @@ impl Shared {
                 )));
             }
             None if !state.members.keys().any(|node| *node != record.node && is_ready(*node)) => {
-                return Err(refused("No standby streams from the active node and is fit. Nothing was done. See `hasup status`"));
+                return Err(refused(
+                    "No standby streams from the active node and is fit. Nothing was done. See `hasup status`",
+                ));
             }
             _ => {}
         }
         let from = record.generation;
         let goals = Goals { switchover: Some(SwitchoverGoal { from, to: target }), ..(*state.goals.value).clone() };
         let why = WhyRecord {
-            facts: vec![format!("an operator asked for a switchover{}", to.map(|to| format!(" to {to}")).unwrap_or_default())],
+            facts: vec![format!(
+                "an operator asked for a switchover{}",
+                to.map(|to| format!(" to {to}")).unwrap_or_default()
+            )],
             rule: "design 7".to_owned(),
             step: format!("ends generation {from} in order"),
         };
@@ -210,12 +231,17 @@ impl Shared {
         });
         match tokio::time::timeout(SWITCHOVER_LIMIT, over).await {
             Ok(Ok(applied)) => {
-                let record = applied.state.assignment.as_ref().map(|record| (record.value.node, record.value.generation));
+                let record =
+                    applied.state.assignment.as_ref().map(|record| (record.value.node, record.value.generation));
                 let (node, generation) = record.unwrap_or_default();
-                let name = applied.state.members.get(&node).map_or_else(|| node.to_string(), |member| member.name.to_string());
+                let name =
+                    applied.state.members.get(&node).map_or_else(|| node.to_string(), |member| member.name.to_string());
                 Ok(Done::answer(format!("Node {name} is active under generation {generation}")))
             }
-            Ok(Err(_)) => Err(HandleError::new(ErrorCode::Unknown, "The node stopped meanwhile. Look at `hasup status` on another")),
+            Ok(Err(_)) => Err(HandleError::new(
+                ErrorCode::Unknown,
+                "The node stopped meanwhile. Look at `hasup status` on another",
+            )),
             Err(_) => Err(HandleError::new(
                 ErrorCode::Unknown,
                 "The switchover was ordered and is not finished. `hasup status` tells what it waits for",
@@ -231,7 +257,8 @@ impl Shared {
             ));
         }
         let state = self.state();
-        let record = state.assignment.clone().ok_or_else(|| refused("The cluster has no active node yet. Nothing was done"))?;
+        let record =
+            state.assignment.clone().ok_or_else(|| refused("The cluster has no active node yet. Nothing was done"))?;
         let member = find(&state, &node)?;
         if member.id == record.value.node {
             return Ok(Done::answer(format!("Node {node} is active already")));
@@ -261,7 +288,8 @@ impl Shared {
         let is_out = states.wait_for(|applied| {
             applied.state.assignment.as_ref().is_none_or(|record| {
                 let votes = record.value.voter_sets.iter().any(|set| set.contains(&id));
-                let holds = record.value.commit_sets.iter().any(|set| set.members.iter().any(|member| member.node == id));
+                let holds =
+                    record.value.commit_sets.iter().any(|set| set.members.iter().any(|member| member.node == id));
                 !votes && !holds
             })
         });
@@ -269,7 +297,9 @@ impl Shared {
         if !waited {
             return Err(HandleError::new(
                 ErrorCode::Unknown,
-                format!("Node {name} still votes or holds commits; the leader goes on taking it out. See `hasup status`, then repeat this"),
+                format!(
+                    "Node {name} still votes or holds commits; the leader goes on taking it out. See `hasup status`, then repeat this"
+                ),
             ));
         }
         let event = self.event("member_removed", generation, why);
@@ -303,7 +333,10 @@ impl Shared {
 
     fn authority(&self) -> Result<CertificateAuthority, HandleError> {
         let state = self.state();
-        let trust = state.trust.as_ref().ok_or_else(|| refused("The cluster has no certificate authority yet. Try again shortly"))?;
+        let trust = state
+            .trust
+            .as_ref()
+            .ok_or_else(|| refused("The cluster has no certificate authority yet. Try again shortly"))?;
         CertificateAuthority::open(&trust.value, &self.cluster_secret)
             .map_err(|error| HandleError::new(ErrorCode::Internal, error.to_string()))
     }
@@ -316,13 +349,17 @@ impl Shared {
         let authority = CertificateAuthority::import(bundle.expose()).map_err(bad)?.trusting_also(&older);
         let trust = authority.to_trust(&self.cluster_secret).map_err(bad)?;
         self.write(Command::SetTrust { expected: index, trust }, None, WRITE_LIMIT).await?;
-        Ok(Done::answer("The authority was imported; the ones before stay trusted. Nodes renew their certificates from it as they come due"))
+        Ok(Done::answer(
+            "The authority was imported; the ones before stay trusted. Nodes renew their certificates from it as they come due",
+        ))
     }
 
     fn history(&self, limit: u32) -> Vec<EventInfo> {
         let state = self.state();
         let skip = state.events.len().saturating_sub(limit as usize);
-        let name_of = |node: NodeId| state.members.get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string());
+        let name_of = |node: NodeId| {
+            state.members.get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string())
+        };
         let info = |stored: &crate::kv::StoredEvent| EventInfo {
             id: stored.id.index,
             node: name_of(stored.event.by),
@@ -336,7 +373,12 @@ impl Shared {
         if !consistent {
             return Ok(self.state());
         }
-        let no_leader = || HandleError::new(ErrorCode::NoMajority, "No leader confirmed that this is the present state. Nothing was read. Try again, or read without `consistent`");
+        let no_leader = || {
+            HandleError::new(
+                ErrorCode::NoMajority,
+                "No leader confirmed that this is the present state. Nothing was read. Try again, or read without `consistent`",
+            )
+        };
         let leader = self.consensus.leadership().borrow().leader.ok_or_else(no_leader)?;
         let index = if leader == self.me {
             self.consensus.read_index(READ_LIMIT).await.map_err(|_| no_leader())?
@@ -354,7 +396,9 @@ impl Shared {
     async fn change_kv(&self, command: KvCommand) -> Outcome {
         match self.write(Command::Kv(command), None, WRITE_LIMIT).await? {
             crate::kv::Reply::Applied { index } => Ok(Answer::KvChanged(KvChanged { index })),
-            other => Err(HandleError::new(ErrorCode::Internal, format!("The store gave an unexpected answer: {other:?}"))),
+            other => {
+                Err(HandleError::new(ErrorCode::Internal, format!("The store gave an unexpected answer: {other:?}")))
+            }
         }
     }
 
@@ -372,7 +416,8 @@ impl Shared {
     fn dsn(&self) -> Dsn {
         let state = self.state();
         let data = state.members.values().filter(|member| member.kind == MemberKind::Data);
-        let hosts: Vec<String> = data.map(|member| format!("{}:{}", bracketed(&member.postgres_host), member.postgres_port)).collect();
+        let hosts: Vec<String> =
+            data.map(|member| format!("{}:{}", bracketed(&member.postgres_host), member.postgres_port)).collect();
         let ca_file = self.ca_file.display().to_string();
         Dsn {
             uri: format!(

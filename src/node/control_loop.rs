@@ -107,6 +107,9 @@ impl ControlLoop {
         let shared = Arc::clone(&self.shared);
         let state = shared.state();
         self.follow_members(&state).await;
+        if let Some(record) = &state.assignment {
+            shared.postgres.notice_missing_log(record.value.promoted);
+        }
         let view = self.view(&state);
         let plan = decide(&view);
         // in effect before any step: whoever bars no longer acknowledges
@@ -261,7 +264,9 @@ async fn resolve(addresses: &[String]) -> Vec<std::net::SocketAddr> {
         // numbers need no resolver, and a resolver must never hold the loop up for long
         if let Ok(number) = address.parse() {
             resolved.push(number);
-        } else if let Ok(Ok(found)) = tokio::time::timeout(Duration::from_millis(200), tokio::net::lookup_host(address)).await {
+        } else if let Ok(Ok(found)) =
+            tokio::time::timeout(Duration::from_millis(200), tokio::net::lookup_host(address)).await
+        {
             resolved.extend(found);
         }
     }

@@ -28,6 +28,12 @@ const OBSERVE_HOT: Duration = Duration::from_millis(4);
 const OBSERVE_IDLE: Duration = Duration::from_millis(250);
 /// How long PostgreSQL may take to add up its files.
 const SIZE_LIMIT: Duration = Duration::from_secs(5);
+/// A standby that may follow has this long to begin streaming before its log is looked at, and again each time after that.
+const LOG_READ_EVERY: Duration = Duration::from_secs(3);
+/// How much of the end of PostgreSQL's log is looked at.
+const LOG_TAIL_BYTES: u64 = 16 << 10;
+/// How many of its last lines: an older complaint may have been mended since.
+const LOG_TAIL_LINES: usize = 12;
 /// A PostgreSQL that ends sooner than this after its start is started again only after a pause.
 const START_PAUSE: Duration = Duration::from_secs(1);
 
@@ -56,6 +62,7 @@ struct Memory {
     job: Option<Job>,
     changed_at: BootTime,
     started_at: Option<BootTime>,
+    log_read_at: BootTime,
 }
 
 /// This node's PostgreSQL. Shared by the loop, its jobs and the peer service.
@@ -103,7 +110,10 @@ impl Database {
     }
 
     /// Looks at PostgreSQL again and again; `process` says which postmaster the guard runs. Ends with the node.
-    pub(super) async fn watch_postgres(self: Arc<Self>, process: impl Fn() -> Option<PostgresProcess> + Send + Sync + 'static) {
+    pub(super) async fn watch_postgres(
+        self: Arc<Self>,
+        process: impl Fn() -> Option<PostgresProcess> + Send + Sync + 'static,
+    ) {
         loop {
             let began = boot_now();
             let running = process();
@@ -123,7 +133,8 @@ impl Database {
     fn take(&self, observation: Observation) {
         let mut memory = self.memory.lock();
         if let (Some(process), PostgresFacts::Live(live)) = (observation.process, &observation.facts) {
-            let is_known = memory.in_recovery.is_some_and(|(known, _)| known.pid == process.pid && known.since == process.since);
+            let is_known =
+                memory.in_recovery.is_some_and(|(known, _)| known.pid == process.pid && known.since == process.since);
             // recovery ends once in a postmaster's life and never begins again: an older answer must not undo a newer one
             let in_recovery = live.in_recovery && (!is_known || memory.in_recovery.is_some_and(|(_, was)| was));
             memory.in_recovery = Some((process, in_recovery));
@@ -131,19 +142,17 @@ impl Database {
                 memory.promoted_at = self.promotion_of(live.timeline);
             }
         }
+        let changed_at = memory.changed_at;
+        // never both locks at once: the channel has one of its own
         drop(memory);
         let mut is_news = false;
         self.observed.send_modify(|known| {
-            is_news = differs(&known.facts, &observation.facts) || known.began < self.changed_at();
+            is_news = differs(&known.facts, &observation.facts) || known.began < changed_at;
             *known = Arc::new(observation);
         });
         if is_news {
             self.news.notify_one();
         }
-    }
-
-    fn changed_at(&self) -> BootTime {
-        self.memory.lock().changed_at
     }
 
     /// Makes the observer look more often, or less.
@@ -169,7 +178,8 @@ impl Database {
         let observation = self.last_observation();
         let mut memory = self.memory.lock();
         let memory = &mut *memory;
-        let in_recovery = memory.in_recovery.filter(|(known, _)| Some((known.pid, known.since)) == process.map(|p| (p.pid, p.since)));
+        let in_recovery =
+            memory.in_recovery.filter(|(known, _)| Some((known.pid, known.since)) == process.map(|p| (p.pid, p.since)));
         let is_current = observation.began >= memory.changed_at
             && observation.process.map(|p| (p.pid, p.since)) == process.map(|p| (p.pid, p.since));
         let live = match (&observation.facts, is_current) {
@@ -246,7 +256,13 @@ impl Database {
     pub(super) fn note_started(&self) {
         let mut memory = self.memory.lock();
         let started_at = Some(boot_now());
-        *memory = Memory { lineage: memory.lineage, job: memory.job.take(), started_at, changed_at: boot_now(), ..Memory::default() };
+        *memory = Memory {
+            lineage: memory.lineage,
+            job: memory.job.take(),
+            started_at,
+            changed_at: boot_now(),
+            ..Memory::default()
+        };
         drop(memory);
         self.look.notify_one();
     }
@@ -286,7 +302,12 @@ impl Database {
     }
 
     /// Compares this node's log, which ends at `own`, with the history of the primary that was promoted under `promoted`.
-    pub(super) fn compare(&self, promoted: Generation, own: WalPosition, primary: &TimelineHistory) -> Result<(), PgError> {
+    pub(super) fn compare(
+        &self,
+        promoted: Generation,
+        own: WalPosition,
+        primary: &TimelineHistory,
+    ) -> Result<(), PgError> {
         let own_history = self.postgres.history(own.timeline)?.unwrap_or_else(|| TimelineHistory {
             timeline: own.timeline,
             ancestors: Vec::new(),
@@ -305,6 +326,34 @@ impl Database {
     /// Returns where this node's log parts from the primary's, if it does and they have anything in common.
     pub(super) fn fork(&self) -> Option<Lsn> {
         self.memory.lock().lineage.and_then(|(_, _, fork)| fork)
+    }
+
+    /// Looks, now and then, whether a standby that may follow does not stream because its source no longer has the log that it
+    /// needs: PostgreSQL would ask for ever. Then only a copy helps, as if the histories had nothing in common (L19).
+    pub(super) fn notice_missing_log(&self, promoted: Generation) {
+        let now = boot_now();
+        let observation = self.last_observation();
+        let is_streaming = matches!(&observation.facts, PostgresFacts::Live(live)
+            if live.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming"));
+        {
+            let mut memory = self.memory.lock();
+            let is_due = memory.follows.is_some()
+                && !is_streaming
+                && memory.job.is_none()
+                && now.since(memory.changed_at.max(memory.log_read_at)) > LOG_READ_EVERY;
+            if !is_due {
+                return;
+            }
+            memory.log_read_at = now;
+        }
+        let text = last_bytes(&self.postgres.layout().log_file(), LOG_TAIL_BYTES);
+        if text.lines().rev().take(LOG_TAIL_LINES).any(says_log_is_gone) {
+            tracing::warn!(
+                "the active node no longer has the log that this standby needs: the database is copied anew"
+            );
+            self.memory.lock().lineage = Some((promoted, Lineage::Diverged, None));
+            self.news.notify_one();
+        }
     }
 
     pub(super) fn forget_lineage(&self) {
@@ -394,12 +443,33 @@ fn parse_member(name: &str) -> Option<DataMember> {
     Some(DataMember { node: NodeId(node.parse().ok()?), incarnation: DataIncarnation(incarnation.parse().ok()?) })
 }
 
+/// Returns the end of a file as text; nothing where it cannot be read.
+fn last_bytes(path: &std::path::Path, bytes: u64) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    let read = || {
+        let mut file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
+        let mut text = Vec::new();
+        file.take(bytes).read_to_end(&mut text)?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&text).into_owned())
+    };
+    read().unwrap_or_default()
+}
+
+/// What PostgreSQL's receiver logs when its source has removed the log that it asks for. The message is the server's, in its
+/// language, which hasup's databases have set to C.
+fn says_log_is_gone(line: &str) -> bool {
+    line.contains("requested WAL segment") && line.contains("has already been removed")
+}
+
 /// Whether the loop should look: something other than the growing log differs.
 fn differs(before: &PostgresFacts, after: &PostgresFacts) -> bool {
     match (before, after) {
         (PostgresFacts::Live(before), PostgresFacts::Live(after)) => {
             let shape = |live: &LiveFacts| {
-                let senders: Vec<_> = live.senders.iter().map(|it| (it.application_name.clone(), it.state.clone())).collect();
+                let senders: Vec<_> =
+                    live.senders.iter().map(|it| (it.application_name.clone(), it.state.clone())).collect();
                 let receiver = live.receiver.as_ref().map(|it| (it.status.clone(), it.generation));
                 (live.in_recovery, live.timeline, receiver, senders, live.follows_nobody, live.ran_out_of_local_wal)
             };
@@ -412,6 +482,14 @@ fn differs(before: &PostgresFacts, after: &PostgresFacts) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_without_the_log_is_recognised() {
+        let line = "2026-01-01 LOG:  FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment \
+                    000000020000000000000003 has already been removed";
+        assert!(says_log_is_gone(line));
+        assert!(!says_log_is_gone("LOG:  started streaming WAL from primary at 0/3000000 on timeline 2"));
+    }
 
     #[test]
     fn members_are_read_from_the_names_they_stream_under() {

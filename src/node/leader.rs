@@ -54,7 +54,13 @@ pub(super) async fn lead(shared: Arc<Shared>) {
             pulse: &pulse,
             own_report: &own_report,
             leadership: &leadership,
-            caught_up: applied.state.members.keys().copied().filter(|node| shared.consensus.is_caught_up(*node)).collect(),
+            caught_up: applied
+                .state
+                .members
+                .keys()
+                .copied()
+                .filter(|node| shared.consensus.is_caught_up(*node))
+                .collect(),
         });
         let mut assigned = assign(&view);
         if let Some(Order::TransferLeadership(_)) = assigned.order {

@@ -48,7 +48,12 @@ impl Shared {
     /// Writes `command` through the leader within `limit`, and returns the store's reply to it.
     ///
     /// Sent again under the same id where a try was lost, so it is applied once at the most.
-    pub(super) async fn write(&self, command: Command, event: Option<Event>, limit: Duration) -> Result<Reply, WriteError> {
+    pub(super) async fn write(
+        &self,
+        command: Command,
+        event: Option<Event>,
+        limit: Duration,
+    ) -> Result<Reply, WriteError> {
         let at_ms = u64::try_from(wall_now().as_millis()).unwrap_or(u64::MAX);
         let mut proposal = Proposal::new(request_id(), at_ms, command);
         proposal.events.extend(event);

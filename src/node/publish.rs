@@ -40,8 +40,11 @@ impl Publisher {
         let leadership = shared.consensus.leadership().borrow().clone();
         let name_of = |node: NodeId| state.members.get(&node).map(|member| member.name.to_string());
         let active_lsn = record.and_then(|record| self::end_of(shared, view, plan, record.node));
-        let nodes: Vec<NodeStatus> =
-            state.members.values().map(|member| node_status(shared, view, plan, &leadership, member, active_lsn)).collect();
+        let nodes: Vec<NodeStatus> = state
+            .members
+            .values()
+            .map(|member| node_status(shared, view, plan, &leadership, member, active_lsn))
+            .collect();
         let lease = view.pulse.lease.filter(|_| view.guard.armed.is_some());
         let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
         waiting_on.extend(shared.assigned.borrow().waiting_on.iter().map(|wait| format!("as leader: {wait}")));
@@ -166,12 +169,17 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
     };
     let role = if is_holder { "it is the primary" } else { "it streams from the active node" };
     let raft_works = leadership.leader.is_some() && leadership.failed.is_none();
-    let mut checks = BTreeMap::from([
-        ("consensus".to_owned(), check(raft_works, leadership.failed.clone().unwrap_or_else(|| match leadership.leader {
-            Some(leader) => format!("node {leader} leads in term {}", leadership.term),
-            None => "no leader is known".to_owned(),
-        }), false)),
-    ]);
+    let mut checks = BTreeMap::from([(
+        "consensus".to_owned(),
+        check(
+            raft_works,
+            leadership.failed.clone().unwrap_or_else(|| match leadership.leader {
+                Some(leader) => format!("node {leader} leads in term {}", leadership.term),
+                None => "no leader is known".to_owned(),
+            }),
+            false,
+        ),
+    )]);
     if shared.kind == MemberKind::Data {
         checks.insert("postgres_running".to_owned(), check(is_running, answer.clone(), true));
         checks.insert("postgres_answers".to_owned(), check(answers, answer, true));
@@ -247,10 +255,17 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
         warnings.push("MINORITY: this node hears no majority of the voters, so nothing can be decided here".to_owned());
     }
     for node in nodes.iter().filter(|node| !node.is_reachable) {
-        warnings.push(format!("{} is not heard: repair it, or remove it with `hasup nodes remove {}` and add another", node.name, node.name));
+        warnings.push(format!(
+            "{} is not heard: repair it, or remove it with `hasup nodes remove {}` and add another",
+            node.name, node.name
+        ));
     }
     if nodes.len() > 1 && nodes.len().is_multiple_of(2) {
-        warnings.push(format!("{} nodes survive no more losses than {}: add one, or a witness", nodes.len(), nodes.len() - 1));
+        warnings.push(format!(
+            "{} nodes survive no more losses than {}: add one, or a witness",
+            nodes.len(),
+            nodes.len() - 1
+        ));
     }
     for node in state.goals.removing.iter().filter_map(|node| state.members.get(node)) {
         warnings.push(format!("{} is being removed", node.name));

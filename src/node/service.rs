@@ -44,8 +44,12 @@ impl RaftTransport for PeerTransport {
             match self.peers.call(target, protocol, PeerRequest::Raft(rpc.bytes), deadline).await {
                 Ok(PeerResponse::Raft(bytes)) => Ok(bytes),
                 Ok(other) => Err(TransportError::NoAnswer { target, why: format!("it answered {other:?}") }),
-                Err(error @ PeerError::NotSent { .. }) => Err(TransportError::Unreachable { target, why: error.to_string() }),
-                Err(error @ PeerError::Unknown { .. }) => Err(TransportError::NoAnswer { target, why: error.to_string() }),
+                Err(error @ PeerError::NotSent { .. }) => {
+                    Err(TransportError::Unreachable { target, why: error.to_string() })
+                }
+                Err(error @ PeerError::Unknown { .. }) => {
+                    Err(TransportError::NoAnswer { target, why: error.to_string() })
+                }
             }
         }
         .boxed()
@@ -106,7 +110,8 @@ impl Service {
             }
             PeerRequest::TimelineHistory { timeline } => self.history(timeline),
             PeerRequest::Checkpoint { generation } => {
-                let current = shared.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
+                let current =
+                    shared.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
                 if generation != current {
                     return Err(PeerRefusal::StaleGeneration { current });
                 }
@@ -204,7 +209,11 @@ impl Service {
     async fn add(&self, request: &JoinRequest, token: &str) -> Result<NodeId, JoinRefusal> {
         let shared = &self.shared;
         let why = crate::ha::record::WhyRecord {
-            facts: vec![format!("{} asked with join token {token} from {}", request.name, request.peer_addresses.join(", "))],
+            facts: vec![format!(
+                "{} asked with join token {token} from {}",
+                request.name,
+                request.peer_addresses.join(", ")
+            )],
             rule: "design 9".to_owned(),
             step: format!("admits {} as a member", request.name),
         };
@@ -216,7 +225,8 @@ impl Service {
             Ok(_) => Err(JoinRefusal::NotNow { because: "its store gave an unexpected answer".to_owned() }),
             Err(WriteError::Refused(Refusal::NameTaken { name, .. })) => Err(JoinRefusal::NameTaken { name }),
             Err(WriteError::Refused(Refusal::AddressTaken { address, by })) => {
-                let member = shared.state().members.get(&by).map_or_else(|| shared.name.clone(), |member| member.name.clone());
+                let member =
+                    shared.state().members.get(&by).map_or_else(|| shared.name.clone(), |member| member.name.clone());
                 Err(JoinRefusal::AddressTaken { address, member })
             }
             Err(WriteError::Refused(Refusal::TokenUnknown { .. } | Refusal::TokenExpired { .. })) => {
@@ -261,8 +271,7 @@ impl Shared {
         let mut hosts = member.peer_addresses.clone();
         hosts.extend([member.api_address.clone(), member.postgres_host.clone()]);
         hosts.extend(extra);
-        let identity =
-            NodeIdentity { node: member.id, name: member.name.clone(), cluster_id: self.cluster_id.clone() };
+        let identity = NodeIdentity { node: member.id, name: member.name.clone(), cluster_id: self.cluster_id.clone() };
         authority.issue(&LeafRequest { identity, csr, hosts }, wall_now())
     }
 }

@@ -1,6 +1,7 @@
 //! Puts together what the brain looks at, from what the node's parts last said.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::ha::pulse::{PulseView, Report};
 use crate::ha::record::{Member, ResignReason};
@@ -66,6 +67,7 @@ impl LeaderMemory {
             rules: Rules::default(),
             goals: (*state.goals.value).clone(),
             durability: state.options.durability,
+            holder_unheard_for: self.unheard_for(now, me, record.as_ref(), pulse),
             raft_voters: leadership.voters.clone(),
             raft_caught_up: caught_up,
             failed_promotion: self.failed_promotion.iter().map(|(node, (_, until))| (*node, *until)).collect(),
@@ -74,6 +76,13 @@ impl LeaderMemory {
             members,
             timing,
         }
+    }
+
+    /// For how long this leader has not heard the active node: from its newest report, or from when the record was applied.
+    fn unheard_for(&self, now: BootTime, me: NodeId, record: Option<&AppliedRecord>, pulse: &PulseView) -> Duration {
+        let Some(record) = record.filter(|record| record.assignment.node != me) else { return Duration::ZERO };
+        let heard = pulse.peers.get(&record.assignment.node).map(|peer| peer.proved_at);
+        now.since(heard.unwrap_or_default().max(record.applied_at))
     }
 
     fn remember(

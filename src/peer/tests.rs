@@ -510,7 +510,7 @@ async fn strangers_may_try_to_join_only_so_often() {
     let (request, ..) = joiner(&wrong).await;
     let mut codes = Vec::new();
     for _ in 0..12 {
-        match join(&[cluster.address.clone()], &wrong, &request, LONG).await {
+        match join(std::slice::from_ref(&cluster.address), &wrong, &request, LONG).await {
             Err(JoinError::Refused(refusal)) => codes.push(refusal.code()),
             other => panic!("{other:?}"),
         }

@@ -29,6 +29,7 @@ use super::settings::{
 use super::{PgError, Programs, file_error};
 use crate::guard::StartSpec;
 use crate::guard::procs::{children_of, send};
+use crate::sys::fs::write_volatile;
 use crate::types::{Generation, Lsn, NodeName, Timeline, WalPosition};
 
 /// What a [`Postgres`] is made from.
@@ -329,7 +330,7 @@ impl Postgres {
         };
         // What `pg_ctl promote` does; a connection may not be had, a signal always.
         let trigger = layout.pgdata.join("promote");
-        fs::write(&trigger, "").map_err(file_error("write", &trigger))?;
+        write_volatile(&trigger, b"").map_err(file_error("write", &trigger))?;
         layout.give(&trigger)?;
         send(postmaster, Signal::USR1);
         let what = "promote";

@@ -1,0 +1,93 @@
+//! Rules left out on purpose, one by one: a simulator that does not notice is not worth its time.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use hasup::ha::rules::{Mutation, Rules};
+
+use crate::run::{Outcome, play};
+
+/// Each mutation is found within so many schedules.
+const WITHIN: u64 = 5_000;
+
+/// Those that a run of the brain against these models can show.
+const SHOWN_HERE: [Mutation; 22] = [
+    Mutation::SkipLeaseWait,
+    Mutation::AcknowledgeAfterBar,
+    Mutation::LeaveReceiverOpen,
+    Mutation::BarNotDurable,
+    Mutation::StateBeforeBar,
+    Mutation::UnderstateAfterRestart,
+    Mutation::LeaseFromArrival,
+    Mutation::CountReplayed,
+    Mutation::ResignationNotDurable,
+    Mutation::ResignationWithoutBars,
+    Mutation::ResignationWithoutPositions,
+    Mutation::VotesWithoutData,
+    Mutation::RankLsnBeforeTimeline,
+    Mutation::TimelinesCollide,
+    Mutation::RebuildingAnswers,
+    Mutation::PromoteWithoutLease,
+    Mutation::AskWhileFenced,
+    Mutation::DropOldCommitSet,
+    Mutation::NamesBeforeRecord,
+    Mutation::OpenTooEarly,
+    Mutation::SingleVoterSet,
+    Mutation::AcceptStale,
+];
+
+/// Those of Raft itself, which is abstract here.
+const SHOWN_WITH_RAFT: [Mutation; 2] = [Mutation::GrantPreVotesBlindly, Mutation::VoteWithoutSync];
+
+/// Returns the lowest seed of `0..within` that shows `mutation`, played on all cores.
+fn first_seed_that_shows(mutation: Mutation, within: u64) -> Option<Outcome> {
+    let next = AtomicU64::new(0);
+    let found: Mutex<Option<Outcome>> = Mutex::new(None);
+    let limit = AtomicU64::new(within);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= limit.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let outcome = play(seed, Rules::without(mutation), false);
+                    if outcome.violation.is_some() {
+                        limit.fetch_min(seed, Ordering::Relaxed);
+                        let mut found = found.lock().expect("no thread panics while it holds what was found");
+                        if found.as_ref().is_none_or(|former| former.seed > seed) {
+                            *found = Some(outcome);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    found.into_inner().expect("no thread panics while it holds what was found")
+}
+
+#[test]
+fn every_rule_left_out_is_missed() {
+    let began = Instant::now();
+    let mut missed = Vec::new();
+    println!("{:<28} {:>5}  {:<4} what happened", "rule left out", "seed", "rule");
+    for mutation in SHOWN_HERE {
+        match first_seed_that_shows(mutation, WITHIN).and_then(|outcome| Some((outcome.seed, outcome.violation?))) {
+            Some((seed, violation)) => {
+                println!("{:<28} {seed:>5}  {:<4} {}", mutation.to_string(), violation.rule, violation.what);
+            }
+            None => {
+                println!("{:<28} {:>5}  {:<4} nobody noticed", mutation.to_string(), "-", "-");
+                missed.push(mutation);
+            }
+        }
+    }
+    for mutation in SHOWN_WITH_RAFT {
+        println!("{:<28} {:>5}  {:<4} needs the real Raft: see the target that runs it", mutation.to_string(), "-", "-");
+    }
+    println!("in {:.1} s", began.elapsed().as_secs_f64());
+    assert!(missed.is_empty(), "not noticed within {WITHIN} schedules: {missed:?}");
+}

@@ -1,0 +1,1 @@
+//! Schedules that once showed a hole, each named by the promise that it broke.
