@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::quorum::majority_of;
 use super::record::{CommitSet, DataMember, ResignReason};
-use super::rules::Rules;
+use super::rules::{Mutation, Rules};
 use super::state::NodeState;
 use super::timing::Timing;
 use crate::types::{
