@@ -218,6 +218,11 @@ impl Node {
         Ok(Self { shared, handle })
     }
 
+    /// Returns a count of the control loop's rounds: one that stands still means that it hangs.
+    pub fn rounds(&self) -> watch::Receiver<u64> {
+        self.shared.rounds.subscribe()
+    }
+
     /// Returns how others talk to the node.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
