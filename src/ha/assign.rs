@@ -434,10 +434,37 @@ impl Leader<'_> {
             assigned.waiting_on.push(AssignWait::Person { changes: self.view.role_changes });
             return;
         }
+        if let Some(node) = self.is_expected_to_state(&answers) {
+            assigned
+                .waiting_on
+                .push(AssignWait::Candidate { node, because: "it has yet to state its position".to_owned() });
+            return;
+        }
         match self.choose(&answers) {
             Ok(node) => *assigned = self.hand_to(node, &answers),
             Err(wait) => assigned.waiting_on.extend(wait),
         }
+    }
+
+    /// After an orderly resignation, which accounts for all data at once, a living standby is waited for: its word is milliseconds
+    /// behind, and without it the role would go back to where it was given up.
+    fn is_expected_to_state(&self, answers: &BTreeMap<NodeId, Answer>) -> Option<NodeId> {
+        let report = self.report_of(self.a.node).filter(|report| report.resigned >= self.a.generation)?;
+        let is_orderly = matches!(report.resign_reason, Some(ResignReason::Switchover | ResignReason::Stopping));
+        if !is_orderly || self.view.resigned_for > self.view.timing.hand_over_limit {
+            return None;
+        }
+        let wished = self.view.goals.switchover.as_ref().and_then(|goal| goal.to);
+        let may_follow = |node: NodeId, member: &MemberView, report: &Report| {
+            let is_intact = report.data.is_some_and(|data| data.is_intact);
+            node != self.a.node && member.passes_both_ways && is_intact && wished.is_none_or(|wished| wished == node)
+        };
+        let mut candidates =
+            self.reports().filter(|(node, member, report)| may_follow(*node, member, report)).peekable();
+        let first = candidates.peek().map(|(node, ..)| *node);
+        // one is enough where nobody is named
+        let has_stated = candidates.any(|(node, ..)| answers.contains_key(&node));
+        first.filter(|_| !has_stated)
     }
 
     /// A node that gives the role up again and again hands its trouble round. A dead node is replaced, and an order is carried out,

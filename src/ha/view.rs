@@ -214,6 +214,8 @@ pub struct ClusterView {
     pub raft_caught_up: BTreeSet<NodeId>,
     /// For how long the leader has not heard the active node; zero where it is that itself.
     pub holder_unheard_for: Duration,
+    /// For how long the leader knows that the active node has resigned; zero while it has not.
+    pub resigned_for: Duration,
     /// How many automatic role changes the last hour has seen.
     pub role_changes: u32,
     /// How many are allowed before a person is asked.

@@ -42,6 +42,7 @@ pub(super) struct LeaderMemory {
     clock: RecordClock,
     not_streaming_since: BTreeMap<NodeId, BootTime>,
     failed_promotion: BTreeMap<NodeId, (Generation, BootTime)>,
+    resigned_seen: Option<(Generation, BootTime)>,
 }
 
 impl LeaderMemory {
@@ -71,6 +72,7 @@ impl LeaderMemory {
             rules: Rules::default(),
             goals: (*state.goals.value).clone(),
             durability: state.options.durability,
+            resigned_for: self.resigned_for(now, record.as_ref(), &members),
             role_changes: automatic_changes(state),
             role_changes_max: state.options.role_changes_per_hour,
             holder_unheard_for: self.unheard_for(now, me, record.as_ref(), pulse),
@@ -82,6 +84,23 @@ impl LeaderMemory {
             members,
             timing,
         }
+    }
+
+    /// For how long this leader knows that the record's node has resigned.
+    fn resigned_for(
+        &mut self,
+        now: BootTime,
+        record: Option<&AppliedRecord>,
+        members: &BTreeMap<NodeId, MemberView>,
+    ) -> Duration {
+        let Some(a) = record.map(|record| &record.assignment) else { return Duration::ZERO };
+        let report = members.get(&a.node).and_then(|member| member.report.as_ref());
+        if report.is_none_or(|report| report.resigned < a.generation) {
+            return Duration::ZERO;
+        }
+        let seen = self.resigned_seen.filter(|(generation, _)| *generation == a.generation);
+        let (_, at) = *self.resigned_seen.insert(seen.unwrap_or((a.generation, now)));
+        now.since(at)
     }
 
     /// For how long this leader has not heard the active node: from its newest report, or from when the record was applied.
