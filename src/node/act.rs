@@ -270,7 +270,7 @@ impl Shared {
             });
             return Ok(());
         }
-        self.postgres.postgres.set_sync_names(&to_postgres(&names), SHORT).await?;
+        self.postgres.postgres.set_sync_names(&to_postgres(&names), true, SHORT).await?;
         self.postgres.note_names(NamesInEffect { names, since: Lsn(0) });
         self.postgres.note_change();
         Ok(())
@@ -280,7 +280,9 @@ impl Shared {
 
     async fn settle_names(self: Arc<Self>, names: SyncNames, place: JobPlace) {
         let settled = async {
-            self.postgres.postgres.set_sync_names(&to_postgres(&names), CHECKPOINT_LIMIT).await?;
+            let before = self.postgres.view(&self.guard.view(), self.postgres_process()).names;
+            let may_mix = before.is_some_and(|before| before.names.may_mix_with(&names));
+            self.postgres.postgres.set_sync_names(&to_postgres(&names), may_mix, CHECKPOINT_LIMIT).await?;
             let end = self
                 .postgres
                 .postgres
