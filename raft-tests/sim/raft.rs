@@ -460,7 +460,7 @@ pub fn first_state(members: &BTreeMap<NodeId, Info>, durability: Durability) -> 
     let k = if durability == Durability::OneNode { 0 } else { u32::try_from(data / 2).unwrap_or(0) };
     let set = if k == 0 { CommitSet::none() } else { CommitSet { members: standbys, k } };
     let voters: BTreeSet<NodeId> =
-        if members.len() % 2 == 0 { [NodeId(1)].into() } else { members.keys().copied().collect() };
+        if members.len().is_multiple_of(2) { [NodeId(1)].into() } else { members.keys().copied().collect() };
     let assignment = Assignment {
         generation: Generation(1),
         node: NodeId(1),

@@ -1,5 +1,6 @@
 //! Forms a cluster as its operator would: start, token, joins; and finds out how its clients connect.
 
+use crate::sys::fs::write_volatile;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -56,7 +57,7 @@ pub async fn form(
 /// # Errors
 /// When it cannot be written.
 pub fn write_node_file(node: &Node) -> anyhow::Result<()> {
-    fs::write(&node.config, "# Everything is said by flags.\n")
+    write_volatile(&node.config, b"# Everything is said by flags.\n")
         .with_context(|| format!("write {}", node.config.display()))
 }
 

@@ -28,6 +28,7 @@ use super::schedule::{Fault, Part, Schedule, Step, Victim};
 use super::view::View;
 use super::{millis, process, rows};
 use crate::sys::clock::{boot_now, wall_now};
+use crate::sys::fs::write_volatile;
 use crate::types::BootTime;
 
 /// Acknowledged rows before the first fault, and again after the last.
@@ -114,7 +115,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let report = range.judge(result, &schedule, &tell).await;
     drop(range);
     let line = serde_json::to_string(&report)?;
-    fs::write(dir.join("report.json"), format!("{line}\n")).context("write the report")?;
+    write_volatile(&dir.join("report.json"), format!("{line}\n").as_bytes()).context("write the report")?;
     if keep || !report.ok {
         tell(&format!("journals and logs are in {}", dir.display()));
     } else {
@@ -608,8 +609,8 @@ impl Drop for Range {
         for host in &self.lab.hosts {
             process::send(servers(host), Signal::SIGQUIT);
         }
-        let deadline = std::time::Instant::now() + Duration::from_secs(3);
-        while self.lab.hosts.iter().any(|host| !servers(host).is_empty()) && std::time::Instant::now() < deadline {
+        let deadline = boot_now() + Duration::from_secs(3);
+        while self.lab.hosts.iter().any(|host| !servers(host).is_empty()) && boot_now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
