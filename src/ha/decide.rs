@@ -11,12 +11,11 @@ use std::collections::BTreeSet;
 use super::durable::DataState;
 use super::plan::{Plan, Step, WaitingOn};
 use super::pulse::{ActiveReport, DataReport, Report, Stance, StatedPosition};
-use super::quorum::majority_of_every;
-use super::record::{Assignment, CommitSet, DataMember, MemberKind, ResignReason};
+use super::record::{MemberKind, ResignReason};
 use super::rules::Mutation;
 use super::state::NodeState;
-use super::view::{AppliedRecord, Followed, Job, Lineage, NodeView, SyncNames};
-use crate::types::{BootTime, Generation, NodeId, WalPosition};
+use super::view::{Job, NodeView};
+use crate::types::{BootTime, Generation, NodeId};
 
 /// Decides what this node does now. Total: every view has a plan.
 pub fn decide(view: &NodeView) -> Plan {

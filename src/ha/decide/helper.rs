@@ -1,16 +1,14 @@
 //! Everybody else: acknowledges, follows, suspects, bars, states its position, and is rebuilt where its data has parted.
 
-use std::collections::BTreeSet;
-
-use super::{Draft, end_former_role, end_role, wait_for_job};
+use super::{Draft, end_former_role, wait_for_job};
 use crate::ha::durable::DataState;
-use crate::ha::plan::{Plan, Step, WaitingOn};
-use crate::ha::pulse::{ActiveReport, DataReport, PeerView, Report, Stance, StatedPosition};
+use crate::ha::plan::{Step, WaitingOn};
+use crate::ha::pulse::{ActiveReport, PeerView, StatedPosition};
 use crate::ha::quorum::majority_of_every;
-use crate::ha::record::{Assignment, CommitSet, DataMember, MemberKind, ResignReason};
+use crate::ha::record::{Assignment, DataMember, MemberKind};
 use crate::ha::rules::Mutation;
 use crate::ha::state::NodeState;
-use crate::ha::view::{AppliedRecord, Followed, Job, Lineage, NodeView, SyncNames};
+use crate::ha::view::{Followed, Lineage, NodeView};
 use crate::types::{BootTime, Generation, NodeId, WalPosition};
 
 /// A node that the newest record does not name, or that has resigned what it named it for.

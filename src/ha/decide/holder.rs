@@ -1,23 +1,21 @@
 //! The node that the newest record names: brings PostgreSQL up, serves, hands over, resigns.
 
-use std::collections::BTreeSet;
-
 use super::{Draft, end_former_role, end_role, wait_for_job};
 use crate::ha::durable::DataState;
-use crate::ha::plan::{Plan, Step, WaitingOn};
-use crate::ha::pulse::{ActiveReport, DataReport, PeerView, Report, Stance, StatedPosition};
+use crate::ha::plan::{Step, WaitingOn};
+use crate::ha::pulse::{ActiveReport, PeerView};
 use crate::ha::quorum::majority_of_every;
-use crate::ha::record::{Assignment, CommitSet, DataMember, MemberKind, ResignReason};
+use crate::ha::record::{Assignment, CommitSet, ResignReason};
 use crate::ha::rules::Mutation;
 use crate::ha::state::NodeState;
-use crate::ha::view::{AppliedRecord, Followed, Job, Lineage, NamesInEffect, NodeView, SyncNames};
-use crate::types::{BootTime, Generation, Lsn, NodeId, WalPosition};
+use crate::ha::view::{AppliedRecord, Job, NamesInEffect, NodeView, SyncNames};
+use crate::types::{BootTime, Generation, Lsn, NodeId};
 
 /// The node that the newest record names, its generation not resigned.
 pub(super) struct Holder<'a> {
     pub(super) view: &'a NodeView,
     pub(super) record: &'a AppliedRecord,
-    a: &'a Assignment,
+    pub(super) a: &'a Assignment,
 }
 
 impl Holder<'_> {
