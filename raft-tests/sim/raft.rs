@@ -14,6 +14,7 @@ use hasup::ha::view::{AppliedRecord, ClusterView, MemberView};
 use hasup::types::NodeId;
 
 use crate::event::Event;
+use crate::faults::{Fault, Target};
 use crate::rng::{MS, Time};
 use crate::world::World;
 
@@ -126,6 +127,10 @@ impl World {
                 if self.raft.voters.len() > 1 {
                     self.raft.voters.remove(0);
                     self.note(|| "Raft's voters have changed".to_owned());
+                    if !self.raft.voters[0].contains(&self.nodes[leader].id) {
+                        // a leader that is no voter any more steps down once it has led the change to its end
+                        self.raft.leader = None;
+                    }
                 }
                 self.wake_leader(0);
                 let state = Rc::clone(self.raft.newest());
@@ -348,6 +353,13 @@ impl World {
         }
         let state = Rc::new(state);
         self.raft.log.push(Rc::clone(&state));
+        for gone in old.members.keys().filter(|node| !state.members.contains_key(node)) {
+            let node = self.index_of(*gone);
+            self.after(
+                300 * MS,
+                Event::Fault { fault: Fault::Power { target: Target::Node(node), lasts: Time::MAX / 4 } },
+            );
+        }
         crate::invariants::on_committed(self, &old, &state);
         self.on_record_committed(&old, &state);
         let newest = self.raft.log.len() - 1;

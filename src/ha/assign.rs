@@ -169,6 +169,16 @@ impl Leader<'_> {
         self.view.members.get(&node)?.report.as_ref()
     }
 
+    /// Whether a node is to be taken out. The active node is not, whatever was ordered before it became that: it has to hand the role
+    /// over first, and nothing else may wait for it (L22).
+    fn is_leaving(&self, node: NodeId) -> bool {
+        node != self.a.node && self.view.members.get(&node).is_some_and(|member| member.is_leaving)
+    }
+
+    fn counts_as_data(&self, node: NodeId) -> bool {
+        self.view.members.get(&node).is_some_and(|member| member.kind == MemberKind::Data) && !self.is_leaving(node)
+    }
+
     fn has_barred(&self, node: NodeId) -> bool {
         self.report_of(node).is_some_and(|report| {
             report.barred >= self.a.generation || (node == self.a.node && report.resigned >= self.a.generation)
@@ -282,8 +292,8 @@ impl Leader<'_> {
         if self.view.durability == Durability::OneNode {
             return CommitSet::none();
         }
-        let data_nodes = self.view.members.values().filter(|member| counts_as_data(member)).count();
-        let is_member = |node: NodeId| node != self.a.node && self.view.members.get(&node).is_some_and(counts_as_data);
+        let data_nodes = self.view.members.keys().filter(|node| self.counts_as_data(**node)).count();
+        let is_member = |node: NodeId| node != self.a.node && self.counts_as_data(node);
         let answers_for_itself = |member: &&DataMember| {
             let data = self.report_of(member.node).and_then(|report| report.data);
             data.is_some_and(|data| data.is_intact && data.incarnation == member.incarnation)
@@ -329,10 +339,10 @@ impl Leader<'_> {
             };
             let is_counted = commits_wait || (self.view.durability == Durability::OneNode && streams());
             let holds_data = member.kind == MemberKind::Witness || node == self.a.node || is_counted;
-            let is_here = member.passes_both_ways && !member.is_leaving;
+            let is_here = member.passes_both_ways && !self.is_leaving(node);
             self.view.raft_caught_up.contains(&node) && holds_data && is_here
         };
-        let stays = |node: &NodeId| self.view.members.get(node).is_some_and(|member| !member.is_leaving);
+        let stays = |node: &NodeId| self.view.members.contains_key(node) && !self.is_leaving(*node);
         let mut wanted: Vec<NodeId> = current.iter().copied().filter(stays).collect();
         // never removed, and so never the one that an even number leaves out
         wanted.sort_by_key(|node| *node != self.a.node);
@@ -514,6 +524,7 @@ impl Leader<'_> {
             let resigned_just_now = *node == self.a.node;
             (
                 !has_failed(*node),
+                !member.is_some_and(|member| member.is_leaving),
                 is_wished,
                 !resigned_just_now,
                 member.map_or(0, |member| member.priority),
@@ -634,10 +645,6 @@ impl Leader<'_> {
 fn majority_commit_set(members: BTreeSet<DataMember>) -> CommitSet {
     let k = majority_of(1 + members.len()) - 1;
     if k == 0 { CommitSet::none() } else { CommitSet { members, k: u32::try_from(k).unwrap_or(u32::MAX) } }
-}
-
-fn counts_as_data(member: &MemberView) -> bool {
-    member.kind == MemberKind::Data && !member.is_leaving
 }
 
 fn words(set: &CommitSet) -> String {

@@ -23,6 +23,8 @@ pub struct Timing {
     pub bar_limit: Duration,
     /// How long, after an orderly resignation, the standbys may take to state their positions before the former node is taken again.
     pub hand_over_limit: Duration,
+    /// How long data that was rebuilt from a former primary may take to say where its log ends, before it is rebuilt again.
+    pub rebuilt_limit: Duration,
     /// A chosen node that has not promoted by then resigns (L17).
     pub promote_limit: Duration,
     /// How long a node that failed to promote stays out of the choice (L17).
@@ -49,6 +51,7 @@ impl Timing {
             // two pulses, the way there and back, and some scheduling
             report_fresh: Duration::from_millis(300),
             bar_limit: Duration::from_secs(2),
+            rebuilt_limit: Duration::from_secs(120),
             hand_over_limit: Duration::from_secs(3),
             promote_limit: Duration::from_secs(10).max(lease * 2),
             unfit_for: Duration::from_secs(30),

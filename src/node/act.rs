@@ -403,6 +403,7 @@ impl Shared {
         place: &JobPlace,
     ) -> Result<(), StepError> {
         let source = self.source(from)?;
+        let promoted = self.state().assignment.as_ref().map(|record| record.value.promoted).unwrap_or_default();
         let layout = self.postgres.postgres.layout().clone();
         let programs = self.postgres.postgres.programs().clone();
         let ssl = self.postgres.postgres.settings().ssl.clone();
@@ -456,8 +457,8 @@ impl Shared {
         // the copy is consistent once it has replayed to here: the source's log ended below this when it was made
         let until =
             self.end_of(from).ok_or_else(|| StepError::Unknown("the active node's log end is not known".to_owned()))?;
+        self.postgres.note_rebuilt(promoted)?;
         self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
-        self.postgres.forget_lineage();
         self.postgres.keep_parted(None)?;
         let event = self.event_of_rebuild(generation, is_rewound);
         self.tell(event);

@@ -109,7 +109,12 @@ impl Database {
             is_hot: AtomicBool::new(true),
             news,
         };
-        database.memory.lock().follows = database.read_followed();
+        let (follows, rebuilt) = (database.read_followed(), database.read_rebuilt());
+        {
+            let mut memory = database.memory.lock();
+            memory.follows = follows;
+            memory.lineage = rebuilt.map(|promoted| (promoted, Lineage::Follows, None));
+        }
         database
     }
 
@@ -415,8 +420,22 @@ impl Database {
         }
     }
 
-    pub(super) fn forget_lineage(&self) {
-        self.memory.lock().lineage = None;
+    /// Notes that the data was rebuilt from the primary promoted under `promoted`, on disk first: it can follow that one, and
+    /// cannot say more before it has.
+    pub(super) fn note_rebuilt(&self, promoted: Generation) -> Result<(), PgError> {
+        let bytes = serde_json::to_vec(&promoted).unwrap_or_default();
+        self.postgres.layout().write(&self.rebuilt_path(), &bytes)?;
+        self.memory.lock().lineage = Some((promoted, Lineage::Follows, None));
+        Ok(())
+    }
+
+    fn rebuilt_path(&self) -> std::path::PathBuf {
+        self.postgres.layout().config_dir().join("rebuilt.json")
+    }
+
+    /// From which primary's promotion an earlier start of the daemon rebuilt the data, if it did.
+    fn read_rebuilt(&self) -> Option<Generation> {
+        serde_json::from_slice(&std::fs::read(self.rebuilt_path()).ok()?).ok()
     }
 
     // ---- for the peer service ----

@@ -262,11 +262,22 @@ impl Helper<'_> {
         if self.is_following() && view.postgres.is_streaming {
             return;
         }
+        // what was rebuilt from this very primary may say where its log ends only once it has streamed some more
+        if verdict == Some(Lineage::Follows) {
+            self.follow(draft);
+            return;
+        }
         let Some(position) = view.postgres.position else {
-            draft.wait(WaitingOn::LogEnd);
+            let is_late = view.now > self.record_applied_at() + view.timing.rebuilt_limit;
+            if view.durable.data != DataState::Intact && is_late {
+                // rebuilt from a primary that is gone, and not whole without its log
+                self.rejoin(draft);
+            } else {
+                draft.wait(WaitingOn::LogEnd);
+            }
             return;
         };
-        if self.can_follow_from(position) || verdict == Some(Lineage::Follows) {
+        if self.can_follow_from(position) {
             self.follow(draft);
         } else {
             draft.step(Step::CheckLineage { node: self.a.node, promoted: self.a.promoted });
