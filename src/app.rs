@@ -16,6 +16,7 @@ use anyhow::Context;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 pub use begin::Begin;
 
@@ -148,6 +149,9 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     }
     Begin::forget(&config.data_dir).context("note that this node has begun")?;
     notify_supervisor(&[sd_notify::NotifyState::Ready]);
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tasks.spawn("watchdog", feed_watchdog(node.rounds(), limit));
+    }
 
     let ended = until_stopped(&node, tasks).await;
     notify_supervisor(&[sd_notify::NotifyState::Stopping]);
@@ -201,6 +205,15 @@ async fn is_being_restarted() -> bool {
 fn notify_supervisor(states: &[sd_notify::NotifyState<'_>]) {
     // without a supervisor that listens there is nobody to tell
     let _ = sd_notify::notify(states);
+}
+
+/// Tells the supervisor that the control loop goes round for as long as it does: a hung daemon is killed and started anew, which
+/// costs nothing, while PostgreSQL under a hung one is lost at the end of the lease.
+async fn feed_watchdog(mut rounds: watch::Receiver<u64>, limit: Duration) {
+    while rounds.changed().await.is_ok() {
+        notify_supervisor(&[sd_notify::NotifyState::Watchdog]);
+        tokio::time::sleep(limit / 4).await;
+    }
 }
 
 async fn serve_api(

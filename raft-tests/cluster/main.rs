@@ -40,7 +40,10 @@ fn play(name: &str, only_in_full: bool) {
     let told = String::from_utf8_lossy(&output.stderr);
     let last = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
     let verdict: serde_json::Value = serde_json::from_str(&last).unwrap_or_default();
-    println!("{name}: longest gap {} ms of which the client's own {} ms", verdict["longest_gap_ms"], verdict["client_ms"]);
+    println!(
+        "{name}: longest gap {} ms of which the client's own {} ms",
+        verdict["longest_gap_ms"], verdict["client_ms"]
+    );
     if verdict["ok"] != true || !output.status.success() {
         let kept = report.keep();
         panic!("{name}: {}\n{told}\n{last}\njournals and logs are in {}", output.status, kept.display());

@@ -24,7 +24,8 @@ fn without_systemd_and_foreground_nothing_begins() {
         return skip("without_systemd_and_foreground_nothing_begins", "systemd runs this machine");
     }
     let node = Node::new(42);
-    node.hasup(&["start", "--node-name", "n42", "--host-ip", "127.0.0.42"]).fails(2, &["--foreground", "Nothing was started"]);
+    node.hasup(&["start", "--node-name", "n42", "--host-ip", "127.0.0.42"])
+        .fails(2, &["--foreground", "Nothing was started"]);
     assert!(!node.data_dir().exists());
 }
 
@@ -32,7 +33,8 @@ fn without_systemd_and_foreground_nothing_begins() {
 fn a_join_without_a_usable_token_asks_nobody() {
     let node = Node::new(42);
     node.refused(&["join", "127.0.0.1:9"]).fails(2, &["no join token", "hasup token create"]);
-    node.refused(&["join", "127.0.0.1:9", "--token-file", "/nonexistent"]).fails(2, &["/nonexistent", "Nothing was joined"]);
+    node.refused(&["join", "127.0.0.1:9", "--token-file", "/nonexistent"])
+        .fails(2, &["/nonexistent", "Nothing was joined"]);
     let ended = node.refused(&["join", "127.0.0.1:9", "--token", "nonsense"]);
     assert!(matches!(ended.code, Some(1..=3)) && ended.err.contains("token"), "{ended:?}");
 }

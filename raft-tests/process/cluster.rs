@@ -71,7 +71,9 @@ fn one_node_serves_its_operator() {
         pause();
     }
     first.run();
-    first.until("the same node active again", |status| status["active"] == "n51" && status["nodes"][0]["state"] == "active");
+    first.until("the same node active again", |status| {
+        status["active"] == "n51" && status["nodes"][0]["state"] == "active"
+    });
     assert_eq!(first.hasup(&["kv", "get", "kept"]).code, Some(0), "its keys are kept");
     let log = first.log();
     assert!(!log.contains("panicked"), "{log}");
@@ -94,9 +96,16 @@ fn keys(node: &Node) {
     let listed = node.json(&["kv", "list", "b/"]);
     assert_eq!(listed["entries"].as_array().unwrap().len(), 2, "{listed}");
     let file = fs::File::open("/proc/version").unwrap();
-    let place: Vec<String> = ["--config", "node.toml", "--data-dir", "d", "--run-dir", "r"]
-        .map(|word| if word.starts_with('-') { word.to_owned() } else { node.folder.path().join(word).display().to_string() })
-        .to_vec();
+    let place: Vec<String> =
+        ["--config", "node.toml", "--data-dir", "d", "--run-dir", "r"]
+            .map(|word| {
+                if word.starts_with('-') {
+                    word.to_owned()
+                } else {
+                    node.folder.path().join(word).display().to_string()
+                }
+            })
+            .to_vec();
     let put = run(["kv", "put", "piped", "-"].map(str::to_owned).into_iter().chain(place), file.into());
     assert_eq!(put.code, Some(0), "{put:?}");
     assert!(node.hasup(&["kv", "get", "piped"]).out.starts_with("Linux"), "a value is read from standard input");

@@ -207,7 +207,10 @@ impl Drop for Node {
             // An immediate shutdown of PostgreSQL frees its shared memory; the guard ends with it.
             let servers = process::parts(&process::scan(), &left, hasup::chaos::schedule::Part::Postgres);
             process::send(servers, Signal::SIGQUIT);
-            process::send(left.iter().copied().filter(|_| deadline - Instant::now() < Duration::from_secs(7)), Signal::SIGKILL);
+            process::send(
+                left.iter().copied().filter(|_| deadline - Instant::now() < Duration::from_secs(7)),
+                Signal::SIGKILL,
+            );
             pause();
         }
     }

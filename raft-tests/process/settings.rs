@@ -11,9 +11,26 @@ fn all_that_is_wrong_with_the_settings_is_told_at_once() {
     let node = Node::new(41);
     fs::write(node.folder.path().join("node.toml"), BAD).unwrap();
     let before = contents(node.folder.path());
-    for words in [&["config", "check"][..], &["start", "--foreground"], &["run"], &["join", "127.0.0.1", "--token", "x", "--foreground"]] {
+    for words in [
+        &["config", "check"][..],
+        &["start", "--foreground"],
+        &["run"],
+        &["join", "127.0.0.1", "--token", "x", "--foreground"],
+    ] {
         let ended = node.hasup(words);
-        ended.fails(2, &["4 problems", "node.toml:1", "node_name", "node.toml:3", "peer.port", "node.toml:4", "65535", "node.toml:5"]);
+        ended.fails(
+            2,
+            &[
+                "4 problems",
+                "node.toml:1",
+                "node_name",
+                "node.toml:3",
+                "peer.port",
+                "node.toml:4",
+                "65535",
+                "node.toml:5",
+            ],
+        );
         assert!(ended.err.contains("Nothing was started"), "{ended:?}");
     }
     assert_eq!(contents(node.folder.path()), before, "nothing was made");
@@ -26,7 +43,10 @@ fn the_settings_in_effect_are_printed_with_their_origin() {
     let settings = node.json(&["config", "check", "--peer-port", "7777"]);
     let of = |key: &str| settings.as_array().unwrap().iter().find(|row| row["key"] == key).cloned().unwrap();
     assert!(of("log.level")["origin"].as_str().unwrap().ends_with("node.toml:2"), "{settings}");
-    assert_eq!((of("peer.port")["origin"].as_str(), of("peer.port")["value"].as_str()), (Some("--peer-port"), Some("7777")));
+    assert_eq!(
+        (of("peer.port")["origin"].as_str(), of("peer.port")["value"].as_str()),
+        (Some("--peer-port"), Some("7777"))
+    );
     assert_eq!(of("postgres.port")["origin"], "default");
 }
 
@@ -34,7 +54,9 @@ fn the_settings_in_effect_are_printed_with_their_origin() {
 fn a_command_without_a_node_says_so_and_ends() {
     let node = Node::new(41);
     fs::write(node.folder.path().join("node.toml"), "node_name = \"n41\"\nhost_ip = \"127.0.0.41\"\n").unwrap();
-    for words in [&["status"][..], &["nodes", "list"], &["switchover"], &["kv", "get", "a"], &["dsn"], &["token", "create"]] {
+    for words in
+        [&["status"][..], &["nodes", "list"], &["switchover"], &["kv", "get", "a"], &["dsn"], &["token", "create"]]
+    {
         let ended = node.hasup(words);
         ended.fails(1, &["hasup"]);
         assert!(ended.out.is_empty(), "{ended:?}");

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::quorum::majority_of;
 use super::record::{CommitSet, DataMember, ResignReason};
-use super::rules::Rules;
+use super::rules::{Mutation, Rules};
 use super::state::NodeState;
 use super::timing::Timing;
 use crate::types::{
@@ -331,7 +331,9 @@ impl PulseCore {
         if !datagram.is_reply {
             let accepts_stale = self.rules.broken(Mutation::AcceptStale);
             let grants = datagram.asks.filter(|asked| {
-                self.stance.grants.is_some_and(|granted| granted == (from, *asked) || (accepts_stale && *asked < granted.1))
+                self.stance
+                    .grants
+                    .is_some_and(|granted| granted == (from, *asked) || (accepts_stale && *asked < granted.1))
             });
             if grants.is_some() {
                 self.promise_from = self.promise_from.max(now);
