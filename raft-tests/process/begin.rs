@@ -39,22 +39,31 @@ fn a_join_without_a_usable_token_asks_nobody() {
     assert!(matches!(ended.code, Some(1..=3)) && ended.err.contains("token"), "{ended:?}");
 }
 
-#[test]
-fn nothing_begins_on_a_port_that_is_taken() {
-    let name = "nothing_begins_on_a_port_that_is_taken";
+/// Takes the node's port number `index` and starts it.
+fn start_on_a_taken_port(test: &str, index: usize) {
     if let Some(why) = lacks_postgres() {
-        return skip(name, &why);
+        return skip(test, &why);
     }
     let _alone = alone();
-    for index in 0..3 {
-        let node = Node::new(43);
-        let taken = TcpListener::bind((node.host.as_str(), node.ports[index])).unwrap();
-        let ended = node.refused(&["start"]);
-        let port = node.ports[index].to_string();
-        assert!(matches!(ended.code, Some(1..=3)) && ended.err.contains(&port), "port {index}: {ended:?}");
-        assert!(!ended.err.contains("panicked"), "{ended:?}");
-        drop(taken);
+    let node = Node::new(43);
+    let taken = TcpListener::bind((node.host.as_str(), node.ports[index])).unwrap();
+    let ended = node.refused(&["start"]);
+    let port = node.ports[index].to_string();
+    assert!(matches!(ended.code, Some(1..=3)) && ended.err.contains(&port), "port {port}: {ended:?}");
+    assert!(!ended.err.contains("panicked"), "{ended:?}");
+    drop(taken);
+}
+
+#[test]
+fn nothing_begins_where_a_port_of_hasup_is_taken() {
+    for index in [0, 1] {
+        start_on_a_taken_port("nothing_begins_where_a_port_of_hasup_is_taken", index);
     }
+}
+
+#[test]
+fn nothing_begins_where_the_port_of_postgresql_is_taken() {
+    start_on_a_taken_port("nothing_begins_where_the_port_of_postgresql_is_taken", 2);
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn one_node_serves_its_operator() {
 fn keys(node: &Node) {
     assert_eq!(node.hasup(&["kv", "get", "a"]).code, Some(1), "there is none");
     node.json(&["kv", "put", "a", "one"]);
-    let entry = |key: &str| node.json(&["kv", "get", key, "--consistent"])["entries"][0].clone();
+    let entry = |key: &str| node.json(&["kv", "get", key, "--consistent"]);
     let index = entry("a")["modify_index"].to_string();
     assert_eq!(node.hasup(&["kv", "get", "a"]).out.trim_end(), "one");
     node.hasup(&["kv", "put", "a", "two", "--cas", "1"]).fails(3, &[&index]);
@@ -128,8 +128,10 @@ fn options_and_goals(node: &Node) {
     node.json(&["options", "set", "raft_multiplier=1", "check_ttl_multiplier=1"]);
 
     node.json(&["nodes", "set", "n51", "priority=7", "nofailover=true"]);
-    let listed = node.json(&["nodes", "list"]);
-    assert_eq!((listed[0]["priority"].as_u64(), listed[0]["nofailover"].as_bool()), (Some(7), Some(true)), "{listed}");
+    node.until("the node's new priority", |status| {
+        let own = &status["nodes"][0];
+        (own["priority"].as_u64(), own["nofailover"].as_bool()) == (Some(7), Some(true))
+    });
     node.json(&["nodes", "set", "n51", "nofailover=false"]);
     node.hasup(&["nodes", "set", "n9", "priority=1"]).fails(1, &["There is no node n9", "n51"]);
     node.hasup(&["nodes", "remove", "n51"]).fails(3, &["is active and was not removed", "hasup switchover"]);

@@ -198,6 +198,10 @@ impl Drop for Node {
         loop {
             let left = self.processes();
             if left.is_empty() || Instant::now() > deadline {
+                if std::thread::panicking() {
+                    eprintln!("{}: log and data are kept in {}", self.name, self.folder.path().display());
+                    self.folder.disable_cleanup(true);
+                }
                 return;
             }
             // An immediate shutdown of PostgreSQL frees its shared memory; the guard ends with it.
