@@ -45,6 +45,7 @@ use self::database::Database;
 use self::durable_file::DurableFile;
 use self::guard_link::{GuardLink, GuardPlace};
 use self::handle::Handle;
+pub(crate) use self::service::FIRST_PRIORITY;
 use self::service::{PeerTransport, Service};
 use self::status::Status;
 use self::tasks::Tasks;
@@ -207,6 +208,7 @@ impl Node {
         tasks.spawn("guard link", keep_guard);
         let watched = Arc::clone(&shared);
         tasks.spawn("postgres watch", Arc::clone(&shared.postgres).watch_postgres(move || watched.postgres_process()));
+        tasks.spawn("write probe", Arc::clone(&shared.postgres).probe_writes());
         tasks.spawn("control loop", control_loop::run(Arc::clone(&shared), published));
         tasks.spawn("leader", leader::lead(Arc::clone(&shared)));
         tasks.spawn("admin", admin::serve(Arc::clone(&shared), orders));

@@ -216,8 +216,9 @@ impl World {
                 }
                 if phase < 2 {
                     let rebuilt = |durable: &mut Durable| {
+                        let is_new = durable.data != DataState::Rebuilding { until: None };
                         durable.data = DataState::Rebuilding { until: None };
-                        durable.incarnation = DataIncarnation(durable.incarnation.0 + 1);
+                        durable.incarnation = DataIncarnation(durable.incarnation.0 + u64::from(is_new));
                     };
                     return match self.persist(node, phase, true, rebuilt) {
                         Next::Done => Next::After(MS),
@@ -358,37 +359,31 @@ impl World {
         Next::Done
     }
 
-    /// L18: cut, set, reload, see it in a new connection, admit, checkpoint.
+    /// L18: cut where old and new copies may not mix, set, reload, see it in a new connection, admit, checkpoint. A standby needs no
+    /// checkpoint: its commits are to wait ever since it started.
     fn set_names(&mut self, node: usize, phase: u32, names: &SyncNames) -> Next {
         let pg = &self.nodes[node].pg;
         if !matches!(pg.run, Run::Standby | Run::Promoting | Run::Primary) {
             return Next::Failed;
         }
+        let is_primary = pg.run == Run::Primary;
         match phase {
-            0 if pg.names == *names && pg.admits && !pg.names_read => Next::After(5 * MS),
+            0 if pg.names == *names => Next::After(MS),
             0 => {
-                self.nodes[node].pg.admits = false;
-                for stream in 0..self.streams.len() {
-                    if self.streams[stream].primary == node {
-                        self.sender_ends(stream);
+                if is_primary && (!pg.names.may_mix_with(names) || !pg.admits) {
+                    self.nodes[node].pg.admits = false;
+                    for stream in 0..self.streams.len() {
+                        if self.streams[stream].primary == node {
+                            self.sender_ends(stream);
+                        }
                     }
                 }
                 Next::After(self.rng.millis(1, 5))
             }
-            1 if pg.names == *names && pg.admits => {
-                if pg.names_read {
-                    self.names_are_in_effect(node);
-                    return Next::Done;
-                }
-                Next::Failed
-            }
             1 => {
-                let delay = if self.rng.chance(50) { self.rng.millis(100, 2_500) } else { self.rng.millis(1, 25) };
-                let pg = &mut self.nodes[node].pg;
-                pg.names = names.clone();
-                pg.names_read = false;
-                let epoch = pg.epoch;
-                self.after(delay, Event::NamesRead { node, epoch });
+                if pg.names != *names {
+                    self.names_reload(node, names);
+                }
                 Next::After(self.rng.millis(1, 8))
             }
             2 => {
@@ -396,7 +391,7 @@ impl World {
                 self.nodes[node].pg.admits = true;
                 Next::After(2 * MS)
             }
-            _ if pg.names_read => {
+            _ if pg.names_read || !is_primary => {
                 self.names_are_in_effect(node);
                 Next::Done
             }

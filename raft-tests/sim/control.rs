@@ -184,6 +184,7 @@ impl World {
                 standbys: if pg.is_primary() { self.standbys_of(node) } else { Default::default() },
                 current: pg.is_primary().then(|| Lsn(pg.wal.end())),
                 has_written: daemon.has_written,
+                stalled_for: std::time::Duration::ZERO,
                 checkpointed_for: daemon.checkpointed_for,
                 cleanly_stopped: daemon.cleanly_stopped,
             }

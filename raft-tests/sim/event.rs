@@ -43,6 +43,8 @@ pub enum Event {
     Flush { node: usize, epoch: u64 },
     /// The checkpointer reads the names.
     NamesRead { node: usize, epoch: u64 },
+    /// A WAL sender reads the names.
+    NamesReadBy { stream: usize },
     /// A standby tries to connect.
     Connect { node: usize, epoch: u64 },
     /// A WAL receiver is gone.
@@ -111,7 +113,9 @@ impl Event {
             | Self::Apply { node, .. }
             | Self::LeaderAssign { node, .. } => Some(*node),
             Self::Wal { stream, .. } | Self::ReceiverNotices { stream, .. } => Some(streams[*stream].standby),
-            Self::Flushed { stream, .. } | Self::SenderGone { stream, .. } => Some(streams[*stream].primary),
+            Self::Flushed { stream, .. } | Self::SenderGone { stream, .. } | Self::NamesReadBy { stream } => {
+                Some(streams[*stream].primary)
+            }
             Self::Raft
             | Self::Commit { .. }
             | Self::LeaderLook
@@ -154,6 +158,7 @@ impl Event {
             Self::Fault { .. } => 28,
             Self::Heal { .. } => 29,
             Self::Replay => 30,
+            Self::NamesReadBy { .. } => 31,
         }
     }
 }

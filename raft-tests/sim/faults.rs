@@ -74,6 +74,8 @@ pub enum Fault {
     Stop { target: Target, lasts: Time },
     /// A node joins.
     Join { node: usize },
+    /// An operator takes a node out for good.
+    Remove { target: Target },
     /// An attacker sends old datagrams again.
     Replay { count: u64 },
 }
@@ -139,7 +141,8 @@ pub fn draw(seed: u64) -> Schedule {
         62..=74 => (vec![Data, Data, Witness], 3, Durability::TwoNodes),
         75..=79 => (vec![Data; 5], 5, Durability::TwoNodes),
         80..=91 => (vec![Data; 3], 1, Durability::TwoNodes),
-        92..=94 => (vec![Data; 3], 3, Durability::BestEffort),
+        92..=93 => (vec![Data; 3], 3, Durability::BestEffort),
+        94 => (vec![Data; 5], 5, Durability::BestEffort),
         95..=96 => (vec![Data; 2], 2, Durability::TwoNodes),
         97..=98 => (vec![Data; 3], 3, Durability::OneNode),
         _ => (vec![Data; 1], 1, Durability::TwoNodes),
@@ -169,6 +172,15 @@ pub fn draw(seed: u64) -> Schedule {
     }
     if rng.chance(250) {
         schedule.faults.extend(second_blow(&mut rng));
+    }
+    if count > 2 && rng.chance(if count > 3 { 400 } else { 60 }) {
+        // one after another, or two at once, so that the set shrinks while all still stream
+        let at = rng.millis(3_000, 25_000);
+        let gap = if rng.chance(600) { rng.millis(0, 30) } else { rng.millis(100, 5_000) };
+        schedule.faults.push((at, Fault::Remove { target: Target::Standby(0) }));
+        if count > 3 {
+            schedule.faults.push((at + gap, Fault::Remove { target: Target::Standby(1) }));
+        }
     }
     for _ in 0..rng.between(0, 3) {
         let trigger = rng.pick(&[
@@ -436,6 +448,10 @@ impl World {
                 self.nodes[node].guard.is_alive = true;
                 self.propose(None, 0, Command::AddMember(NodeId(node as u64 + 1), info));
                 self.after(10 * MS, Event::DaemonStart { node });
+            }
+            Fault::Remove { target } => {
+                let node = self.resolve(target);
+                self.propose(None, 0, Command::Remove(self.nodes[node].id));
             }
             Fault::Replay { count } => {
                 let mut delay = 0;

@@ -86,7 +86,12 @@ fn every_rule_left_out_is_missed() {
         }
     }
     for mutation in SHOWN_WITH_RAFT {
-        println!("{:<28} {:>5}  {:<4} needs the real Raft: see the target that runs it", mutation.to_string(), "-", "-");
+        println!(
+            "{:<28} {:>5}  {:<4} needs the real Raft: see the target that runs it",
+            mutation.to_string(),
+            "-",
+            "-"
+        );
     }
     println!("in {:.1} s", began.elapsed().as_secs_f64());
     assert!(missed.is_empty(), "not noticed within {WITHIN} schedules: {missed:?}");

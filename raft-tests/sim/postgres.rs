@@ -202,8 +202,11 @@ impl World {
         pg.is_replayed = false;
         pg.receiver_started = false;
         pg.dies_by_itself = false;
+        // started with a name that nobody bears, a standby's commits wait from its first instant as a primary on, however late the
+        // checkpointer reads what is set before the promotion
+        pg.names = SyncNames::Nobody;
         pg.names_read = true;
-        pg.waits = !matches!(&pg.names, SyncNames::Set(set) if set.k == 0);
+        pg.waits = true;
         pg.admits = true;
         let back = self.rng.between(0, 40);
         let pg = &mut self.nodes[node].pg;
@@ -372,15 +375,36 @@ impl World {
         }
     }
 
-    /// The checkpointer, and the senders that live, read the names.
-    pub fn names_read(&mut self, node: usize) {
+    /// A sender that lives reads the names.
+    pub fn names_read_by(&mut self, stream: usize) {
         let Self { nodes, streams, .. } = self;
-        let pg = &mut nodes[node].pg;
+        let stream = &mut streams[stream];
+        if stream.sender {
+            (stream.counts, stream.k) = copy_of(&nodes[stream.primary].pg.names, &stream.member);
+        }
+    }
+
+    /// Writes the names and has every process read them again, each when it gets to it.
+    pub fn names_reload(&mut self, node: usize, names: &SyncNames) {
+        let delay = if self.rng.chance(50) { self.rng.millis(100, 2_500) } else { self.rng.millis(1, 25) };
+        let pg = &mut self.nodes[node].pg;
+        pg.names = names.clone();
+        pg.names_read = false;
+        let epoch = pg.epoch;
+        self.after(delay, Event::NamesRead { node, epoch });
+        for stream in 0..self.streams.len() {
+            if self.streams[stream].primary == node && self.streams[stream].sender {
+                let delay = if self.rng.chance(50) { self.rng.millis(20, 1_500) } else { self.rng.millis(0, 10) };
+                self.after(delay, Event::NamesReadBy { stream });
+            }
+        }
+    }
+
+    /// The checkpointer reads the names: from now on commits wait, or not.
+    pub fn names_read(&mut self, node: usize) {
+        let pg = &mut self.nodes[node].pg;
         pg.names_read = true;
         pg.waits = !matches!(&pg.names, SyncNames::Set(set) if set.k == 0);
-        for stream in streams.iter_mut().filter(|stream| stream.primary == node && stream.sender) {
-            (stream.counts, stream.k) = copy_of(&pg.names, &stream.member);
-        }
         if !pg.waits {
             let end = pg.wal.end();
             self.release(node, end);

@@ -44,6 +44,10 @@ pub enum Command {
     Order(Order),
     /// An operator adds a member.
     AddMember(NodeId, Info),
+    /// An operator orders a node to be taken out.
+    Remove(NodeId),
+    /// A node that nothing counts on any more is forgotten.
+    Forget(NodeId),
     /// An operator orders a switchover of the generation that is active when it is applied.
     Switchover(Option<NodeId>),
 }
@@ -124,6 +128,13 @@ impl World {
                     self.note(|| "Raft's voters have changed".to_owned());
                 }
                 self.wake_leader(0);
+                let state = Rc::clone(self.raft.newest());
+                for node in &state.goals.removing {
+                    let votes = self.raft.voters.iter().any(|set| set.contains(node));
+                    if !votes && state.record.as_ref().is_some_and(|(record, _)| is_free(record, *node)) {
+                        self.propose(None, 0, Command::Forget(*node));
+                    }
+                }
             }
             None => self.elect(),
         }
@@ -314,6 +325,21 @@ impl World {
             Command::AddMember(node, info) => {
                 state.members.insert(node, info);
             }
+            Command::Remove(node) => {
+                let is_active = record.is_none_or(|(record, _)| record.node == node);
+                if is_active || state.members.len() < 2 {
+                    return;
+                }
+                state.goals = state.goals.removing(node);
+            }
+            Command::Forget(node) => {
+                let Some((record, _)) = record else { return };
+                if !is_free(record, node) {
+                    return;
+                }
+                state.members.remove(&node);
+                state.goals = state.goals.without(node);
+            }
             Command::Switchover(to) => {
                 let Some((record, _)) = record else { return };
                 let to = to.filter(|to| *to != record.node);
@@ -366,7 +392,7 @@ impl World {
                 kind: info.kind,
                 priority: info.priority,
                 nofailover: false,
-                is_leaving: false,
+                is_leaving: state.goals.removing.contains(id),
                 report,
                 passes_both_ways: is_me || peer.is_some_and(passes),
             };
@@ -383,6 +409,15 @@ impl World {
                 daemon.not_streaming_since.entry(*id).or_insert(now);
             }
         }
+        let resigned =
+            members.get(&assignment.node).and_then(|member| member.report.as_ref()).map(|report| report.resigned);
+        let resigned_for = if resigned.is_some_and(|resigned| resigned >= assignment.generation) {
+            let seen = daemon.holder_resigned_seen.filter(|(generation, _)| *generation == assignment.generation);
+            let (_, at) = *daemon.holder_resigned_seen.insert(seen.unwrap_or((assignment.generation, now)));
+            now.since(at)
+        } else {
+            Duration::ZERO
+        };
         let heard = pulse.peers.get(&assignment.node).map(|peer| peer.proved_at).unwrap_or_default();
         let holder_unheard_for = if assignment.node == me { Duration::ZERO } else { now.since(heard) };
         Some(ClusterView {
@@ -397,10 +432,19 @@ impl World {
             raft_caught_up,
             failed_promotion: daemon.failed_promotion.clone(),
             holder_unheard_for,
+            resigned_for,
+            role_changes: 0,
+            role_changes_max: 6,
             record: Some(AppliedRecord { assignment, index, applied_at: now }),
             not_streaming_since: daemon.not_streaming_since.clone(),
         })
     }
+}
+
+/// Whether neither votes nor commits of `record` depend on `node`.
+fn is_free(record: &Assignment, node: NodeId) -> bool {
+    let waits = record.commit_sets.iter().any(|set| set.members.iter().any(|member| member.node == node));
+    record.node != node && !waits && !record.voter_sets.iter().any(|set| set.contains(&node))
 }
 
 /// Returns what a cluster of `nodes` begins with: node 1 is to be active.

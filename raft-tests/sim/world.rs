@@ -240,6 +240,7 @@ impl World {
             Event::Write { node, epoch } if self.is_postgres(node, epoch) => self.postgres_write(node),
             Event::Flush { node, epoch } if self.is_postgres(node, epoch) => self.postgres_flush(node),
             Event::NamesRead { node, epoch } if self.is_postgres(node, epoch) => self.names_read(node),
+            Event::NamesReadBy { stream } => self.names_read_by(stream),
             Event::Connect { node, epoch } if self.is_postgres(node, epoch) => self.postgres_connect(node),
             Event::ReceiverGone { node, epoch } if self.is_postgres(node, epoch) => {
                 if let Some(stream) = self.nodes[node].pg.receiver {

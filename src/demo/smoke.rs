@@ -146,7 +146,10 @@ fn all_kept(journal: &Journal, steps: &[StepReport], progress: Progress) -> bool
 
 /// Plays faults again and again and prints minimum, median and worst of their gaps.
 pub(super) async fn bench(args: &BenchArgs, scene: &mut Scene, progress: Progress) -> anyhow::Result<u8> {
-    scene.form(&args.options, progress).await?;
+    // a bench kills more often within an hour than is left to happen by itself
+    let mut options = vec!["role_changes_per_hour=1000".to_owned()];
+    options.extend(args.options.iter().cloned());
+    scene.form(&options, progress).await?;
     let lease_ms = lease_ms(scene).await;
     scene.start_writer()?;
     let mut tail = Tail::new(scene.journal_path());

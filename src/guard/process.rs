@@ -9,6 +9,8 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -484,7 +486,23 @@ fn spawn(spec: &StartSpec) -> io::Result<u32> {
     Ok(command.spawn()?.id())
 }
 
-/// The guard's log is its standard error: a tracing subscriber may block, this process may not wait for one.
+/// The guard's log is its standard error, written by a thread of its own: a stuck disk or journal may hold that up, never the
+/// thread that fences. A line that finds the queue full is dropped.
 fn log(text: &str) {
-    let _nobody_reads = writeln!(io::stderr(), "guard {}: {text}", boot_now());
+    static LINES: OnceLock<Option<SyncSender<String>>> = OnceLock::new();
+    let lines = LINES.get_or_init(|| {
+        let (sender, lines) = sync_channel::<String>(LOG_LINES_MAX);
+        let write = move || {
+            for line in lines {
+                let _nobody_reads = io::stderr().write_all(line.as_bytes());
+            }
+        };
+        std::thread::Builder::new().name("guard-log".to_owned()).spawn(write).ok().map(|_| sender)
+    });
+    if let Some(lines) = lines {
+        let _full = lines.try_send(format!("guard {}: {text}\n", boot_now()));
+    }
 }
+
+/// Lines of the log that wait to be written at the most.
+const LOG_LINES_MAX: usize = 256;

@@ -9,7 +9,7 @@ use super::durable::DataState;
 use super::plan::{Plan, Step, WaitingOn};
 use super::pulse::{ActiveReport, DataReport, Report, Stance, StatedPosition};
 use super::quorum::majority_of_every;
-use super::record::{Assignment, CommitSet, MemberKind, ResignReason};
+use super::record::{Assignment, CommitSet, DataMember, MemberKind, ResignReason};
 use super::rules::Mutation;
 use super::state::NodeState;
 use super::view::{AppliedRecord, Followed, Job, Lineage, NodeView, SyncNames};
@@ -144,6 +144,12 @@ impl Holder<'_> {
     fn decide(&self, draft: &mut Draft<'_>) {
         let view = self.view;
         draft.look_at(self.record.applied_at + view.timing.promote_limit);
+        if !view.guard.is_present {
+            // it may only not be connected yet: nothing is concluded and nothing asked for; a lost one ends the role by the lease
+            draft.state = NodeState::Promoting;
+            draft.wait(WaitingOn::Guard);
+            return;
+        }
         if let Some(former) = view.guard.armed.filter(|armed| *armed < self.a.promoted) {
             // chosen again, but to be promoted anew: what runs is the primary of a role that has ended
             end_former_role(view, former, Generation(self.a.promoted.0.saturating_sub(1)), draft);
@@ -186,6 +192,10 @@ impl Holder<'_> {
             let is_switchover = view.goals.switchover.as_ref().is_some_and(|goal| goal.from == generation);
             return Some(if is_switchover { ResignReason::Switchover } else { ResignReason::Stopping });
         }
+        if view.job == Some(Job::StoppingCleanly) {
+            // what has ended was meant to end; its job says how
+            return (view.guard.has_fence_begun).then_some(ResignReason::LeaseOver);
+        }
         if view.guard.has_postmaster_died || !view.guard.has_processes {
             return Some(if view.guard.has_fence_begun {
                 ResignReason::LeaseOver
@@ -198,6 +208,15 @@ impl Holder<'_> {
             return Some(ResignReason::LeaseOver);
         }
         let is_primary = view.postgres.in_recovery == Some(false);
+        let can_be_replaced = || {
+            view.pulse.peers.values().any(|peer| {
+                let is_data = peer.report.data.is_some_and(|data| data.is_intact);
+                is_data && peer.report.is_fit && peer.is_fresh(view.now, &view.timing)
+            })
+        };
+        if is_primary && view.postgres.stalled_for > view.timing.write_stall_limit && can_be_replaced() {
+            return Some(ResignReason::PostgresFailed);
+        }
         let is_wrong_timeline =
             is_primary && view.postgres.timeline.is_some_and(|timeline| timeline != self.a.timeline);
         let waits_for_nobody = self.a.commit_sets.iter().all(|set| set.k == 0);
@@ -265,10 +284,6 @@ impl Holder<'_> {
         let generation = self.a.generation;
         draft.state = NodeState::Promoting;
         self.ask(draft);
-        if !view.guard.is_present {
-            draft.wait(WaitingOn::Guard);
-            return;
-        }
         if let Some(job) = &view.job {
             wait_for_job(job, draft);
             return;
@@ -310,9 +325,6 @@ impl Holder<'_> {
         let view = self.view;
         let generation = self.a.generation;
         self.ask(draft);
-        if !view.guard.is_present {
-            draft.wait(WaitingOn::Guard);
-        }
         if !view.postgres.has_standby_signal {
             draft.step(Step::PutStandbySignal);
         }
@@ -324,6 +336,10 @@ impl Holder<'_> {
         }
         let names = self.names();
         let in_effect = view.postgres.names.as_ref().map(|in_effect| &in_effect.names);
+        if self.a.opened && !view.postgres.has_written && in_effect.is_none() && view.job.is_none() {
+            // a daemon that has just started: clients are served before the names are made certain by a checkpoint
+            draft.step(Step::ProbeWrite { generation });
+        }
         if in_effect != Some(&names) {
             draft.step(Step::SetNames { generation, names });
         }
@@ -332,7 +348,7 @@ impl Holder<'_> {
             draft.wait(if report.may_open { WaitingOn::Opened } else { WaitingOn::StandbysHoldPromotion });
         }
         draft.active = Some(report);
-        if self.a.opened && !view.postgres.has_written && view.job.is_none() {
+        if self.a.opened && !view.postgres.has_written && view.postgres.names.is_some() && view.job.is_none() {
             draft.step(Step::ProbeWrite { generation });
         }
         let is_open = self.a.opened && view.postgres.has_written;
@@ -402,7 +418,8 @@ fn end_role(view: &NodeView, generation: Generation, reason: ResignReason, draft
         draft.wait(WaitingOn::Guard);
         return;
     }
-    let may_be_primary = view.guard.armed.is_some() || view.postgres.in_recovery == Some(false);
+    // what does not say that it is a standby counts as a primary
+    let may_be_primary = view.guard.armed.is_some() || view.postgres.in_recovery != Some(true);
     if may_be_primary && view.guard.has_processes {
         draft.step(Step::Fence { generation });
         draft.wait(WaitingOn::PostgresGone);
@@ -508,7 +525,9 @@ impl Helper<'_> {
     /// this very decision, so its own grace is counted here, too: nobody is suspected for not having been active before.
     fn promise_end(&self) -> BootTime {
         let is_heard = |peer: &super::pulse::PeerView| peer.is_fresh(self.view.now, &self.view.timing);
-        if self.view.rules.broken(Mutation::SkipLeaseWait) && !self.view.pulse.peers.get(&self.a.node).is_some_and(is_heard) {
+        if self.view.rules.broken(Mutation::SkipLeaseWait)
+            && !self.view.pulse.peers.get(&self.a.node).is_some_and(is_heard)
+        {
             return BootTime(0);
         }
         self.view.pulse.promise_end.max(self.record_applied_at() + self.view.timing.promise())
@@ -589,7 +608,7 @@ impl Helper<'_> {
             DataState::Rebuilding { until: Some(until) } => {
                 self.follow_if_possible(draft);
                 let is_past = view.postgres.position.is_some_and(|position| position.lsn >= until);
-                if view.postgres.is_streaming && is_past {
+                if self.is_seen_streaming() && is_past {
                     draft.step(Step::PersistIntact);
                 } else {
                     draft.wait(WaitingOn::CaughtUp);
@@ -667,7 +686,7 @@ impl Helper<'_> {
             return;
         }
         self.keep_running(draft);
-        if view.postgres.has_receiver && !self.is_following() {
+        if (view.postgres.has_receiver || view.postgres.follows.is_some()) && !self.is_following() {
             // what still arrives from a former primary would move the position under the judgement
             draft.step(Step::CutReceiver { generation: Generation(self.a.generation.0.saturating_sub(1)) });
             return;
@@ -690,6 +709,18 @@ impl Helper<'_> {
     fn can_follow_from(&self, position: WalPosition) -> bool {
         position.timeline == self.a.timeline
             || (position.timeline == self.a.start.timeline && position.lsn <= self.a.start.lsn)
+    }
+
+    /// Whether the active node itself says that this node streams in this life of its data: a receiver says so before it does.
+    fn is_seen_streaming(&self) -> bool {
+        let me = DataMember { node: self.view.me, incarnation: self.view.durable.incarnation };
+        self.view.postgres.is_streaming
+            && self
+                .view
+                .pulse
+                .peers
+                .get(&self.a.node)
+                .is_some_and(|peer| peer.report.active.as_ref().is_some_and(|active| active.streaming.contains(&me)))
     }
 
     fn is_following(&self) -> bool {

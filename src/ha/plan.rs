@@ -179,7 +179,10 @@ impl fmt::Display for WaitingOn {
         match self {
             Self::FirstRecord => f.write_str("the cluster's first assignment"),
             Self::NewerRecord { generation } => {
-                write!(f, "the record of generation {generation}, which this node had acknowledged, to be applied again")
+                write!(
+                    f,
+                    "the record of generation {generation}, which this node had acknowledged, to be applied again"
+                )
             }
             Self::PromiseEnd { node, .. } => write!(f, "the end of the promise to node {node}, which is not heard"),
             Self::MajoritySuspects { node } => write!(f, "a majority that no longer hears node {node} either"),

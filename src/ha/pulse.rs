@@ -331,7 +331,9 @@ impl PulseCore {
         if !datagram.is_reply {
             let accepts_stale = self.rules.broken(Mutation::AcceptStale);
             let grants = datagram.asks.filter(|asked| {
-                self.stance.grants.is_some_and(|granted| granted == (from, *asked) || (accepts_stale && *asked < granted.1))
+                self.stance
+                    .grants
+                    .is_some_and(|granted| granted == (from, *asked) || (accepts_stale && *asked < granted.1))
             });
             if grants.is_some() {
                 self.promise_from = self.promise_from.max(now);

@@ -105,6 +105,8 @@ pub struct PostgresView {
     pub current: Option<Lsn>,
     /// Whether a write through the commit set has succeeded since the promotion.
     pub has_written: bool,
+    /// For how long it has neither answered nor taken a durable write through a new connection; zero while it does.
+    pub stalled_for: Duration,
     /// The generation whose switchover has been prepared by a checkpoint.
     pub checkpointed_for: Option<Generation>,
     /// The generation under which a clean stop was finished, with the final position in `position`.
@@ -136,6 +138,24 @@ pub enum SyncNames {
     Set(CommitSet),
     /// Commits wait for a name that nobody bears: none is acknowledged (L15).
     Nobody,
+}
+
+impl SyncNames {
+    /// Returns whether WAL senders may stay while the names change from these to `next`, some already with the new copy (L18).
+    ///
+    /// A sender that counts by its own copy releases commits by its own k over all who count by theirs. With k = 1 on both sides one
+    /// holder is always one of either set; with more, old and new holders together may satisfy neither. And as nobody can tell when
+    /// the last sender has read the names, the old copies must satisfy the new set, too: none of their members may be left out.
+    pub fn may_mix_with(&self, next: &Self) -> bool {
+        match (self, next) {
+            // a copy that names nobody lets its sender count for nothing
+            (Self::Nobody, _) | (_, Self::Nobody) => true,
+            (Self::Set(old), Self::Set(new)) => {
+                let is_one_of_more = old.k == 1 && new.k == 1 && old.members.is_subset(&new.members);
+                old.k == 0 || new.k == 0 || is_one_of_more
+            }
+        }
+    }
 }
 
 /// Long work on the data directory.
@@ -194,6 +214,12 @@ pub struct ClusterView {
     pub raft_caught_up: BTreeSet<NodeId>,
     /// For how long the leader has not heard the active node; zero where it is that itself.
     pub holder_unheard_for: Duration,
+    /// For how long the leader knows that the active node has resigned; zero while it has not.
+    pub resigned_for: Duration,
+    /// How many automatic role changes the last hour has seen.
+    pub role_changes: u32,
+    /// How many are allowed before a person is asked.
+    pub role_changes_max: u32,
     /// Nodes that lately failed to promote, and until when they stay out (L17).
     pub failed_promotion: BTreeMap<NodeId, BootTime>,
     /// Since when each standby has not been streaming, as the leader saw it.
