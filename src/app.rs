@@ -195,7 +195,7 @@ async fn is_being_restarted() -> bool {
     if std::env::var_os("INVOCATION_ID").is_none() {
         return false;
     }
-    let asked = tokio::process::Command::new("systemctl").args(["list-jobs", "--no-legend", "hasup.service"]).output();
+    let asked = tokio::process::Command::new("systemctl").args(["list-jobs", "--no-legend", "hasup.service"]).env_remove("NOTIFY_SOCKET").output();
     match tokio::time::timeout(Duration::from_secs(2), asked).await {
         Ok(Ok(output)) => String::from_utf8_lossy(&output.stdout).split_whitespace().any(|word| word == "restart"),
         _ => false,

@@ -358,6 +358,14 @@ impl Guard {
                 spec.pgdata.display()
             ));
         }
+        // Left over from a crash. Nobody works in this directory, but after a reboot its process id may well be that of a thread of
+        // hasup, and PostgreSQL would take that for another server and never start.
+        match fs::remove_file(spec.pgdata.join("postmaster.pid")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(format!("remove {}/postmaster.pid: {error}", spec.pgdata.display()));
+            }
+            _ => {}
+        }
         let pid = spawn(spec).map_err(|error| format!("start {}: {error}", spec.program.display()))?;
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("the kernel gave no process id")?;
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
