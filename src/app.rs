@@ -22,7 +22,7 @@ pub use begin::Begin;
 
 use self::begin::Failure;
 use self::identity::Identity;
-use crate::config::{Config, Endpoint, Secret};
+use crate::config::{Config, Endpoint, PostgresConfig, Secret};
 use crate::guard::{self, GuardOptions};
 use crate::ha::record::MemberKind;
 use crate::http::{self, Access, Api, BasicCredentials};
@@ -67,7 +67,11 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     let programs = programs(config)?;
     let layout = Layout { data_dir: config.data_dir.clone(), pgdata: config.postgres.data_dir.clone(), owner: None };
     layout.prepare().context("prepare the folders of PostgreSQL")?;
-    let identity = match (Identity::load(&config.data_dir)?, &begin) {
+    let identity = Identity::load(&config.data_dir)?;
+    if identity.is_none() && !config.is_witness {
+        require_free_port(&config.postgres).await?;
+    }
+    let identity = match (identity, &begin) {
         (Some(identity), _) => identity,
         (None, Begin::Start { .. }) => found::prepare(config, &programs, &layout).await?,
         (None, Begin::Join { targets, token, .. }) => join::join(config, &programs, targets, token).await?,
@@ -158,6 +162,10 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     if let Ended::InOrder = ended {
         tracing::info!("stopping in order: the active role is handed over, then PostgreSQL stops");
         node.hand_over(HAND_OVER_LIMIT).await;
+        if guard_program().is_some() {
+            // this daemon has started it, so nobody else will end it
+            node.end_guard();
+        }
     }
     node.stop_pulses();
     consensus.shutdown().await;
@@ -195,7 +203,10 @@ async fn is_being_restarted() -> bool {
     if std::env::var_os("INVOCATION_ID").is_none() {
         return false;
     }
-    let asked = tokio::process::Command::new("systemctl").args(["list-jobs", "--no-legend", "hasup.service"]).env_remove("NOTIFY_SOCKET").output();
+    let asked = tokio::process::Command::new("systemctl")
+        .args(["list-jobs", "--no-legend", "hasup.service"])
+        .env_remove("NOTIFY_SOCKET")
+        .output();
     match tokio::time::timeout(Duration::from_secs(2), asked).await {
         Ok(Ok(output)) => String::from_utf8_lossy(&output.stdout).split_whitespace().any(|word| word == "restart"),
         _ => false,
@@ -270,6 +281,21 @@ async fn listen(endpoint: &Endpoint, what: &str) -> anyhow::Result<Vec<TcpListen
         })?);
     }
     Ok(listeners)
+}
+
+/// PostgreSQL would be made and could not start where somebody else has its port: said before anything is made.
+async fn require_free_port(postgres: &PostgresConfig) -> anyhow::Result<()> {
+    for host in &postgres.listen {
+        let address = (host.to_string().trim_matches(['[', ']']).to_owned(), postgres.port);
+        TcpListener::bind(address).await.with_context(|| {
+            format!(
+                "PostgreSQL cannot listen on {host}:{}. Nothing was begun. `ss -ltnp` tells who has the port; another one can be set \
+                 with --postgres-port",
+                postgres.port
+            )
+        })?;
+    }
+    Ok(())
 }
 
 fn addresses(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {
