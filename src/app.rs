@@ -16,11 +16,13 @@ use anyhow::Context;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 pub use begin::Begin;
 
+use self::begin::Failure;
 use self::identity::Identity;
-use crate::config::{Config, Endpoint, Secret};
+use crate::config::{Config, Endpoint, PostgresConfig, Secret};
 use crate::guard::{self, GuardOptions};
 use crate::ha::record::MemberKind;
 use crate::http::{self, Access, Api, BasicCredentials};
@@ -48,14 +50,28 @@ pub async fn run(config: Config, begin: Begin) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     let ended = run_node(&config, begin, &tasks).await;
     tasks.drain().await;
+    if let Err(error) = &ended
+        && let Err(source) = Failure::note(&config.data_dir, error)
+    {
+        tracing::error!(%source, "why the node has not begun cannot be kept for the command that waits for it");
+    }
     ended
+}
+
+/// Returns whether the node of `data_dir` belongs to a cluster.
+pub fn is_member(data_dir: &Path) -> bool {
+    Identity::path(data_dir).exists()
 }
 
 async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Result<()> {
     let programs = programs(config)?;
     let layout = Layout { data_dir: config.data_dir.clone(), pgdata: config.postgres.data_dir.clone(), owner: None };
     layout.prepare().context("prepare the folders of PostgreSQL")?;
-    let identity = match (Identity::load(&config.data_dir)?, &begin) {
+    let identity = Identity::load(&config.data_dir)?;
+    if identity.is_none() && !config.is_witness {
+        require_free_port(&config.postgres).await?;
+    }
+    let identity = match (identity, &begin) {
         (Some(identity), _) => identity,
         (None, Begin::Start { .. }) => found::prepare(config, &programs, &layout).await?,
         (None, Begin::Join { targets, token, .. }) => join::join(config, &programs, targets, token).await?,
@@ -137,12 +153,19 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     }
     Begin::forget(&config.data_dir).context("note that this node has begun")?;
     notify_supervisor(&[sd_notify::NotifyState::Ready]);
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tasks.spawn("watchdog", feed_watchdog(node.rounds(), limit));
+    }
 
     let ended = until_stopped(&node, tasks).await;
     notify_supervisor(&[sd_notify::NotifyState::Stopping]);
     if let Ended::InOrder = ended {
         tracing::info!("stopping in order: the active role is handed over, then PostgreSQL stops");
         node.hand_over(HAND_OVER_LIMIT).await;
+        if guard_program().is_some() {
+            // this daemon has started it, so nobody else will end it
+            node.end_guard();
+        }
     }
     node.stop_pulses();
     consensus.shutdown().await;
@@ -180,7 +203,10 @@ async fn is_being_restarted() -> bool {
     if std::env::var_os("INVOCATION_ID").is_none() {
         return false;
     }
-    let asked = tokio::process::Command::new("systemctl").args(["list-jobs", "--no-legend", "hasup.service"]).output();
+    let asked = tokio::process::Command::new("systemctl")
+        .args(["list-jobs", "--no-legend", "hasup.service"])
+        .env_remove("NOTIFY_SOCKET")
+        .output();
     match tokio::time::timeout(Duration::from_secs(2), asked).await {
         Ok(Ok(output)) => String::from_utf8_lossy(&output.stdout).split_whitespace().any(|word| word == "restart"),
         _ => false,
@@ -190,6 +216,15 @@ async fn is_being_restarted() -> bool {
 fn notify_supervisor(states: &[sd_notify::NotifyState<'_>]) {
     // without a supervisor that listens there is nobody to tell
     let _ = sd_notify::notify(states);
+}
+
+/// Tells the supervisor that the control loop goes round for as long as it does: a hung daemon is killed and started anew, which
+/// costs nothing, while PostgreSQL under a hung one is lost at the end of the lease.
+async fn feed_watchdog(mut rounds: watch::Receiver<u64>, limit: Duration) {
+    while rounds.changed().await.is_ok() {
+        notify_supervisor(&[sd_notify::NotifyState::Watchdog]);
+        tokio::time::sleep(limit / 4).await;
+    }
 }
 
 async fn serve_api(
@@ -246,6 +281,21 @@ async fn listen(endpoint: &Endpoint, what: &str) -> anyhow::Result<Vec<TcpListen
         })?);
     }
     Ok(listeners)
+}
+
+/// PostgreSQL would be made and could not start where somebody else has its port: said before anything is made.
+async fn require_free_port(postgres: &PostgresConfig) -> anyhow::Result<()> {
+    for host in &postgres.listen {
+        let address = (host.to_string().trim_matches(['[', ']']).to_owned(), postgres.port);
+        TcpListener::bind(address).await.with_context(|| {
+            format!(
+                "PostgreSQL cannot listen on {host}:{}. Nothing was begun. `ss -ltnp` tells who has the port; another one can be set \
+                 with --postgres-port",
+                postgres.port
+            )
+        })?;
+    }
+    Ok(())
 }
 
 fn addresses(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {

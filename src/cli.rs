@@ -10,6 +10,7 @@ mod destroy;
 mod kv;
 mod local;
 mod show;
+mod systemd;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -81,7 +82,9 @@ pub fn report(error: &CliError, json: bool) -> ExitCode {
         };
         serde_json::json!({"error": {"code": code, "message": text}}).to_string()
     } else {
-        format!("hasup: {text}")
+        // In the journal, this is the line that `journalctl -p err` must find.
+        let priority = if std::env::var_os("JOURNAL_STREAM").is_some() { "<3>" } else { "" };
+        format!("{priority}hasup: {text}")
     };
     // Nobody is left to tell when the terminal is gone.
     let _ = writeln!(std::io::stderr(), "{line}");

@@ -13,7 +13,7 @@
 //! Each event only wakes the loop; the loop looks at everything afresh. Long work on PostgreSQL is one job beside it
 //! ([`database`](self)), so that pulses, bars and fences never wait for a copy or a checkpoint.
 //!
-//! The node calls its peers through [`PeerClient`] and answers them by implementing [`PeerService`](crate::peer::PeerService);
+//! The node calls its peers through [`PeerClient`] and answers them by implementing [`PeerService`];
 //! the peer module knows nothing of it.
 
 mod act;
@@ -45,6 +45,7 @@ use self::database::Database;
 use self::durable_file::DurableFile;
 use self::guard_link::{GuardLink, GuardPlace};
 use self::handle::Handle;
+pub(crate) use self::service::FIRST_PRIORITY;
 use self::service::{PeerTransport, Service};
 use self::status::Status;
 use self::tasks::Tasks;
@@ -207,6 +208,7 @@ impl Node {
         tasks.spawn("guard link", keep_guard);
         let watched = Arc::clone(&shared);
         tasks.spawn("postgres watch", Arc::clone(&shared.postgres).watch_postgres(move || watched.postgres_process()));
+        tasks.spawn("write probe", Arc::clone(&shared.postgres).probe_writes());
         tasks.spawn("control loop", control_loop::run(Arc::clone(&shared), published));
         tasks.spawn("leader", leader::lead(Arc::clone(&shared)));
         tasks.spawn("admin", admin::serve(Arc::clone(&shared), orders));
@@ -214,6 +216,11 @@ impl Node {
         tasks.spawn("wake on guard", wake_on_guard(Arc::clone(&shared)));
         tasks.spawn("certificates", publish::keep_certificate(Arc::clone(&shared)));
         Ok(Self { shared, handle })
+    }
+
+    /// Returns a count of the control loop's rounds: one that stands still means that it hangs.
+    pub fn rounds(&self) -> watch::Receiver<u64> {
+        self.shared.rounds.subscribe()
     }
 
     /// Returns how others talk to the node.
@@ -243,6 +250,17 @@ impl Node {
         self.shared.shutdown.send_replace(Some(true));
         self.shared.news.notify_one();
         control_loop::wait_until_stopped(&self.shared, limit).await;
+    }
+
+    /// Ends the guard, if nothing is left that it would have to stop.
+    pub fn end_guard(&self) {
+        let status = self.shared.guard.status().filter(|status| !status.processes_left && status.lease.is_none());
+        let pid =
+            status.and_then(|status| i32::try_from(status.guard_pid).ok()).and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid {
+            // one that is gone already is what was wanted
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
     }
 
     /// Ends the pulses: the last thing before the process ends.

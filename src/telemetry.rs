@@ -1,9 +1,13 @@
 //! Logs: to standard error, so that the journal or whoever supervises the process keeps them.
 
+use std::fmt;
 use std::io::{self, IsTerminal};
 
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::fmt::format::{FmtSpan, Format, Full, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{LogConfig, LogFormat};
 
@@ -28,7 +32,7 @@ pub enum TelemetryError {
 
 /// Sends all logs of this process to standard error, in the form that `log` asks for. To be called once.
 ///
-/// Under systemd, lines carry no time and no colour: the journal stamps them itself.
+/// Under systemd, lines carry no time and no colour but their priority: the journal stamps them itself.
 ///
 /// # Errors
 /// The filter cannot be read, or logs were set up before.
@@ -46,13 +50,42 @@ pub fn init(log: &LogConfig) -> Result<(), TelemetryError> {
         .with_ansi(colour && !in_journal);
     let done = match (log.format, in_journal) {
         (LogFormat::Json, _) => tracing::subscriber::set_global_default(lines.json().finish()),
-        (LogFormat::Text, true) => tracing::subscriber::set_global_default(lines.without_time().finish()),
+        (LogFormat::Text, true) => {
+            let line = JournalLine(Format::default().without_time().with_level(false).with_ansi(false));
+            tracing::subscriber::set_global_default(lines.event_format(line).finish())
+        }
         (LogFormat::Text, false) => tracing::subscriber::set_global_default(lines.finish()),
     };
     done.map_err(TelemetryError::Twice)
 }
 
-/// Raft tells each of its steps as news; what of it matters to an operator hasup says itself. A filter that names targets is
+/// A line as the journal takes it: systemd reads the priority in front and keeps it apart, for `journalctl -p warning`.
+struct JournalLine(Format<Full, ()>);
+
+impl<S, N> FormatEvent<S, N> for JournalLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut line: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let priority = priority(*event.metadata().level());
+        write!(line, "<{priority}>")?;
+        self.0.format_event(context, line, event)
+    }
+}
+
+/// Returns syslog's number for `level`.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    }
+}
+
+/// Raft tells each of its steps as news, and warns of each heartbeat that a dead peer does not answer; what of it matters to an
+/// operator hasup says itself. A filter that names targets is
 /// taken as it is.
 fn with_quiet_libraries(level: &str) -> String {
     if level.contains('=') { level.to_owned() } else { format!("{level},openraft=error,sled=warn") }

@@ -1,5 +1,6 @@
 //! The guard fences by itself, whatever becomes of the daemon.
 
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use hasup::guard::procs::{processes_of, send};
@@ -63,6 +64,31 @@ async fn frozen_postgresql_is_killed_at_the_deadline_with_all_its_processes() {
     node.arm(2, Duration::from_millis(400)).await;
     let status = node.guard.wait_until(LIMIT, |status| !status.processes_left).await.unwrap();
     assert_eq!(status.last_exit.unwrap().signal, Some(9), "{status:?}");
+}
+
+/// Aim: what a power cut leaves behind never keeps PostgreSQL from starting. Method: `postmaster.pid` names a living process of the
+/// same user that is no PostgreSQL, as a thread of hasup's daemon is after a reboot that gives out the same numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_process_id_does_not_keep_postgresql_from_starting() {
+    if !goes_on("guard::a_stale_process_id_does_not_keep_postgresql_from_starting") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let node = cluster.primary(1).await;
+    node.stop().await;
+    let layout = node.postgres.layout();
+    let mut other = std::process::Command::new("sleep");
+    other.arg("600");
+    if let Some((user, group)) = layout.owner {
+        other.uid(user).gid(group);
+    }
+    let mut other = other.spawn().unwrap();
+    std::fs::write(layout.pgdata.join("postmaster.pid"), format!("{}\n", other.id())).unwrap();
+    node.start(None).await;
+    node.answers().await;
+    other.kill().unwrap();
+    other.wait().unwrap();
+    node.stop().await;
 }
 
 /// Aim: neither a lost daemon nor a new one disturbs PostgreSQL, and the new one finds generation and deadline; the death of the

@@ -40,7 +40,7 @@ async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost(
     let first = Arc::new(cluster.primary(1).await);
     let second = cluster.standby(2, &first).await;
     let third = cluster.standby(3, &first).await;
-    first.postgres.set_sync_names(&one_of(&[2, 3]), LIMIT).await.unwrap();
+    first.postgres.set_sync_names(&one_of(&[2, 3]), false, LIMIT).await.unwrap();
     first.sql("create table t (id bigint primary key)").await;
 
     let acknowledged = Arc::new(AtomicU64::new(0));
@@ -75,7 +75,7 @@ async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost(
     let acknowledged = acknowledged.load(Ordering::SeqCst);
 
     let (best, other) = if states[0] >= states[1] { (&second, &third) } else { (&third, &second) };
-    best.postgres.set_sync_names(&one_of(&[other.id, 1]), LIMIT).await.unwrap();
+    best.postgres.set_sync_names(&one_of(&[other.id, 1]), false, LIMIT).await.unwrap();
     best.arm(2, Duration::from_secs(600)).await;
     let began = Instant::now();
     best.postgres.promote(Timeline(5), LIMIT).await.unwrap();
@@ -117,21 +117,22 @@ async fn standby_names_are_in_force_when_the_step_returns() {
     let cluster = Cluster::new();
     let first = cluster.primary(1).await;
     let second = cluster.standby(2, &first).await;
-    first.postgres.set_sync_names(&SyncNames::Nobody, LIMIT).await.unwrap();
+    first.postgres.set_sync_names(&SyncNames::Nobody, false, LIMIT).await.unwrap();
     assert!(first.postgres.probe_quorum_write(Duration::from_millis(700)).await.is_err(), "nobody can acknowledge");
     assert!(matches!(first.postgres.probe_write(LIMIT).await.unwrap(), WriteProbe::Written(_)));
 
     let both = SyncNames::of(&CommitSet { members: [member(2), member(3)].into(), k: 2 });
-    first.postgres.set_sync_names(&both, LIMIT).await.unwrap();
+    first.postgres.set_sync_names(&both, false, LIMIT).await.unwrap();
     assert!(live(&first).await.shows(&both));
     assert!(first.postgres.probe_quorum_write(Duration::from_millis(700)).await.is_err(), "one is missing");
-    first.postgres.set_sync_names(&one_of(&[2]), LIMIT).await.unwrap();
+    first.postgres.set_sync_names(&one_of(&[2]), false, LIMIT).await.unwrap();
     second.streams(1).await;
     assert!(matches!(first.postgres.probe_quorum_write(LIMIT).await.unwrap(), WriteProbe::Written(_)));
 
     // What an operator's ALTER SYSTEM says is seen now and taken out at the next start.
     first.sql("alter system set synchronous_standby_names = ''").await;
-    let error = first.postgres.set_sync_names(&one_of(&[2, 3]), Duration::from_secs(2)).await.unwrap_err().to_string();
+    let error =
+        first.postgres.set_sync_names(&one_of(&[2, 3]), false, Duration::from_secs(2)).await.unwrap_err().to_string();
     assert!(error.contains("ALTER SYSTEM"), "{error}");
     first.stop().await;
     let end = first.postgres.final_position().await.unwrap().position;
@@ -164,7 +165,7 @@ async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
     first.sql("insert into t select generate_series(1, 1000)").await;
     second.arm(2, Duration::from_secs(600)).await;
     second.postgres.write_sync_names(&SyncNames::Empty).unwrap();
-    second.postgres.set_sync_names(&SyncNames::Empty, LIMIT).await.unwrap();
+    second.postgres.set_sync_names(&SyncNames::Empty, false, LIMIT).await.unwrap();
     second.postgres.promote(Timeline(4), LIMIT).await.unwrap();
     second.sql("insert into t select generate_series(5001, 5100)").await;
     second.postgres.checkpoint(LIMIT).await.unwrap();

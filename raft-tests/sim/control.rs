@@ -179,11 +179,12 @@ impl World {
                 position: self.position_of(node),
                 has_standby_signal: pg.has_standby_signal,
                 timeline: self.timeline_of(node),
-                promoted_at: pg.is_primary().then(|| Lsn(pg.promoted_at)),
+                promoted_at: pg.is_primary().then_some(Lsn(pg.promoted_at)),
                 names: daemon.names.clone().filter(|_| answers),
                 standbys: if pg.is_primary() { self.standbys_of(node) } else { Default::default() },
                 current: pg.is_primary().then(|| Lsn(pg.wal.end())),
                 has_written: daemon.has_written,
+                stalled_for: std::time::Duration::ZERO,
                 checkpointed_for: daemon.checkpointed_for,
                 cleanly_stopped: daemon.cleanly_stopped,
             }

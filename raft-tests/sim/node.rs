@@ -178,6 +178,8 @@ pub struct Daemon {
     pub failed_promotion: BTreeMap<NodeId, BootTime>,
     /// As leader: the resignations already seen.
     pub seen_resigned: BTreeMap<NodeId, Generation>,
+    /// As leader: since when the active node is known to have resigned.
+    pub holder_resigned_seen: Option<(Generation, BootTime)>,
     /// As leader: who does not stream.
     pub not_streaming_since: BTreeMap<NodeId, BootTime>,
     /// As leader: until when an answer to a proposal is awaited.
@@ -259,6 +261,7 @@ impl Daemon {
             serves_until: None,
             failed_promotion: BTreeMap::new(),
             seen_resigned: BTreeMap::new(),
+            holder_resigned_seen: None,
             not_streaming_since: BTreeMap::new(),
             proposing_until: 0,
         }

@@ -421,6 +421,15 @@ impl World {
                 daemon.not_streaming_since.entry(*id).or_insert(now);
             }
         }
+        let resigned =
+            members.get(&assignment.node).and_then(|member| member.report.as_ref()).map(|report| report.resigned);
+        let resigned_for = if resigned.is_some_and(|resigned| resigned >= assignment.generation) {
+            let seen = daemon.holder_resigned_seen.filter(|(generation, _)| *generation == assignment.generation);
+            let (_, at) = *daemon.holder_resigned_seen.insert(seen.unwrap_or((assignment.generation, now)));
+            now.since(at)
+        } else {
+            Duration::ZERO
+        };
         let heard = pulse.peers.get(&assignment.node).map(|peer| peer.proved_at).unwrap_or_default();
         let holder_unheard_for = if assignment.node == me { Duration::ZERO } else { now.since(heard) };
         Some(ClusterView {
@@ -435,6 +444,9 @@ impl World {
             raft_caught_up,
             failed_promotion: daemon.failed_promotion.clone(),
             holder_unheard_for,
+            resigned_for,
+            role_changes: 0,
+            role_changes_max: 6,
             record: Some(AppliedRecord { assignment, index, applied_at: now }),
             not_streaming_since: daemon.not_streaming_since.clone(),
         })
@@ -460,7 +472,7 @@ pub fn first_state(members: &BTreeMap<NodeId, Info>, durability: Durability) -> 
     let k = if durability == Durability::OneNode { 0 } else { u32::try_from(data / 2).unwrap_or(0) };
     let set = if k == 0 { CommitSet::none() } else { CommitSet { members: standbys, k } };
     let voters: BTreeSet<NodeId> =
-        if members.len() % 2 == 0 { [NodeId(1)].into() } else { members.keys().copied().collect() };
+        if members.len().is_multiple_of(2) { [NodeId(1)].into() } else { members.keys().copied().collect() };
     let assignment = Assignment {
         generation: Generation(1),
         node: NodeId(1),

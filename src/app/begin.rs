@@ -11,6 +11,7 @@ use nix::unistd::{Gid, Uid, fchown};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Secret;
+use crate::peer::join::JoinError;
 
 /// How a node begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +106,91 @@ impl Begin {
     }
 }
 
+/// What kind of end a try to begin came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The cluster said no: nothing was done, and the same again is refused again.
+    Refused,
+    /// Nobody here knows whether it was done.
+    Unknown,
+    /// Anything else.
+    Other,
+}
+
+impl FailureKind {
+    /// Returns the kind of `error`.
+    pub fn of(error: &anyhow::Error) -> Self {
+        match error.chain().find_map(|cause| cause.downcast_ref::<JoinError>()) {
+            Some(JoinError::Refused(_) | JoinError::WrongAuthority { .. }) => Self::Refused,
+            Some(JoinError::Unknown { .. }) => Self::Unknown,
+            Some(JoinError::NotReached { .. } | JoinError::BadGrant { .. } | JoinError::Prepare(_)) | None => {
+                Self::Other
+            }
+        }
+    }
+}
+
+/// Why a node has not begun, kept beside what was asked for: whoever gave the command is another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind of end it was.
+    pub kind: FailureKind,
+    /// What to tell the operator.
+    pub message: String,
+}
+
+impl Failure {
+    fn path(data_dir: &Path) -> PathBuf {
+        data_dir.join("begin-failure.json")
+    }
+
+    /// Keeps why the node of `data_dir` has not begun; does nothing for one that has. What was refused is not tried again.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
+    pub fn note(data_dir: &Path, error: &anyhow::Error) -> Result<(), BeginError> {
+        if Begin::load(data_dir)? == Begin::Run {
+            return Ok(());
+        }
+        let failure = Self { kind: FailureKind::of(error), message: format!("{error:#}") };
+        let path = Self::path(data_dir);
+        let bytes = serde_json::to_vec(&failure).map_err(|source| BeginError::Broken { path: path.clone(), source })?;
+        keep(&path, &bytes, 0o600, None)?;
+        match failure.kind {
+            FailureKind::Refused => Begin::forget(data_dir),
+            FailureKind::Unknown | FailureKind::Other => Ok(()),
+        }
+    }
+
+    /// Returns why the node of `data_dir` has not begun, once that is known.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not understood.
+    pub fn load(data_dir: &Path) -> Result<Option<Self>, BeginError> {
+        let path = Self::path(data_dir);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|source| BeginError::Broken { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(BeginError::File { action: "reading", path, source }),
+        }
+    }
+
+    /// Forgets it, before another try.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn forget(data_dir: &Path) -> Result<(), BeginError> {
+        let path = Self::path(data_dir);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(BeginError::File { action: "removing", path, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Writes a file durably, whole or not at all, for `owner`.
 ///
 /// # Errors
@@ -153,5 +239,24 @@ mod tests {
         Begin::forget(folder.path()).unwrap();
         Begin::forget(folder.path()).unwrap();
         assert_eq!(Begin::load(folder.path()).unwrap(), Begin::Run);
+    }
+
+    #[test]
+    fn what_the_cluster_refused_is_told_and_not_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let begin = Begin::Start { options: BTreeMap::new() };
+        begin.save(folder.path(), None).unwrap();
+        let lost = anyhow::Error::new(JoinError::NotReached { tried: "a".to_owned() }).context("join");
+        Failure::note(folder.path(), &lost).unwrap();
+        assert_eq!(Begin::load(folder.path()).unwrap(), begin, "a member that was down may be up again");
+        let refused = JoinError::Refused(crate::peer::join::JoinRefusal::WrongToken);
+        Failure::note(folder.path(), &anyhow::Error::new(refused).context("join the cluster")).unwrap();
+        let told = Failure::load(folder.path()).unwrap().unwrap();
+        assert_eq!(told.kind, FailureKind::Refused);
+        assert!(told.message.contains("token"), "{}", told.message);
+        assert_eq!(Begin::load(folder.path()).unwrap(), Begin::Run);
+        Failure::forget(folder.path()).unwrap();
+        Failure::note(folder.path(), &lost).unwrap();
+        assert_eq!(Failure::load(folder.path()).unwrap(), None, "it has begun before");
     }
 }

@@ -15,7 +15,7 @@ use crate::ha::record::{
     Assignment, AssignmentReason, ClusterIdentity, CommitSet, Event, MemberKind, Options, Trust, WhyRecord,
 };
 use crate::kv::{Command, NewMember, Proposal, Reply, State};
-use crate::node::{Node, options, request_id};
+use crate::node::{FIRST_PRIORITY, Node, options, request_id};
 use crate::postgres::initdb::initdb;
 use crate::postgres::{Layout, Programs};
 use crate::raft::Consensus;
@@ -101,7 +101,7 @@ pub(super) async fn found(
             postgres_host: config.postgres.advertise.host.to_string(),
             postgres_port: config.postgres.advertise.port,
             pulse_key: trust.keys.pulse_public(),
-            priority: 0,
+            priority: FIRST_PRIORITY,
             nofailover: false,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };

@@ -36,7 +36,8 @@ pub(super) struct KnownPeer {
 }
 
 impl Identity {
-    fn path(data_dir: &Path) -> PathBuf {
+    /// Returns where it is kept.
+    pub(super) fn path(data_dir: &Path) -> PathBuf {
         data_dir.join("identity.json")
     }
 

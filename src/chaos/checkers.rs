@@ -67,6 +67,53 @@ pub fn kept_rows(journal: &Journal, tables: &BTreeMap<String, Table>) -> Verdict
     Verdict::new("kept_rows", acknowledged.len(), !acknowledged.is_empty() && !tables.is_empty(), findings)
 }
 
+/// Checks that the nodes agree about each row that was ever sent, whatever became of it: for runs whose durability lets rows
+/// that were acknowledged go.
+#[must_use]
+pub fn same_rows(journal: &Journal, tables: &BTreeMap<String, Table>) -> Verdict {
+    let mut findings = Vec::new();
+    for key in journal.keys() {
+        let (have, lack): (Vec<_>, Vec<_>) = tables.iter().partition(|(_, table)| table.contains(key));
+        if !have.is_empty() && !lack.is_empty() {
+            findings.push(format!("row {key} is on {} and not on {}", names(&have), names(&lack)));
+        }
+    }
+    Verdict::new("same_rows", journal.rows.len(), !journal.rows.is_empty() && !tables.is_empty(), findings)
+}
+
+/// A stretch of time, and whether something must be acknowledged in it; else nothing may be.
+pub type Expected = (Span, bool);
+
+/// Checks that something, or nothing, was acknowledged in each of the stretches.
+#[must_use]
+pub fn expected_writes(journal: &Journal, stretches: &[Expected]) -> Verdict {
+    let mut findings = Vec::new();
+    for (stretch, writes) in stretches {
+        let within = |row: &&Row| row.span.answered >= stretch.sent && row.span.answered <= stretch.answered;
+        let rows: Vec<&Row> = journal.acknowledged().filter(within).collect();
+        let place = format!("between {} and {}", stretch.sent, stretch.answered);
+        match (writes, rows.first()) {
+            (true, None) => findings.push(format!("nothing was acknowledged {place}, and something should have been")),
+            (false, Some(first)) => findings.push(format!(
+                "{} rows were acknowledged {place}, and none should have been; the first was {} at {} by {}",
+                rows.len(),
+                first.key,
+                first.span.answered,
+                first.node
+            )),
+            _ => {}
+        }
+    }
+    Verdict::new("expected_writes", stretches.len(), true, findings)
+}
+
+/// Checks that at least one database was rewound, and none copied, by what `steps` of rebuilds say.
+#[must_use]
+pub fn rewound(steps: &[String]) -> Verdict {
+    let copies = steps.iter().filter(|step| !step.contains("rewound")).cloned().collect();
+    Verdict::new("rewound", steps.len(), !steps.is_empty(), copies)
+}
+
 /// Returns the keys of the acknowledged rows that are missing on at least one node.
 #[must_use]
 pub fn lost_rows(journal: &Journal, tables: &BTreeMap<String, Table>) -> BTreeSet<String> {
@@ -159,6 +206,7 @@ fn names(nodes: &[(&String, &Table)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::BootTime;
 
     fn journal(text: &str) -> Journal {
         Journal::parse(text).unwrap()
@@ -233,6 +281,29 @@ mod tests {
     #[test]
     fn the_role_may_return_to_a_node_on_a_newer_timeline() {
         assert!(one_writer(&journal("row 1 2 a n1 1 ok\nrow 5 6 d n2 2 ok\nrow 8 9 e n1 3 ok\n")).ok);
+    }
+
+    #[test]
+    fn nodes_that_agree_are_the_same_whatever_was_acknowledged() {
+        let same = tables(&[("n1", &["a"]), ("n2", &["a"])]);
+        assert!(same_rows(&journal(FAILOVER), &same).ok);
+        assert_eq!(same_rows(&journal(FAILOVER), &tables(&[("n1", &["a"]), ("n2", &[])])).violations, 1);
+    }
+
+    #[test]
+    fn silence_and_writes_are_held_against_the_acknowledgements() {
+        let within = |sent, answered| Span { sent: BootTime(sent), answered: BootTime(answered) };
+        let good = expected_writes(&journal(FAILOVER), &[(within(3, 20), false), (within(20, 30), true)]);
+        assert!(good.ok, "{:?}", good.findings);
+        let bad = expected_writes(&journal(FAILOVER), &[(within(3, 21), false), (within(22, 30), true)]);
+        assert_eq!(bad.violations, 2);
+    }
+
+    #[test]
+    fn a_copy_or_nothing_at_all_is_no_rewind() {
+        assert!(rewound(&["the database of n1 was rewound to the active node's history".into()]).ok);
+        assert!(!rewound(&["the database of n1 was copied from the active node".into()]).ok);
+        assert!(!rewound(&[]).ok);
     }
 
     fn polls(lines: &[(&str, u64, u64, u16)]) -> Journal {

@@ -1,5 +1,6 @@
 //! Forms a cluster as its operator would: start, token, joins; and finds out how its clients connect.
 
+use crate::sys::fs::write_volatile;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -13,14 +14,14 @@ use tokio::time::{Instant, sleep};
 
 use super::client::{Access, Target};
 use super::dsn::Dsn;
-use super::node::{First, Node, Supervisor, wait_whole};
+use super::node::{First, Node, Supervisor, wait_settled};
 
 /// How long the first node may take to take writes: `initdb` on a slow disk is most of it.
 pub const START_LIMIT: Duration = Duration::from_secs(90);
 /// How long the cluster may take to be whole: base backups, or a rewind after a fault.
 pub const WHOLE_LIMIT: Duration = Duration::from_secs(180);
 
-/// Starts the first of `nodes`, joins the others to it, and waits until all stream and vote. Supervisors are put into
+/// Starts the first of `nodes`, joins the others to it, and waits until all stream and vote and a standby leads. Supervisors are put into
 /// `supervisors` as they begin, so that the caller can stop them also when this fails. `dir` takes the token's file.
 ///
 /// # Errors
@@ -33,6 +34,7 @@ pub async fn form(
     tell: &(dyn Fn(&str) + Sync),
 ) -> anyhow::Result<()> {
     let Some((first, others)) = nodes.split_first() else { bail!("a cluster needs a node") };
+    nodes.iter().try_for_each(|node| write_node_file(node))?;
     tell(&format!("{}: hasup start", first.name));
     supervisors.push(Supervisor::begin(Arc::clone(first), First::Start(options.to_vec())));
     let token = token(&supervisors[0]).await?;
@@ -44,10 +46,19 @@ pub async fn form(
         tell(&format!("{}: hasup join {member}", node.name));
         supervisors.push(Supervisor::begin(Arc::clone(node), First::Join(member.clone(), token_file.clone())));
     }
-    let view = wait_whole(supervisors, WHOLE_LIMIT).await?;
+    let view = wait_settled(supervisors, WHOLE_LIMIT).await?;
     supervisors.iter().for_each(Supervisor::is_member);
     tell(&format!("{} nodes, {} is active", nodes.len(), view.active.unwrap_or_default()));
     Ok(())
+}
+
+/// Writes a node file that says nothing, so that the one of this machine, meant for another node, is not read.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_node_file(node: &Node) -> anyhow::Result<()> {
+    write_volatile(&node.config, b"# Everything is said by flags.\n")
+        .with_context(|| format!("write {}", node.config.display()))
 }
 
 async fn token(first: &Supervisor) -> anyhow::Result<String> {
@@ -116,6 +127,12 @@ impl WayIn {
         write_private(&passfile, &format!("*:*:*:{}:{escaped}\n", dsn.user))?;
         let dsn_file = dir.join("dsn");
         write_private(&dsn_file, &uri)?;
+        // Of its own, like the password: a client that named a node's folder would pass for one of the node's processes.
+        if let Some(path) = dsn.ca.take() {
+            let copy = dir.join("ca.crt");
+            fs::copy(&path, &copy).with_context(|| format!("copy {}", path.display()))?;
+            dsn.ca = Some(copy);
+        }
         let access = Access::new(&dsn.user, &dsn.database, password.as_deref(), dsn.ssl_mode, dsn.ca.as_deref())?;
         let targets = nodes
             .iter()
@@ -145,7 +162,10 @@ impl WayIn {
 }
 
 /// Writes a file that only the owner of its folder, and root, can read: the nodes run as that owner.
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When it cannot be written or handed over.
+pub fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     let mut file = fs::OpenOptions::new()
         .create(true)

@@ -6,6 +6,8 @@
 //!
 //! Absent: delay and rate limits (the kernels at hand have no netem), disks of their own, process namespaces.
 
+use crate::sys::clock::boot_now;
+use crate::sys::fs::write_volatile;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,7 +15,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -167,8 +169,8 @@ impl Drop for Lab {
             let _ = host.anchor.wait();
             if let Freezer::V1(folder) | Freezer::V2(folder) = &host.freezer {
                 // A killed process leaves its cgroup a moment later.
-                let deadline = Instant::now() + LIMIT;
-                while fs::remove_dir(folder).is_err() && folder.exists() && Instant::now() < deadline {
+                let deadline = boot_now() + LIMIT;
+                while fs::remove_dir(folder).is_err() && folder.exists() && boot_now() < deadline {
                     sleep(Duration::from_millis(10));
                 }
             }
@@ -254,6 +256,15 @@ impl Host {
         self.rules(&[format!("{side} \"{}\" drop", self.port)])
     }
 
+    /// Drops every packet between this host and `other`, instead of whatever was dropped before.
+    ///
+    /// # Errors
+    /// [`HostError::Command`].
+    pub fn part(&self, other: &Self) -> Result<(), HostError> {
+        let way = |from: &str, to: &str| format!("iifname \"{from}\" oifname \"{to}\" drop");
+        self.rules(&[way(&self.port, &other.port), way(&other.port, &self.port)])
+    }
+
     /// Drops `percent` of the packets of each direction, instead of whatever was dropped before.
     ///
     /// # Errors
@@ -317,14 +328,18 @@ impl Host {
         self.kill(clients)
     }
 
-    fn kill(&self, clients: &BTreeSet<i32>) -> Result<(), HostError> {
-        let deadline = Instant::now() + LIMIT;
+    /// Sends SIGKILL to everything but `clients` until nothing is left.
+    ///
+    /// # Errors
+    /// [`HostError::Alive`] when processes do not end.
+    pub fn kill(&self, clients: &BTreeSet<i32>) -> Result<(), HostError> {
+        let deadline = boot_now() + LIMIT;
         loop {
             let pids = self.processes(clients);
             if pids.is_empty() {
                 return Ok(());
             }
-            if Instant::now() > deadline {
+            if boot_now() > deadline {
                 return Err(HostError::Alive { host: self.name.clone(), pids });
             }
             process::send(pids, Signal::SIGKILL);
@@ -418,17 +433,17 @@ fn enter(namespace: &str) -> Result<(), HostError> {
 }
 
 fn put(file: &Path, text: &str) -> Result<(), HostError> {
-    fs::write(file, text).map_err(|source| HostError::File { path: file.to_owned(), source })
+    write_volatile(file, text.as_bytes()).map_err(|source| HostError::File { path: file.to_owned(), source })
 }
 
 fn await_text(file: &Path, text: &str) -> Result<(), HostError> {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = boot_now() + LIMIT;
     loop {
         let now = fs::read_to_string(file).map_err(|source| HostError::File { path: file.to_owned(), source })?;
         if now.lines().any(|line| line == text) {
             return Ok(());
         }
-        if Instant::now() > deadline {
+        if boot_now() > deadline {
             let source =
                 std::io::Error::new(std::io::ErrorKind::TimedOut, format!("it says `{}`, not {text}", now.trim()));
             return Err(HostError::File { path: file.to_owned(), source });
@@ -495,9 +510,9 @@ mod tests {
     }
 
     fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = boot_now() + LIMIT;
         while !is_so() {
-            assert!(Instant::now() < deadline, "{what}");
+            assert!(boot_now() < deadline, "{what}");
             std::thread::yield_now();
         }
     }
@@ -534,6 +549,9 @@ mod tests {
             host.oneway(direction).unwrap();
             assert!(!connects(&lab, host, short), "{direction:?}");
         }
+        let other = lab.host("n2").unwrap();
+        host.part(other).unwrap();
+        assert!(connects(&lab, host, long), "parted from n2 alone");
         host.loss(100).unwrap();
         assert!(!connects(&lab, host, short), "all lost");
         assert!(connects(&lab, lab.host("n2").unwrap(), long), "the other host is not touched");

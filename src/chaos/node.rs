@@ -34,6 +34,8 @@ pub struct Node {
     pub data_dir: PathBuf,
     /// Its admin socket's folder.
     pub run_dir: PathBuf,
+    /// Its node file, so that the one of this machine is not read; written when the cluster is formed.
+    pub config: PathBuf,
     /// Where its daemon's messages go.
     pub log: PathBuf,
     /// Where its daemon's answers go, the join token among them.
@@ -63,8 +65,8 @@ impl Node {
     /// Returns the flags by which a command finds the node's admin socket and folders.
     pub fn place(&self) -> Vec<String> {
         let word = |path: &PathBuf| path.display().to_string();
-        let (data_dir, run_dir) = (word(&self.data_dir), word(&self.run_dir));
-        let words = ["--node-name", &self.name, "--data-dir", &data_dir, "--run-dir", &run_dir];
+        let (config, data_dir, run_dir) = (word(&self.config), word(&self.data_dir), word(&self.run_dir));
+        let words = ["--config", &config, "--node-name", &self.name, "--data-dir", &data_dir, "--run-dir", &run_dir];
         words.map(str::to_owned).to_vec()
     }
 
@@ -152,7 +154,7 @@ impl Node {
 
     /// Returns the cluster's history as the node has it; empty where it cannot be had.
     pub async fn history(&self) -> Vec<EventView> {
-        match self.ask(&["history"], ASK_LIMIT).await {
+        match self.ask(&["history", "--limit", "1000"], ASK_LIMIT).await {
             Ok(history) => serde_json::from_value(history).unwrap_or_default(),
             Err(_) => Vec::new(),
         }
@@ -297,6 +299,22 @@ fn describe(status: ExitStatus) -> String {
 /// # Errors
 /// After `limit`, with what was missing last; or at once when a daemon was given up.
 pub async fn wait_whole(nodes: &[Supervisor], limit: Duration) -> anyhow::Result<View> {
+    wait(nodes, limit, View::missing).await
+}
+
+/// Waits until every one of `nodes` says that the cluster is whole and that nothing is left to be moved.
+///
+/// # Errors
+/// As [`wait_whole`].
+pub async fn wait_settled(nodes: &[Supervisor], limit: Duration) -> anyhow::Result<View> {
+    wait(nodes, limit, View::unsettled).await
+}
+
+async fn wait(
+    nodes: &[Supervisor],
+    limit: Duration,
+    lacks: impl Fn(&View, usize) -> Option<String>,
+) -> anyhow::Result<View> {
     let deadline = Instant::now() + limit;
     loop {
         let mut missing = None;
@@ -309,7 +327,7 @@ pub async fn wait_whole(nodes: &[Supervisor], limit: Duration) -> anyhow::Result
             match supervisor.node.view().await {
                 Ok(view) => {
                     missing = missing
-                        .or(view.missing(nodes.len()).map(|what| format!("{} says: {what}", supervisor.node.name)));
+                        .or(lacks(&view, nodes.len()).map(|what| format!("{} says: {what}", supervisor.node.name)));
                     whole.get_or_insert(view);
                 }
                 Err(error) => missing = Some(format!("{error:#}")),
@@ -339,6 +357,7 @@ mod tests {
             host: "127.0.0.1".into(),
             data_dir: folder.join("n1"),
             run_dir: folder.join("r1"),
+            config: folder.join("n1.toml"),
             log: folder.join("log"),
             answers: folder.join("out"),
             peer_port: 1,
@@ -352,13 +371,16 @@ mod tests {
     #[test]
     fn the_first_commands_are_those_an_operator_would_type() {
         let node = node(std::path::Path::new("/d"));
-        let rest = "--foreground --host-ip 127.0.0.1 --node-name n1 --data-dir /d/n1 --run-dir /d/r1 --peer-port 1 --api-port 2 \
+        let rest = "--foreground --host-ip 127.0.0.1 --config /d/n1.toml --node-name n1 --data-dir /d/n1 --run-dir /d/r1 --peer-port 1 --api-port 2 \
                     --postgres-port 3";
         let start = node.begin(&First::Start(vec!["check_ttl_multiplier=0.5".into()])).join(" ");
         assert_eq!(start, format!("start {rest} --options check_ttl_multiplier=0.5"));
         let join = node.begin(&First::Join("127.0.0.1:7".into(), "/d/token".into())).join(" ");
         assert_eq!(join, format!("join 127.0.0.1:7 --token-file /d/token {rest}"));
-        assert_eq!(node.again().join(" "), "run --foreground --node-name n1 --data-dir /d/n1 --run-dir /d/r1");
+        assert_eq!(
+            node.again().join(" "),
+            "run --foreground --config /d/n1.toml --node-name n1 --data-dir /d/n1 --run-dir /d/r1"
+        );
     }
 
     #[test]

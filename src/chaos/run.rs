@@ -17,15 +17,18 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::checkers::{Verdict, kept_rows, lost_rows, one_active_endpoint, one_writer};
-use super::forming::{WHOLE_LIMIT, WayIn, form};
+use super::checkers::{
+    Verdict, expected_writes, kept_rows, lost_rows, one_active_endpoint, one_writer, rewound, same_rows,
+};
+use super::forming::{WHOLE_LIMIT, WayIn, form, write_node_file, write_private};
 use super::hosts::Lab;
-use super::journal::{Journal, Outcome};
-use super::node::{Node, Supervisor, wait_whole};
+use super::journal::{Journal, Outcome, Span};
+use super::node::{First, Node, Supervisor, wait_settled};
 use super::schedule::{Fault, Part, Schedule, Step, Victim};
 use super::view::View;
 use super::{millis, process, rows};
-use crate::sys::clock::boot_now;
+use crate::sys::clock::{boot_now, wall_now};
+use crate::sys::fs::write_volatile;
 use crate::types::BootTime;
 
 /// Acknowledged rows before the first fault, and again after the last.
@@ -64,6 +67,8 @@ struct Report {
     failed: usize,
     unknown: usize,
     lost: usize,
+    /// What was done to databases that had parted or were missing, once the faults had begun.
+    rebuilds: Vec<String>,
     longest_gap_ms: Option<f64>,
     client_ms: Option<f64>,
     steps: Vec<Played>,
@@ -91,7 +96,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let names: Vec<String> = (1..=args.hosts).map(|number| format!("n{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let text = fs::read_to_string(&args.schedule).with_context(|| format!("read {}", args.schedule.display()))?;
-    let schedule = Schedule::parse(&text, &names)?;
+    let mut schedule = Schedule::parse(&text, &names)?;
+    schedule.options.extend(args.options);
     let (dir, keep) = folder(args.report.as_deref())?;
     let to_stderr = args.json;
     let tell = move |line: &str| {
@@ -102,14 +108,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let mut terminated = signal(SignalKind::terminate()).context("await SIGTERM")?;
     let mut range = Range::set_up(&names, dir.clone(), &tell)?;
     let result = tokio::select! {
-        result = range.play(&schedule, &args.options, &tell) => result,
+        result = range.play(&schedule, &tell) => result,
         _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),
         _ = terminated.recv() => Err(anyhow::anyhow!("interrupted")),
     };
-    let report = range.judge(result, &tell).await;
+    let report = range.judge(result, &schedule, &tell).await;
     drop(range);
     let line = serde_json::to_string(&report)?;
-    fs::write(dir.join("report.json"), format!("{line}\n")).context("write the report")?;
+    write_volatile(&dir.join("report.json"), format!("{line}\n").as_bytes()).context("write the report")?;
     if keep || !report.ok {
         tell(&format!("journals and logs are in {}", dir.display()));
     } else {
@@ -145,8 +151,25 @@ struct Range {
     last: Option<String>,
     down: BTreeSet<String>,
     paused: BTreeSet<String>,
+    /// When the schedule's time began, and what was added to it at which of its instants.
+    began: Began,
     /// Last, so that it is dropped after everything that runs on it.
     lab: Lab,
+}
+
+/// How the times of a schedule lie on the boot-time clock.
+#[derive(Debug, Clone, Default)]
+struct Began {
+    at: BootTime,
+    wall: Duration,
+    delays: Vec<(Duration, Duration)>,
+}
+
+impl Began {
+    fn boot(&self, at: Duration) -> BootTime {
+        let late = self.delays.iter().filter(|(step, _)| *step <= at).map(|(_, late)| *late).sum::<Duration>();
+        self.at + at + late
+    }
 }
 
 impl Range {
@@ -178,6 +201,7 @@ impl Range {
                     data_dir: own.join("d"),
                     // In the host's own /run, which nobody else sees.
                     run_dir: PathBuf::from("/run/hasup"),
+                    config: dir.join(format!("{}.toml", host.name)),
                     log: dir.join(format!("{}.log", host.name)),
                     answers: dir.join(format!("{}.out", host.name)),
                     peer_port: 7400,
@@ -199,23 +223,22 @@ impl Range {
             last: None,
             down: BTreeSet::new(),
             paused: BTreeSet::new(),
+            began: Began::default(),
             lab,
         })
     }
 
-    async fn play(
-        &mut self,
-        schedule: &Schedule,
-        options: &[String],
-        tell: &(dyn Fn(&str) + Sync),
-    ) -> anyhow::Result<()> {
-        form(&self.nodes, options, &self.dir, &mut self.supervisors, tell).await?;
+    async fn play(&mut self, schedule: &Schedule, tell: &(dyn Fn(&str) + Sync)) -> anyhow::Result<()> {
+        let at_first = |node: &&Arc<Node>| schedule.form.is_empty() || schedule.form.contains(&node.name);
+        let first: Vec<Arc<Node>> = self.nodes.iter().filter(at_first).map(Arc::clone).collect();
+        form(&first, &schedule.options, &self.dir, &mut self.supervisors, tell).await?;
         let way_in = WayIn::find(&self.nodes, &self.dir).await?;
         self.lease_ms = self.view().await.and_then(|view| view.cluster.lease_ms).unwrap_or_default();
         self.start_clients(&way_in)?;
         self.way_in = Some(way_in);
         self.wait_rows(BootTime(0)).await.context("before the first fault")?;
         let mut start = Instant::now();
+        self.began = Began { at: boot_now(), wall: wall_now(), delays: Vec::new() };
         for step in &schedule.steps {
             let due = start + step.at;
             sleep_until(due).await;
@@ -223,6 +246,11 @@ impl Range {
             let hosts = self.victims(&step.victim).await.with_context(|| step.to_string())?;
             // Asking who is active may take a while in a broken cluster; what follows keeps its distance from this step.
             start += due.elapsed();
+            self.began.delays.push((step.at, due.elapsed()));
+            if step.fault == Fault::Crash {
+                // One power cut: none of them sees another go.
+                hosts.iter().filter_map(|name| self.lab.host(name)).try_for_each(super::hosts::Host::cut)?;
+            }
             for host in hosts {
                 tell(&format!("{step}: {host}"));
                 let at_ns = boot_now().0;
@@ -241,7 +269,7 @@ impl Range {
         for name in std::mem::take(&mut self.down) {
             self.supervisor(&name)?.up();
         }
-        wait_whole(&self.supervisors, WHOLE_LIMIT).await.context("after the last fault")?;
+        wait_settled(&self.supervisors, WHOLE_LIMIT).await.context("after the last fault")?;
         self.wait_rows(boot_now()).await.context("after the last fault")
     }
 
@@ -328,6 +356,12 @@ impl Range {
                 let mut up = names.filter(|name| !self.down.contains(name) && Some(name) != active.as_ref());
                 one(up.next(), "a standby")
             }
+            Victim::Standbys => {
+                let active = self.view().await.and_then(|view| view.active);
+                let up = |name: &String| !self.down.contains(name) && Some(name) != active.as_ref();
+                Ok(self.supervisors.iter().map(|supervisor| supervisor.node.name.clone()).filter(up).collect())
+            }
+            Victim::Down => Ok(self.down.iter().cloned().collect()),
             Victim::Last => one(self.last.clone(), "the last victim: no step had one"),
             Victim::All => Ok(self.nodes.iter().map(|node| node.name.clone()).collect()),
             Victim::Host(name) => Ok(vec![name.clone()]),
@@ -370,7 +404,50 @@ impl Range {
                 process::send(pids, Signal::SIGKILL);
             }
             Fault::Switchover => self.switch_over(&step.victim, name).await?,
+            Fault::Part(other) => {
+                let others = self.victims(other).await?;
+                let other = others.first().and_then(|other| self.lab.host(other)).context("nobody to part from")?;
+                host.part(other)?;
+            }
+            Fault::Remove => self.remove(name).await?,
+            Fault::Join => self.join(name).await?,
         }
+        Ok(())
+    }
+
+    /// Asks a member that is neither down nor `except`.
+    async fn ask(&self, except: &str, words: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let up = |supervisor: &&Supervisor| {
+            let name = &supervisor.node.name;
+            name != except && !self.down.contains(name) && !self.paused.contains(name)
+        };
+        let member = self.supervisors.iter().find(up).context("no other node is up")?;
+        member.node.ask(words, Duration::from_secs(60)).await
+    }
+
+    async fn remove(&mut self, name: &str) -> anyhow::Result<()> {
+        self.ask(name, &["nodes", "remove", name]).await?;
+        let clients = self.client_pids();
+        let host = self.lab.host(name).with_context(|| format!("no host {name}"))?;
+        let supervisor = self.supervisor(name)?;
+        supervisor.down();
+        host.kill(&clients)?;
+        let folder = &supervisor.node.data_dir;
+        fs::remove_dir_all(folder).with_context(|| format!("empty {}", folder.display()))?;
+        self.supervisors.retain(|supervisor| supervisor.node.name != name);
+        Ok(())
+    }
+
+    async fn join(&mut self, name: &str) -> anyhow::Result<()> {
+        let told = self.ask(name, &["token", "create"]).await?;
+        let token = told.get("join_token").and_then(|token| token.as_str()).context("no token was told")?;
+        let file = self.dir.join(format!("token-{name}"));
+        write_private(&file, &format!("{token}\n"))?;
+        let member = &self.supervisors.first().context("there is no member")?.node;
+        let member = format!("{}:{}", member.host, member.peer_port);
+        let node = self.nodes.iter().find(|node| node.name == name).with_context(|| format!("no host {name}"))?;
+        write_node_file(node)?;
+        self.supervisors.push(Supervisor::begin(Arc::clone(node), First::Join(member, file)));
         Ok(())
     }
 
@@ -410,7 +487,7 @@ impl Range {
     }
 
     /// Ends the clients and draws the verdicts; a run that broke off is judged by what there is, and is never `ok`.
-    async fn judge(&mut self, result: anyhow::Result<()>, tell: &(dyn Fn(&str) + Sync)) -> Report {
+    async fn judge(&mut self, result: anyhow::Result<()>, schedule: &Schedule, tell: &(dyn Fn(&str) + Sync)) -> Report {
         process::send(self.client_pids(), Signal::SIGTERM);
         for client in &mut self.clients {
             // One that does not end by itself is killed when it is dropped.
@@ -421,12 +498,25 @@ impl Range {
             error.get_or_insert(format!("{problem:#}"));
             Journal::default()
         });
-        let mut verdicts = vec![one_writer(&journal), one_active_endpoint(&journal)];
+        let mut verdicts = vec![one_writer(&journal), one_active_endpoint(&journal), self.no_panic()];
+        if !schedule.stretches.is_empty() && error.is_none() {
+            let place = |at| self.began.boot(at);
+            let spans = schedule
+                .stretches
+                .iter()
+                .map(|stretch| (Span { sent: place(stretch.from), answered: place(stretch.until) }, stretch.writes));
+            verdicts.push(expected_writes(&journal, &spans.collect::<Vec<_>>()));
+        }
+        let rebuilds = self.rebuilds().await;
+        if schedule.rewound {
+            verdicts.push(rewound(&rebuilds));
+        }
         let mut lost = 0;
         if error.is_none() {
             match self.tables().await {
                 Ok(tables) => {
-                    verdicts.push(kept_rows(&journal, &tables));
+                    let rows = if schedule.lossy { same_rows } else { kept_rows };
+                    verdicts.push(rows(&journal, &tables));
                     lost = lost_rows(&journal, &tables).len();
                 }
                 Err(problem) => error = Some(format!("{problem:#}")),
@@ -460,6 +550,7 @@ impl Range {
             failed: journal.count(Outcome::Failed, BootTime(0)),
             unknown: journal.count(Outcome::Unknown, BootTime(0)),
             lost,
+            rebuilds,
             longest_gap_ms: gap.map(|gap| millis(gap.length())),
             client_ms: gap.map(|gap| millis(gap.client)),
             steps: self.played.clone(),
@@ -471,7 +562,36 @@ impl Range {
     async fn tables(&self) -> anyhow::Result<std::collections::BTreeMap<String, super::checkers::Table>> {
         let way_in = self.way_in.as_ref().context("the cluster has not formed")?;
         let active = self.view().await.and_then(|view| view.active).context("no node says who is active")?;
-        rows::read_all(&way_in.access, &way_in.targets, &active, "hasup_chaos", WHOLE_LIMIT).await
+        let is_member = |target: &&super::client::Target| self.supervisor(&target.name).is_ok();
+        let targets: Vec<_> = way_in.targets.iter().filter(is_member).cloned().collect();
+        rows::read_all(&way_in.access, &targets, &active, "hasup_chaos", WHOLE_LIMIT).await
+    }
+
+    /// Returns what the cluster's history says of rebuilds since the schedule began.
+    async fn rebuilds(&self) -> Vec<String> {
+        let Some(member) = self.supervisors.first() else { return Vec::new() };
+        let since = u64::try_from(self.began.wall.as_millis()).unwrap_or(u64::MAX);
+        let history = member.node.history().await;
+        let rebuilt = history.into_iter().filter(|event| event.kind == "rebuilt" && event.at_ms >= since);
+        rebuilt.map(|event| event.why.step).collect()
+    }
+
+    /// Checks that no daemon said that it panicked.
+    fn no_panic(&self) -> Verdict {
+        let mut findings = Vec::new();
+        for node in &self.nodes {
+            let text = fs::read(&node.log).unwrap_or_default();
+            let panicked = |line: &&str| line.contains("panicked at");
+            let text = String::from_utf8_lossy(&text);
+            findings.extend(text.lines().filter(panicked).map(|line| format!("{}: {line}", node.name)));
+        }
+        Verdict {
+            checker: "no_panic",
+            ok: findings.is_empty(),
+            examined: self.nodes.len(),
+            violations: findings.len(),
+            findings,
+        }
     }
 }
 
@@ -489,8 +609,8 @@ impl Drop for Range {
         for host in &self.lab.hosts {
             process::send(servers(host), Signal::SIGQUIT);
         }
-        let deadline = std::time::Instant::now() + Duration::from_secs(3);
-        while self.lab.hosts.iter().any(|host| !servers(host).is_empty()) && std::time::Instant::now() < deadline {
+        let deadline = boot_now() + Duration::from_secs(3);
+        while self.lab.hosts.iter().any(|host| !servers(host).is_empty()) && boot_now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
     }

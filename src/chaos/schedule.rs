@@ -13,7 +13,17 @@
 //! at 45s  resume
 //! at 50s  kill daemon active    # or postgres, guard
 //! at 60s  switchover
+//! at 65s  part n1 active        # packets between the two are dropped; `heal n1` ends it
+//! at 66s  remove standby        # by command; its daemon is stopped and its folders are emptied
+//! at 68s  join last             # as a new node, with a new token
 //! end 70s
+//!
+//! silent 6s 7s                  # nothing may be acknowledged in this time
+//! writes 7s 9s                  # something must be
+//! option durability=one_node    # an option that the cluster starts with
+//! form n1 n2                    # the hosts that the cluster has at first; all where this is absent
+//! lossy                         # acknowledged rows may be lost, as that durability says; the nodes must agree all the same
+//! rewound                       # parted databases are mended without a copy, and at least one was
 //! ```
 
 use std::fmt;
@@ -30,6 +40,10 @@ pub enum Victim {
     Leader,
     /// The one that the newest step of this schedule with a victim was done to.
     Last,
+    /// Every host that is up and not active when the step is due.
+    Standbys,
+    /// Every host that is down when the step is due.
+    Down,
     /// Every host.
     All,
     /// The host of this name.
@@ -79,6 +93,27 @@ pub enum Fault {
     Kill(Part),
     /// The active role is moved by command, to the victim when that is a named host.
     Switchover,
+    /// Packets between the victim and this one are dropped.
+    Part(Victim),
+    /// The node is removed by command, then stopped and emptied.
+    Remove,
+    /// The host joins as a new node.
+    Join,
+}
+
+impl fmt::Display for Victim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Standby => "standby",
+            Self::Leader => "leader",
+            Self::Last => "last",
+            Self::Standbys => "standbys",
+            Self::Down => "down",
+            Self::All => "all",
+            Self::Host(name) => name,
+        })
+    }
 }
 
 /// A step with its time.
@@ -94,14 +129,6 @@ pub struct Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let victim = match &self.victim {
-            Victim::Active => "active",
-            Victim::Standby => "standby",
-            Victim::Leader => "leader",
-            Victim::Last => "last",
-            Victim::All => "all",
-            Victim::Host(name) => name,
-        };
         let fault = match &self.fault {
             Fault::Crash => "crash".to_owned(),
             Fault::Boot => "boot".to_owned(),
@@ -116,18 +143,42 @@ impl fmt::Display for Step {
             Fault::Kill(Part::Guard) => "kill guard".to_owned(),
             Fault::Kill(Part::Postgres) => "kill postgres".to_owned(),
             Fault::Switchover => "switchover".to_owned(),
+            Fault::Part(other) => return write!(f, "at {}ms part {} {other}", self.at.as_millis(), self.victim),
+            Fault::Remove => "remove".to_owned(),
+            Fault::Join => "join".to_owned(),
         };
-        write!(f, "at {}ms {fault} {victim}", self.at.as_millis())
+        write!(f, "at {}ms {fault} {}", self.at.as_millis(), self.victim)
     }
 }
 
+/// What must be true of the acknowledgements in a stretch of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch {
+    /// Since the run's start.
+    pub from: Duration,
+    /// Since the run's start.
+    pub until: Duration,
+    /// Whether something must be acknowledged; else nothing may be.
+    pub writes: bool,
+}
+
 /// A schedule: steps in the order of their times, and the instant at which faults end and health is awaited.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Schedule {
     /// Steps, earliest first; those of one time in the order of the file.
     pub steps: Vec<Step>,
     /// When everything is healed and judged.
     pub end: Duration,
+    /// What is expected of the acknowledgements.
+    pub stretches: Vec<Stretch>,
+    /// Options that the cluster starts with, as `name=value`.
+    pub options: Vec<String>,
+    /// The hosts that the cluster has at first; all where empty.
+    pub form: Vec<String>,
+    /// Whether acknowledged rows may be lost.
+    pub lossy: bool,
+    /// Whether a database must have been rewound, and none copied.
+    pub rewound: bool,
 }
 
 /// A schedule cannot be played.
@@ -141,7 +192,7 @@ impl Schedule {
     /// # Errors
     /// [`ScheduleError`] with all problems, each with its line and what would be right.
     pub fn parse(text: &str, hosts: &[&str]) -> Result<Self, ScheduleError> {
-        let mut steps = Vec::new();
+        let mut schedule = Self::default();
         let mut end = None;
         let mut problems = Vec::new();
         for (index, line) in text.lines().enumerate() {
@@ -154,19 +205,45 @@ impl Schedule {
                         problems.push(format!("line {number}: a second `end`; keep one"));
                     }
                 }),
-                ["at", at, rest @ ..] => span(at).and_then(|at| step(at, rest, hosts)).map(|step| steps.push(step)),
-                [other, ..] => Err(format!("`{other}` begins no statement; use `at TIME FAULT [HOST]` or `end TIME`")),
+                ["at", at, rest @ ..] => {
+                    span(at).and_then(|at| step(at, rest, hosts)).map(|step| schedule.steps.push(step))
+                }
+                [kind @ ("silent" | "writes"), from, until] => {
+                    stretch(*kind == "writes", from, until).map(|stretch| schedule.stretches.push(stretch))
+                }
+                ["option", option] if option.contains('=') => {
+                    schedule.options.push((*option).to_owned());
+                    Ok(())
+                }
+                ["form", names @ ..] if !names.is_empty() => names.iter().try_for_each(|name| {
+                    schedule.form.push((*name).to_owned());
+                    let known = hosts.join(", ");
+                    hosts.contains(name).then_some(()).ok_or(format!("`{name}` is no host; use some of {known}"))
+                }),
+                ["lossy"] => {
+                    schedule.lossy = true;
+                    Ok(())
+                }
+                ["rewound"] => {
+                    schedule.rewound = true;
+                    Ok(())
+                }
+                [other, ..] => Err(format!(
+                    "`{other}` begins no statement; use `at TIME FAULT [HOST]`, `end TIME`, `silent TIME TIME`, `writes TIME TIME`, \
+                     `option NAME=VALUE`, `form HOST…`, `lossy` or `rewound`"
+                )),
             };
             if let Err(problem) = parsed {
                 problems.push(format!("line {number}: {problem}"));
             }
         }
-        steps.sort_by_key(|step| step.at);
-        let last = steps.last().map(|step| step.at);
+        schedule.steps.sort_by_key(|step| step.at);
+        let stretches = schedule.stretches.iter().map(|stretch| stretch.until);
+        let last = schedule.steps.iter().map(|step| step.at).chain(stretches).max();
         match (end, last) {
             (Some(end), Some(last)) if last > end => {
                 problems.push(format!(
-                    "`end {}s` lies before the last step at {}s",
+                    "`end {}s` lies before the last statement's {}s",
                     end.as_secs_f64(),
                     last.as_secs_f64()
                 ));
@@ -175,15 +252,27 @@ impl Schedule {
             _ => {}
         }
         if problems.is_empty() {
-            Ok(Self { steps, end: end.unwrap_or_default() })
+            Ok(Self { end: end.unwrap_or_default(), ..schedule })
         } else {
             Err(ScheduleError(problems))
         }
     }
 }
 
+fn stretch(writes: bool, from: &str, until: &str) -> Result<Stretch, String> {
+    let (from, until) = (span(from)?, span(until)?);
+    if from >= until {
+        return Err(format!("the stretch ends at {}s, before it began", until.as_secs_f64()));
+    }
+    Ok(Stretch { from, until, writes })
+}
+
 fn step(at: Duration, words: &[&str], hosts: &[&str]) -> Result<Step, String> {
     let (fault, rest) = match words {
+        ["part", one, other] => (Fault::Part(victim(other, hosts)?), std::slice::from_ref(one)),
+        ["part", ..] => return Err("`part` needs two hosts, as `part n1 n3`".into()),
+        ["remove", rest @ ..] => (Fault::Remove, rest),
+        ["join", rest @ ..] => (Fault::Join, rest),
         ["crash", rest @ ..] => (Fault::Crash, rest),
         ["boot", rest @ ..] => (Fault::Boot, rest),
         ["cut", rest @ ..] => (Fault::Cut, rest),
@@ -204,31 +293,41 @@ fn step(at: Duration, words: &[&str], hosts: &[&str]) -> Result<Step, String> {
         ["kill", ..] => return Err("`kill` needs `daemon`, `guard` or `postgres`, as `kill postgres active`".into()),
         [other, ..] => {
             return Err(format!(
-                "`{other}` is no fault; there are crash, boot, cut, heal, oneway, loss, pause, resume, kill, switchover"
+                "`{other}` is no fault; there are crash, boot, cut, heal, oneway, loss, pause, resume, kill, switchover, part, remove, join"
             ));
         }
         [] => return Err("no fault is named, as in `at 5s crash active`".into()),
     };
     let victim = match rest {
         [] => match fault {
-            Fault::Boot | Fault::Resume => Victim::Last,
+            Fault::Boot | Fault::Resume | Fault::Join => Victim::Last,
             Fault::Heal => Victim::All,
             Fault::Switchover => Victim::Active,
             _ => return Err("no host is named; use active, standby, leader, last, all or a host's name".into()),
         },
-        ["active"] => Victim::Active,
-        ["standby"] => Victim::Standby,
-        ["leader"] => Victim::Leader,
-        ["last"] => Victim::Last,
-        ["all"] => Victim::All,
-        [name] if hosts.contains(name) => Victim::Host((*name).to_owned()),
-        [name] => {
-            let known = hosts.join(", ");
-            return Err(format!("`{name}` is no host; use active, standby, leader, last, all or one of {known}"));
-        }
+        [name] => victim(name, hosts)?,
         [_, extra, ..] => return Err(format!("`{extra}` is too much; one host a step")),
     };
     Ok(Step { at, fault, victim })
+}
+
+fn victim(word: &str, hosts: &[&str]) -> Result<Victim, String> {
+    Ok(match word {
+        "active" => Victim::Active,
+        "standby" => Victim::Standby,
+        "leader" => Victim::Leader,
+        "last" => Victim::Last,
+        "standbys" => Victim::Standbys,
+        "down" => Victim::Down,
+        "all" => Victim::All,
+        name if hosts.contains(&name) => Victim::Host(name.to_owned()),
+        name => {
+            let known = hosts.join(", ");
+            return Err(format!(
+                "`{name}` is no host; use active, standby, leader, last, standbys, down, all or one of {known}"
+            ));
+        }
+    })
 }
 
 fn span(text: &str) -> Result<Duration, String> {
@@ -280,14 +379,24 @@ mod tests {
             .take_while(|line| !line.contains("```"))
             .map(|line| format!("{}\n", line.trim_start_matches("//!")))
             .collect();
-        assert_eq!(Schedule::parse(&text, HOSTS).map(|schedule| schedule.steps.len()), Ok(10));
+        assert_eq!(Schedule::parse(&text, HOSTS).map(|schedule| schedule.steps.len()), Ok(13));
     }
 
     #[test]
     fn a_printed_step_parses_to_itself() {
-        for text in
-            ["oneway in active", "oneway out n1", "pause standby", "kill guard leader", "kill daemon n2", "cut all"]
-        {
+        for text in [
+            "oneway in active",
+            "oneway out n1",
+            "pause standby",
+            "kill guard leader",
+            "kill daemon n2",
+            "cut all",
+            "crash standbys",
+            "boot down",
+            "part n1 active",
+            "remove n3",
+            "join n3",
+        ] {
             let schedule = Schedule::parse(&format!("at 5s {text}\nend 6s"), HOSTS).unwrap();
             let again = Schedule::parse(&format!("{}\nend 6s", schedule.steps[0]), HOSTS).unwrap();
             assert_eq!(schedule, again);
@@ -302,6 +411,34 @@ mod tests {
         assert!(problems[0].starts_with("line 1: `5` is no time"));
         assert!(problems[2].contains("`n9` is no host") && problems[2].contains("n1, n2, n3"));
         assert!(problems[8].contains("no `end TIME`"));
-        assert!(Schedule::parse("at 9s cut n1\nend 5s", HOSTS).is_err());
+        for bad in [
+            "at 9s cut n1",
+            "silent 6s 9s",
+            "writes 3s 2s",
+            "form n9",
+            "form",
+            "option x",
+            "at 1s part n1",
+            "lossy now",
+        ] {
+            assert!(Schedule::parse(&format!("{bad}\nend 5s"), HOSTS).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn expectations_and_the_first_members_are_read() {
+        let text = "silent 1s 2s\nwrites 2s 3s\noption durability=one_node\nform n1 n2\nlossy\nrewound\nend 5s";
+        let schedule = Schedule::parse(text, HOSTS).unwrap();
+        let of = |from, until, writes| Stretch {
+            from: Duration::from_secs(from),
+            until: Duration::from_secs(until),
+            writes,
+        };
+        assert_eq!(schedule.stretches, [of(1, 2, false), of(2, 3, true)]);
+        assert_eq!(
+            (schedule.options, schedule.form),
+            (vec!["durability=one_node".to_owned()], vec!["n1".to_owned(), "n2".to_owned()])
+        );
+        assert!(schedule.lossy && schedule.rewound);
     }
 }

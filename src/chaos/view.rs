@@ -73,6 +73,8 @@ impl View {
         if self.raft_leader.is_none() {
             return Some("no Raft leader".to_owned());
         }
+        // Of an even number of members, one stays a learner.
+        let mut learners = usize::from(size.is_multiple_of(2));
         self.nodes.iter().find_map(|node| {
             let expected = if node.name == *active { "active" } else { "standby" };
             let name = &node.name;
@@ -80,6 +82,9 @@ impl View {
                 Some(format!("{name} is {}, not {expected}", node.state))
             } else if node.is_reachable == Some(false) {
                 Some(format!("{name} is not heard"))
+            } else if node.raft == "learner" && learners > 0 {
+                learners -= 1;
+                None
             } else if matches!(node.raft.as_str(), "learner" | "unknown") {
                 Some(format!("{name} has no vote"))
             } else if expected == "standby" && node.lag_bytes.is_none_or(|lag| lag > LAG_MAX) {
@@ -87,6 +92,18 @@ impl View {
             } else {
                 None
             }
+        })
+    }
+}
+
+impl View {
+    /// Returns why this cluster of `size` is not yet as it stays without faults: whole, and led by a standby where there is one
+    /// that votes.
+    #[must_use]
+    pub fn unsettled(&self, size: usize) -> Option<String> {
+        self.missing(size).or_else(|| {
+            let leads_itself = size > 2 && self.active == self.raft_leader;
+            leads_itself.then(|| "the active node leads Raft too, although a standby could".to_owned())
         })
     }
 }
@@ -99,6 +116,16 @@ pub struct EventView {
     pub at_ms: u64,
     /// What happened.
     pub kind: String,
+    /// Why.
+    pub why: WhyView,
+}
+
+/// Why an event happened.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct WhyView {
+    /// What was done.
+    pub step: String,
 }
 
 /// Returns how many milliseconds after `since_ms` each kind of event first happened, up to `until_ms`.
@@ -131,6 +158,17 @@ mod tests {
     }
 
     #[test]
+    fn a_settled_cluster_is_led_by_a_standby() {
+        let mut view = whole();
+        assert_eq!(view.unsettled(3), None);
+        view.raft_leader = Some("n1".into());
+        assert!(view.unsettled(3).is_some_and(|what| what.contains("leads Raft")));
+        view.nodes.truncate(2);
+        view.nodes[1].raft = "learner".into();
+        assert_eq!(view.unsettled(2), None, "of two, the spare has no vote");
+    }
+
+    #[test]
     fn whatever_is_not_whole_is_named() {
         let broken = |change: fn(&mut View)| {
             let mut view = whole();
@@ -149,7 +187,7 @@ mod tests {
 
     #[test]
     fn parts_are_the_first_events_after_the_fault() {
-        let event = |at_ms, kind: &str| EventView { at_ms, kind: kind.to_owned() };
+        let event = |at_ms, kind: &str| EventView { at_ms, kind: kind.to_owned(), ..EventView::default() };
         let history = [
             event(90, "assigned"),
             event(120, "barred"),

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
-use std::process::Command as Program;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -15,8 +14,9 @@ use tokio::time::{Instant, sleep};
 use super::args::{BeginFlags, Cli, Command, NodeFlags};
 use super::local::{Local, NODE_FILE, REMEMBERED, make_folders, owner};
 use super::show::Out;
-use super::{CliError, cluster};
-use crate::app::{self, Begin, begin};
+use super::{CliError, cluster, systemd};
+use crate::app::begin::{self, Failure, FailureKind};
+use crate::app::{self, Begin};
 use crate::config::{self, Address, Config, Secret, Sources};
 use crate::ha::state::NodeState;
 use crate::http::client::{Client, Target};
@@ -97,7 +97,7 @@ pub fn prepare_daemon(cli: &Cli) -> Result<Option<Daemon>, CliError> {
             let Local { config, .. } = Local::load(&cli.reach, node)?;
             make_folders(&config, owner(&config)?)?;
             let begin = Begin::load(&config.data_dir).context("see how the node begins")?;
-            if begin == Begin::Run && !config.data_dir.join(REMEMBERED).exists() {
+            if begin == Begin::Run && !app::is_member(&config.data_dir) {
                 let text = format!(
                     "{} holds no node, so nothing was started. Make a cluster by `hasup start`, or join one by `hasup join`",
                     config.data_dir.display()
@@ -124,7 +124,7 @@ fn set_out(
     json: bool,
     ask: impl FnOnce() -> Result<Begin, CliError>,
 ) -> Result<Daemon, CliError> {
-    if !flags.foreground && !has_systemd() {
+    if !flags.foreground && !systemd::is_here() {
         return Err(CliError::Usage(
             "there is no systemd here to run hasup. Nothing was started. Say --foreground, and let a supervisor of yours \
              keep `hasup run` going"
@@ -132,28 +132,34 @@ fn set_out(
         ));
     }
     let Local { config, sources, .. } = Local::load(&cli.reach, node)?;
-    let has_begun = config.data_dir.join(REMEMBERED).exists();
-    if has_begun && Begin::load(&config.data_dir).context("see how the node began")? == Begin::Run {
+    let begin_before = Begin::load(&config.data_dir).context("see how the node began")?;
+    if begin_before == Begin::Run && app::is_member(&config.data_dir) {
         let text = format!(
             "{} already holds a node. Nothing was changed. Run it by `hasup run`, or delete it first by `hasup destroy`",
             config.data_dir.display()
         );
         return Err(CliError::Refused(text));
     }
-    if !has_begun && let Some(found) = first_entry(&config.data_dir) {
+    if !config.data_dir.join(REMEMBERED).exists()
+        && let Some(found) = first_entry(&config.data_dir)
+    {
         let text = format!(
             "{} is not empty (it holds {found}). Nothing was changed. Empty it or name another by --data-dir",
             config.data_dir.display()
         );
         return Err(CliError::Refused(text));
     }
-    let begin = ask()?;
     let owner = owner(&config)?;
+    if !flags.foreground {
+        systemd::check(&config, owner)?;
+    }
+    let begin = ask()?;
     let mut remembered = format!("# What this node was told when it began.\n{}", config::render(&sources)?);
     if !flags.foreground && write_node_file(&config, &sources)? {
         "# What this node was told when it began is in the node file.\n".clone_into(&mut remembered);
     }
     make_folders(&config, owner)?;
+    Failure::forget(&config.data_dir).context("forget how the try before ended")?;
     begin.save(&config.data_dir, owner).context("keep what was asked for")?;
     begin::keep(&config.data_dir.join(REMEMBERED), remembered.as_bytes(), 0o644, owner)
         .context("remember the flags")?;
@@ -251,24 +257,6 @@ fn prompt(question: &str) -> Result<String, CliError> {
     Ok(line)
 }
 
-/// Returns whether systemd runs this machine.
-pub(super) fn has_systemd() -> bool {
-    Path::new("/run/systemd/system").is_dir()
-}
-
-/// Runs systemctl; its messages go where ours do.
-pub(super) fn systemctl(words: &[&str]) -> Result<(), CliError> {
-    let ended = Program::new("systemctl").args(words).status().context("run systemctl")?;
-    if ended.success() {
-        return Ok(());
-    }
-    let text = format!(
-        "`systemctl {}` failed ({ended}). See `journalctl -u hasup -u hasup-guard`; the units come with hasup's package",
-        words.join(" ")
-    );
-    Err(CliError::Failed(anyhow::Error::msg(text)))
-}
-
 /// Runs the node until it ends, or under systemd until it is up.
 ///
 /// # Errors
@@ -285,21 +273,64 @@ pub async fn run_daemon(daemon: Daemon) -> Result<(), CliError> {
                 std::future::pending::<()>().await;
             };
             tokio::select! {
-                ended = app::run(config.clone(), begin.clone()) => Ok(ended?),
+                ended = app::run(config.clone(), begin.clone()) => ended.map_err(as_ended),
                 () = told => Ok(()),
             }
         }
         Daemon::Service { config, begin, announce } => {
-            systemctl(&["enable", "hasup-guard.service", "hasup.service"])?;
-            // Not waited for by systemctl: what the node is doing is asked of the node itself.
-            systemctl(&["start", "--no-block", "hasup-guard.service", "hasup.service"])?;
-            match announce {
-                Some(json) => announce_up(&config, &begin, Out::new(json)).await,
-                None => Ok(()),
+            systemd::start(&config, owner(&config)?)?;
+            let Some(json) = announce else { return Ok(()) };
+            tokio::select! {
+                told = announce_up(&config, &begin, Out::new(json)) => told,
+                error = until_failed(&config) => {
+                    // Whoever is told that it failed must not find it running later.
+                    systemd::retire()?;
+                    Err(error)
+                }
             }
         }
         Daemon::Guard { config } => Ok(app::guard(&config)?),
         Daemon::ExecPostgres { words } => Ok(app::exec_postgres(&words)?),
+    }
+}
+
+/// Returns an error of the node, with the exit code that it deserves.
+fn as_ended(error: anyhow::Error) -> CliError {
+    match FailureKind::of(&error) {
+        FailureKind::Other => CliError::Failed(error),
+        kind => as_failed(kind, format!("{error:#}")),
+    }
+}
+
+fn as_failed(kind: FailureKind, text: String) -> CliError {
+    match kind {
+        FailureKind::Refused => CliError::Refused(text),
+        FailureKind::Unknown => HandleError::new(ErrorCode::Unknown, text).into(),
+        FailureKind::Other => CliError::Failed(anyhow::Error::msg(text)),
+    }
+}
+
+/// Waits until the node under systemd could not begin, and returns why. Never ends where it did begin.
+async fn until_failed(config: &Config) -> CliError {
+    loop {
+        sleep(LOOK_EVERY).await;
+        match Failure::load(&config.data_dir) {
+            Ok(Some(failure)) => return as_failed(failure.kind, failure.message),
+            Ok(None) => {}
+            Err(error) => return CliError::Failed(error.into()),
+        }
+        if app::is_member(&config.data_dir) {
+            continue;
+        }
+        match systemd::keeps_failing() {
+            Ok(false) => {}
+            Ok(true) => {
+                let text = "the daemon ends again and again. The node has not begun and is not tried any more. \
+                            `journalctl -u hasup -n 50` tells why";
+                return CliError::Failed(anyhow::Error::msg(text));
+            }
+            Err(error) => return error,
+        }
     }
 }
 
@@ -389,6 +420,10 @@ mod tests {
         // Interrupted: whoever runs the node goes on with it, by its own name and address.
         assert_eq!(code("run"), Ok(began));
         Begin::forget(&path.join("n1")).unwrap();
+        assert_eq!(code("run"), Err(3), "it was refused, and belongs to no cluster");
+        code("join ::1 --token t --foreground").expect("another try");
+        Begin::forget(&path.join("n1")).unwrap();
+        fs::write(path.join("n1/identity.json"), "{}").unwrap();
         assert_eq!(code("run"), Ok(Begin::Run));
         assert_eq!(code("start --foreground"), Err(3), "it has begun");
         assert_eq!(code("join ::1 --token t --foreground"), Err(3), "it has begun");

@@ -11,10 +11,9 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::args::{Cli, NodeFlags};
-use super::begin;
 use super::local::{Local, REMEMBERED};
 use super::show::Out;
-use super::{CliError, local};
+use super::{CliError, local, systemd};
 use crate::http::client::{Client, Target};
 use crate::node::handle::Request;
 
@@ -44,12 +43,13 @@ pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliE
         return Err(CliError::Refused(text));
     }
     let socket = config.admin_socket();
+    if systemd::runs(data_dir) {
+        // Stopped by its supervisor, which else would start it again.
+        systemd::retire()?;
+    }
     if UnixStream::connect(&socket).is_ok() {
         let client = Client::new(vec![Target::Admin(socket.clone())], None, None).context("prepare to ask the node")?;
         client.request(&Request::Shutdown { handover: true }).await?;
-    }
-    if begin::has_systemd() {
-        begin::systemctl(&["disable", "--now", "hasup.service", "hasup-guard.service"])?;
     }
     for socket in [socket.as_path(), &data_dir.join("guard.sock")] {
         wait_until_silent(socket).await?;

@@ -102,7 +102,8 @@ fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
-/// Returns the address of the default route. Nothing is sent: connecting a datagram socket only looks the route up.
+/// Returns the address of the default route, else the only address there is. Nothing is sent: connecting a datagram socket
+/// only looks the route up.
 fn address() -> Option<IpAddr> {
     let route = |from: IpAddr, to: IpAddr| -> io::Result<IpAddr> {
         let socket = UdpSocket::bind((from, 0))?;
@@ -112,7 +113,21 @@ fn address() -> Option<IpAddr> {
     // Addresses set apart for documentation, so certainly not this machine's own.
     let four = route(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into());
     let six = || route(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into());
-    four.or_else(|_| six()).ok()
+    four.or_else(|_| six()).ok().or_else(only_address)
+}
+
+/// Returns this machine's address where it has just one that others can reach; IPv4 goes before IPv6.
+fn only_address() -> Option<IpAddr> {
+    let interfaces: Vec<_> = nix::ifaddrs::getifaddrs().ok()?.filter_map(|interface| interface.address).collect();
+    let four = interfaces.iter().filter_map(|address| Some(address.as_sockaddr_in()?.ip()));
+    let four: Vec<Ipv4Addr> = four.filter(|ip| !ip.is_loopback() && !ip.is_link_local()).collect();
+    let six = interfaces.iter().filter_map(|address| Some(address.as_sockaddr_in6()?.ip()));
+    let six: Vec<Ipv6Addr> = six.filter(|ip| !ip.is_loopback() && !ip.is_unicast_link_local()).collect();
+    match (four.as_slice(), six.as_slice()) {
+        ([only], _) => Some((*only).into()),
+        ([], [only]) => Some((*only).into()),
+        _ => None,
+    }
 }
 
 /// Returns the user that the daemon is to run as, where it has the right to choose.

@@ -102,6 +102,7 @@ impl Scene {
                     host: (*host).to_owned(),
                     data_dir: self.dir.join(&name),
                     run_dir: self.dir.join(format!("{name}-run")),
+                    config: self.dir.join(format!("{name}.toml")),
                     log: self.dir.join(format!("{name}.log")),
                     answers: self.dir.join(format!("{name}.out")),
                     name,

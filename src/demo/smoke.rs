@@ -14,7 +14,7 @@ use super::scene::{Scene, Tail};
 use crate::chaos::checkers::{kept_rows, lost_rows, one_writer};
 use crate::chaos::forming::WHOLE_LIMIT;
 use crate::chaos::journal::{Gap, Journal, Outcome};
-use crate::chaos::node::wait_whole;
+use crate::chaos::node::{wait_settled, wait_whole};
 use crate::chaos::schedule::Part;
 use crate::chaos::{millis, process, rows, view};
 use crate::sys::clock::{boot_now, wall_now};
@@ -146,7 +146,10 @@ fn all_kept(journal: &Journal, steps: &[StepReport], progress: Progress) -> bool
 
 /// Plays faults again and again and prints minimum, median and worst of their gaps.
 pub(super) async fn bench(args: &BenchArgs, scene: &mut Scene, progress: Progress) -> anyhow::Result<u8> {
-    scene.form(&args.options, progress).await?;
+    // a bench kills more often within an hour than is left to happen by itself
+    let mut options = vec!["role_changes_per_hour=1000".to_owned()];
+    options.extend(args.options.iter().cloned());
+    scene.form(&options, progress).await?;
     let lease_ms = lease_ms(scene).await;
     scene.start_writer()?;
     let mut tail = Tail::new(scene.journal_path());
@@ -215,6 +218,8 @@ async fn play(
     fault: FaultKind,
     progress: Progress,
 ) -> anyhow::Result<StepReport> {
+    // A fault is measured from the state in which a cluster spends its days.
+    wait_settled(&scene.nodes, WHOLE_LIMIT).await.with_context(|| format!("before {}", fault.name()))?;
     let mark = boot_now();
     wait_journal(scene, tail, "200 acknowledged rows before the fault", |journal| {
         journal.count(Outcome::Ok, mark) >= ROWS_BEFORE

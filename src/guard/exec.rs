@@ -3,6 +3,7 @@
 //! The kernel forgets a parent-death signal when the user changes, so it is set here, after the guard's spawn has dropped
 //! privileges, and it is sent when the *thread* that forked ends, which is the guard's only one.
 
+use crate::sys::fs::write_volatile;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -49,7 +50,7 @@ pub fn run(args: &[OsString]) -> ExecError {
         return ExecError::GuardGone;
     }
     // The guard is the last that the kernel should choose, PostgreSQL's postmaster comes before it, backends before both.
-    let _best_effort = std::fs::write("/proc/self/oom_score_adj", "-500");
+    let _best_effort = write_volatile(std::path::Path::new("/proc/self/oom_score_adj"), b"-500");
     let source = Command::new(program)
         .args(&args[2..])
         .env("LC_ALL", "C")

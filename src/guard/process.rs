@@ -9,6 +9,8 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -26,6 +28,7 @@ use super::protocol::{
 use super::state::{Due, GuardState};
 use super::{deadline_socket_path, socket_path};
 use crate::sys::clock::boot_now;
+use crate::sys::fs::write_volatile;
 use crate::types::BootTime;
 
 /// What a guard is started with.
@@ -87,7 +90,7 @@ pub fn run(options: &GuardOptions) -> Result<(), GuardRunError> {
 
     let _already_leader = setsid();
     set_child_subreaper(Some(rustix::process::getpid())).map_err(os("become the reaper of orphans"))?;
-    let _best_effort = fs::write("/proc/self/oom_score_adj", "-900");
+    let _best_effort = write_volatile(Path::new("/proc/self/oom_score_adj"), b"-900");
     let _best_effort = nix::sys::mman::mlockall(nix::sys::mman::MlockAllFlags::MCL_CURRENT);
 
     let mut guard = Guard::open(options)?;
@@ -355,6 +358,14 @@ impl Guard {
                 spec.pgdata.display()
             ));
         }
+        // Left over from a crash. Nobody works in this directory, but after a reboot its process id may well be that of a thread of
+        // hasup, and PostgreSQL would take that for another server and never start.
+        match fs::remove_file(spec.pgdata.join("postmaster.pid")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(format!("remove {}/postmaster.pid: {error}", spec.pgdata.display()));
+            }
+            _ => {}
+        }
         let pid = spawn(spec).map_err(|error| format!("start {}: {error}", spec.program.display()))?;
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("the kernel gave no process id")?;
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
@@ -483,7 +494,23 @@ fn spawn(spec: &StartSpec) -> io::Result<u32> {
     Ok(command.spawn()?.id())
 }
 
-/// The guard's log is its standard error: a tracing subscriber may block, this process may not wait for one.
+/// The guard's log is its standard error, written by a thread of its own: a stuck disk or journal may hold that up, never the
+/// thread that fences. A line that finds the queue full is dropped.
 fn log(text: &str) {
-    let _nobody_reads = writeln!(io::stderr(), "guard {}: {text}", boot_now());
+    static LINES: OnceLock<Option<SyncSender<String>>> = OnceLock::new();
+    let lines = LINES.get_or_init(|| {
+        let (sender, lines) = sync_channel::<String>(LOG_LINES_MAX);
+        let write = move || {
+            for line in lines {
+                let _nobody_reads = io::stderr().write_all(line.as_bytes());
+            }
+        };
+        std::thread::Builder::new().name("guard-log".to_owned()).spawn(write).ok().map(|_| sender)
+    });
+    if let Some(lines) = lines {
+        let _full = lines.try_send(format!("guard {}: {text}\n", boot_now()));
+    }
 }
+
+/// Lines of the log that wait to be written at the most.
+const LOG_LINES_MAX: usize = 256;

@@ -58,6 +58,11 @@ pub enum AssignWait {
         /// Why not.
         because: String,
     },
+    /// The role has moved so often that a person is asked first.
+    Person {
+        /// How often it moved within the hour.
+        changes: u32,
+    },
     /// A standby has to settle into the commit set.
     CommitSetSettles,
     /// Raft's voters have to change.
@@ -75,6 +80,11 @@ impl fmt::Display for AssignWait {
                 write!(f, "more of {} to state where their log ends ({answered} have)", members.join(", "))
             }
             Self::Candidate { node, because } => write!(f, "node {node}, which holds the most log: {because}"),
+            Self::Person { changes } => write!(
+                f,
+                "a person: the role has moved {changes} times within an hour and is given up again. Find out why (`hasup history`); \
+                 `hasup options set role_changes_per_hour=N` lets it move on"
+            ),
             Self::CommitSetSettles => f.write_str("the new commit set to be in effect"),
             Self::RaftVoters => f.write_str("Raft's voters to change"),
         }
@@ -279,14 +289,10 @@ impl Leader<'_> {
 
     /// The standbys that commits should wait for, once each of them streams and has caught up.
     fn wanted_commit_set(&self, active: &ActiveReport, current: &CommitSet) -> CommitSet {
-        let data_nodes = self.view.members.keys().filter(|node| self.counts_as_data(**node)).count();
-        let k = match self.view.durability {
-            Durability::OneNode => 0,
-            Durability::TwoNodes | Durability::BestEffort => majority_of(data_nodes) - 1,
-        };
-        if k == 0 {
+        if self.view.durability == Durability::OneNode {
             return CommitSet::none();
         }
+        let data_nodes = self.view.members.keys().filter(|node| self.counts_as_data(**node)).count();
         let is_member = |node: NodeId| node != self.a.node && self.counts_as_data(node);
         let answers_for_itself = |member: &&DataMember| {
             let data = self.report_of(member.node).and_then(|report| report.data);
@@ -301,8 +307,9 @@ impl Leader<'_> {
             .collect();
         let may_shrink = data_nodes == 2 || self.view.durability == Durability::BestEffort;
         let stays = |member: &&DataMember| {
-            let is_replaced =
-                streaming.iter().any(|new| new.node == member.node && new.incarnation != member.incarnation);
+            // its own node says that this life of its data is over: it can neither acknowledge nor answer any more
+            let data = self.report_of(member.node).and_then(|report| report.data);
+            let is_replaced = data.is_some_and(|data| data.incarnation > member.incarnation);
             let is_lost = may_shrink
                 && !streaming.contains(member)
                 && self
@@ -314,8 +321,11 @@ impl Leader<'_> {
         };
         let mut members: BTreeSet<DataMember> = current.members.iter().filter(stays).copied().collect();
         members.extend(streaming);
-        let k = k.min(members.len());
-        if k == 0 { CommitSet::none() } else { CommitSet { members, k: u32::try_from(k).unwrap_or(u32::MAX) } }
+        if members.is_empty() && !may_shrink && current.k > 0 {
+            // waiting for somebody who is gone is still better than waiting for nobody unasked
+            return current.clone();
+        }
+        majority_commit_set(members)
     }
 
     /// The voters there should be: an odd number, those that vote already before others (L23).
@@ -323,7 +333,12 @@ impl Leader<'_> {
         let set = self.a.commit_sets.last();
         let is_ready = |node: NodeId, member: &MemberView| {
             let commits_wait = set.is_some_and(|set| set.members.iter().any(|data| data.node == node));
-            let holds_data = member.kind == MemberKind::Witness || node == self.a.node || commits_wait;
+            let streams = || {
+                let active = self.living_holder();
+                active.is_some_and(|active| active.streaming.iter().any(|data| data.node == node))
+            };
+            let is_counted = commits_wait || (self.view.durability == Durability::OneNode && streams());
+            let holds_data = member.kind == MemberKind::Witness || node == self.a.node || is_counted;
             let is_here = member.passes_both_ways && !self.is_leaving(node);
             self.view.raft_caught_up.contains(&node) && holds_data && is_here
         };
@@ -334,7 +349,7 @@ impl Leader<'_> {
         wanted.extend(joiners.map(|(node, _)| *node));
         // never removed, and so never the one that an even number leaves out; a spare that became active comes before other spares
         wanted.sort_by_key(|node| (*node != self.a.node, !current.contains(node)));
-        let odd = if wanted.len() % 2 == 0 { wanted.len().saturating_sub(1) } else { wanted.len() };
+        let odd = if wanted.len().is_multiple_of(2) { wanted.len().saturating_sub(1) } else { wanted.len() };
         wanted.truncate(odd.max(1));
         wanted.into_iter().collect()
     }
@@ -425,10 +440,57 @@ impl Leader<'_> {
             assigned.waiting_on.push(AssignWait::Positions { set: uncovered.set, answered: uncovered.answered });
             return;
         }
+        if self.needs_a_person() {
+            assigned.waiting_on.push(AssignWait::Person { changes: self.view.role_changes });
+            return;
+        }
+        if let Some(node) = self.is_expected_to_state(&answers) {
+            assigned
+                .waiting_on
+                .push(AssignWait::Candidate { node, because: "it has yet to state its position".to_owned() });
+            return;
+        }
         match self.choose(&answers) {
             Ok(node) => *assigned = self.hand_to(node, &answers),
             Err(wait) => assigned.waiting_on.extend(wait),
         }
+    }
+
+    /// After an orderly resignation, which accounts for all data at once, a living standby is waited for: its word is milliseconds
+    /// behind, and without it the role would go back to where it was given up.
+    fn is_expected_to_state(&self, answers: &BTreeMap<NodeId, Answer>) -> Option<NodeId> {
+        let report = self.report_of(self.a.node).filter(|report| report.resigned >= self.a.generation)?;
+        let is_orderly = matches!(report.resign_reason, Some(ResignReason::Switchover | ResignReason::Stopping));
+        if !is_orderly || self.view.resigned_for > self.view.timing.hand_over_limit {
+            return None;
+        }
+        let wished = self.view.goals.switchover.as_ref().and_then(|goal| goal.to);
+        let may_follow = |node: NodeId, member: &MemberView, report: &Report| {
+            let is_intact = report.data.is_some_and(|data| data.is_intact);
+            node != self.a.node && member.passes_both_ways && is_intact && wished.is_none_or(|wished| wished == node)
+        };
+        let mut candidates =
+            self.reports().filter(|(node, member, report)| may_follow(*node, member, report)).peekable();
+        let first = candidates.peek().map(|(node, ..)| *node);
+        // one is enough where nobody is named
+        let has_stated = candidates.any(|(node, ..)| answers.contains_key(&node));
+        first.filter(|_| !has_stated)
+    }
+
+    /// A node that gives the role up again and again hands its trouble round. A dead node is replaced, and an order is carried out,
+    /// however often.
+    fn needs_a_person(&self) -> bool {
+        let report = self.report_of(self.a.node).filter(|report| report.resigned >= self.a.generation);
+        let Some(reason) = report.and_then(|report| report.resign_reason.as_ref()) else { return false };
+        let is_trouble = match reason {
+            ResignReason::PostgresFailed | ResignReason::PromotionFailed => true,
+            ResignReason::LeaseOver
+            | ResignReason::Switchover
+            | ResignReason::Stopping
+            | ResignReason::Restarted
+            | ResignReason::Superseded => false,
+        };
+        is_trouble && self.view.role_changes >= self.view.role_changes_max
     }
 
     /// What those said who can no longer help the generation that is to be replaced.
@@ -566,16 +628,23 @@ impl Leader<'_> {
             let own = || (node == self.a.node).then_some(self.a.incarnation);
             reported.or_else(own).or_else(recorded)
         };
-        let counts = |node: &NodeId| data_nodes.len() > 2 || answers.contains_key(node);
+        // members that have no data yet count for nothing: commits must not wait for a copy that waits for commits
+        let holders = data_nodes.iter().filter(|node| **node == chosen || last_known(**node).is_some()).count();
+        let counts = |node: &NodeId| holders > 2 || answers.contains_key(node);
         let members: BTreeSet<DataMember> = data_nodes
             .iter()
             .filter(|node| **node != chosen)
             .filter(|node| counts(node))
             .filter_map(|node| Some(DataMember { node: *node, incarnation: last_known(*node)? }))
             .collect();
-        let k = (majority_of(data_nodes.len()) - 1).min(members.len());
-        if k == 0 { CommitSet::none() } else { CommitSet { members, k: u32::try_from(k).unwrap_or(u32::MAX) } }
+        majority_commit_set(members)
     }
+}
+
+/// The set in which the primary and k of `members` are a majority of all who hold the data.
+fn majority_commit_set(members: BTreeSet<DataMember>) -> CommitSet {
+    let k = majority_of(1 + members.len()) - 1;
+    if k == 0 { CommitSet::none() } else { CommitSet { members, k: u32::try_from(k).unwrap_or(u32::MAX) } }
 }
 
 fn words(set: &CommitSet) -> String {

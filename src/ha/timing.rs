@@ -21,10 +21,16 @@ pub struct Timing {
     pub report_fresh: Duration,
     /// After this much, a standby whose WAL receiver has not gone at the bar is stopped (L9).
     pub bar_limit: Duration,
+    /// How long, after an orderly resignation, the standbys may take to state their positions before the former node is taken again.
+    pub hand_over_limit: Duration,
+    /// How long data that was rebuilt from a former primary may take to say where its log ends, before it is rebuilt again.
+    pub rebuilt_limit: Duration,
     /// A chosen node that has not promoted by then resigns (L17).
     pub promote_limit: Duration,
     /// How long a node that failed to promote stays out of the choice (L17).
     pub unfit_for: Duration,
+    /// A primary that takes no durable write for so long gives the role up, if another node can take it.
+    pub write_stall_limit: Duration,
     /// How long a standby may be gone before a cluster that can do without it stops waiting for it, by a recorded change.
     pub degrade_after: Duration,
     /// How long a clean stop of PostgreSQL in a switchover may take before it is killed.
@@ -45,8 +51,11 @@ impl Timing {
             // two pulses, the way there and back, and some scheduling
             report_fresh: Duration::from_millis(300),
             bar_limit: Duration::from_secs(2),
+            rebuilt_limit: Duration::from_secs(120),
+            hand_over_limit: Duration::from_secs(3),
             promote_limit: Duration::from_secs(10).max(lease * 2),
             unfit_for: Duration::from_secs(30),
+            write_stall_limit: Duration::from_secs(30).max(lease * 3),
             degrade_after: Duration::from_secs(10),
             clean_stop_limit: Duration::from_secs(5),
         }

@@ -105,6 +105,8 @@ pub struct PostgresView {
     pub current: Option<Lsn>,
     /// Whether a write through the commit set has succeeded since the promotion.
     pub has_written: bool,
+    /// For how long it has neither answered nor taken a durable write through a new connection; zero while it does.
+    pub stalled_for: Duration,
     /// The generation whose switchover has been prepared by a checkpoint.
     pub checkpointed_for: Option<Generation>,
     /// The generation under which a clean stop was finished, with the final position in `position`.
@@ -212,6 +214,12 @@ pub struct ClusterView {
     pub raft_caught_up: BTreeSet<NodeId>,
     /// For how long the leader has not heard the active node; zero where it is that itself.
     pub holder_unheard_for: Duration,
+    /// For how long the leader knows that the active node has resigned; zero while it has not.
+    pub resigned_for: Duration,
+    /// How many automatic role changes the last hour has seen.
+    pub role_changes: u32,
+    /// How many are allowed before a person is asked.
+    pub role_changes_max: u32,
     /// Nodes that lately failed to promote, and until when they stay out (L17).
     pub failed_promotion: BTreeMap<NodeId, BootTime>,
     /// Since when each standby has not been streaming, as the leader saw it.

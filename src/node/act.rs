@@ -73,7 +73,14 @@ impl Shared {
                 self.tell(event);
                 Ok(())
             }
-            Step::PersistIntact => self.remember(|facts| facts.data = DataState::Intact).await,
+            Step::PersistIntact => {
+                self.remember(|facts| {
+                    if matches!(facts.data, DataState::Rebuilding { until: Some(_) }) {
+                        facts.data = DataState::Intact;
+                    }
+                })
+                .await
+            }
             Step::CutReceiver { .. } => self.cut_receiver().await,
             Step::Fence { .. } => {
                 let fenced = self.guard.client()?.fence(KILL_AFTER).await.map(drop);
@@ -217,6 +224,10 @@ impl Shared {
         }
         let members = self.state().members.values().map(|member| member.name.clone()).collect();
         let postgres = Arc::clone(&self.postgres.postgres);
+        if self.postgres.postgres.postmaster().is_some() {
+            // somebody started it by hand, past the guard
+            self.guard.client()?.stop(StopMode::Immediate { kill_after: KILL_AFTER }).await?;
+        }
         let prepared = tokio::task::spawn_blocking(move || postgres.prepare_start(None, &members)).await;
         let spec = prepared.map_err(|error| StepError::Unknown(format!("prepare PostgreSQL's start: {error}")))??;
         self.postgres.note_follows(None)?;
@@ -259,7 +270,7 @@ impl Shared {
             });
             return Ok(());
         }
-        self.postgres.postgres.set_sync_names(&to_postgres(&names), SHORT).await?;
+        self.postgres.postgres.set_sync_names(&to_postgres(&names), true, SHORT).await?;
         self.postgres.note_names(NamesInEffect { names, since: Lsn(0) });
         self.postgres.note_change();
         Ok(())
@@ -269,7 +280,9 @@ impl Shared {
 
     async fn settle_names(self: Arc<Self>, names: SyncNames, place: JobPlace) {
         let settled = async {
-            self.postgres.postgres.set_sync_names(&to_postgres(&names), CHECKPOINT_LIMIT).await?;
+            let before = self.postgres.view(&self.guard.view(), self.postgres_process()).names;
+            let may_mix = before.is_some_and(|before| before.names.may_mix_with(&names));
+            self.postgres.postgres.set_sync_names(&to_postgres(&names), may_mix, CHECKPOINT_LIMIT).await?;
             let end = self
                 .postgres
                 .postgres
@@ -288,7 +301,12 @@ impl Shared {
     async fn promote_postgres(self: Arc<Self>, timeline: Timeline, limit: Duration, place: JobPlace) {
         let process = self.postgres_process();
         match self.postgres.postgres.promote(timeline, limit).await {
-            Ok(()) => self.postgres.note_promoted(process, timeline),
+            Ok(()) => {
+                self.postgres.note_promoted(process, timeline);
+                if let Err(error) = self.postgres.postgres.admit_standbys(SHORT).await {
+                    tracing::warn!(error = %chain(&error), "whether standbys may connect is not certain");
+                }
+            }
             Err(error) => place.fail(format!("promote PostgreSQL: {}", chain(&error)), Duration::from_secs(1)),
         }
     }
@@ -385,12 +403,14 @@ impl Shared {
         place: &JobPlace,
     ) -> Result<(), StepError> {
         let source = self.source(from)?;
+        let promoted = self.state().assignment.as_ref().map(|record| record.value.promoted).unwrap_or_default();
         let layout = self.postgres.postgres.layout().clone();
         let programs = self.postgres.postgres.programs().clone();
         let ssl = self.postgres.postgres.settings().ssl.clone();
-        let pending = rewind::pending(&layout).is_some();
-        let fork = self.postgres.fork();
-        let own = self.postgres.view(&self.guard.view(), self.postgres_process()).position;
+        let parted = self.postgres.parted();
+        if parted.is_some() {
+            self.postgres.keep_parted(parted)?;
+        }
         if self.durable.get().data != (DataState::Rebuilding { until: None }) {
             self.remember(|facts| {
                 facts.incarnation = facts.incarnation.next();
@@ -403,17 +423,18 @@ impl Shared {
         self.postgres.note_change();
 
         let mut is_rewound = false;
-        if let (true, true, Some(own)) =
-            (may_rewind, pending || fork.is_some(), own.or(pending.then_some(Default::default())))
-        {
+        if may_rewind && parted.is_none() {
+            tracing::info!("no rewind: the histories have nothing in common, or the log for it is gone");
+        }
+        if let (true, Some(parted)) = (may_rewind, parted) {
             place.becomes(Job::Rebuilding);
             self.ask_for_checkpoint(from, generation).await?;
             let label = format!("{}", wall_now().as_secs());
             let rewind = Rewind {
                 source: source.clone(),
                 ssl: ssl.clone(),
-                fork: fork.unwrap_or_default(),
-                own,
+                fork: parted.fork,
+                own: parted.own,
                 label,
                 limit: REWIND_LIMIT,
             };
@@ -422,6 +443,8 @@ impl Shared {
                     tracing::info!(from = %salvage.from, to = %salvage.to, "rewound; the dropped tail is kept under salvage/");
                     is_rewound = true;
                 }
+                // nothing was touched: tried again, as a copy would destroy the tail
+                Err(error @ PgError::NoSpace { .. }) => return Err(error.into()),
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "the rewind failed; the database is copied instead")
                 }
@@ -434,8 +457,9 @@ impl Shared {
         // the copy is consistent once it has replayed to here: the source's log ended below this when it was made
         let until =
             self.end_of(from).ok_or_else(|| StepError::Unknown("the active node's log end is not known".to_owned()))?;
+        self.postgres.note_rebuilt(promoted)?;
         self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
-        self.postgres.forget_lineage();
+        self.postgres.keep_parted(None)?;
         let event = self.event_of_rebuild(generation, is_rewound);
         self.tell(event);
         Ok(())

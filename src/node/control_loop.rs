@@ -1,6 +1,6 @@
 //! Observe, decide, act, publish: again and again, woken by events and paced by itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,10 +23,12 @@ use crate::kv::State;
 use crate::peer::PeerAddress;
 use crate::pulse::PulsePeer;
 use crate::sys::clock::boot_now;
-use crate::types::{BootTime, NodeName};
+use crate::types::{BootTime, NodeId, NodeName};
 
 /// A round after a failed step is not begun sooner: the same failure again and again would fill log and processor.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
+/// How long a node that stops waits for its resignation to be heard.
+const LINGER: Duration = Duration::from_secs(1);
 /// How often host names of members are resolved anew for the pulses.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
@@ -51,6 +53,7 @@ pub(super) async fn run(shared: Arc<Shared>, published: watch::Sender<Arc<Status
         clock: RecordClock::default(),
         members_index: None,
         resolved_at: Instant::now(),
+        resolved: BTreeMap::new(),
         logged: None,
         publisher: publish::Publisher::default(),
         shared,
@@ -72,6 +75,7 @@ pub(super) async fn wait_until_stopped(shared: &Shared, limit: Duration) {
             return;
         }
         if !has_role {
+            linger(shared).await;
             // a standby stops in order by itself once it no longer holds a role
             if let Ok(client) = shared.guard.client() {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -92,12 +96,30 @@ pub(super) async fn wait_until_stopped(shared: &Shared, limit: Duration) {
     }
 }
 
+/// Gives the word that this node has resigned a little time to be heard: whoever misses it would wait for the lease.
+async fn linger(shared: &Shared) {
+    let resigned = shared.durable.get().resigned;
+    let own = shared.state().assignment.as_ref().map(|record| (record.value.node, record.value.generation));
+    if own != Some((shared.me, resigned)) {
+        return;
+    }
+    let deadline = Instant::now() + LINGER;
+    while Instant::now() < deadline {
+        let view = shared.pulses.view();
+        if view.peers.values().any(|peer| peer.report.barred >= resigned || peer.report.record > resigned) {
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
 struct ControlLoop {
     shared: Arc<Shared>,
     published: watch::Sender<Arc<Status>>,
     clock: RecordClock,
     members_index: Option<u64>,
     resolved_at: Instant,
+    resolved: BTreeMap<NodeId, Vec<std::net::SocketAddr>>,
     logged: Option<(NodeState, Vec<String>)>,
     publisher: publish::Publisher,
 }
@@ -178,6 +200,7 @@ impl ControlLoop {
     /// Tells pulses, peers and PostgreSQL who the members are, whenever that has changed.
     async fn follow_members(&mut self, state: &State) {
         let shared = &self.shared;
+        shared.pulses.set_timing(Timing::from_options(&state.options));
         let is_new = self.members_index != Some(state.members_index);
         if !is_new && self.resolved_at.elapsed() < RESOLVE_EVERY {
             return;
@@ -204,14 +227,15 @@ impl ControlLoop {
         }
         let mut peers = Vec::new();
         for member in others() {
-            peers.push(PulsePeer {
-                id: member.id,
-                key: member.pulse_key,
-                addresses: resolve(&member.peer_addresses).await,
-            });
+            let found = resolve(&member.peer_addresses).await;
+            // a name that does not resolve now was right before: a resolver's outage must not silence the cluster
+            let known = self.resolved.entry(member.id).or_default();
+            if !found.is_empty() {
+                *known = found;
+            }
+            peers.push(PulsePeer { id: member.id, key: member.pulse_key, addresses: known.clone() });
         }
         shared.pulses.set_peers(&peers);
-        shared.pulses.set_timing(Timing::from_options(&state.options));
     }
 
     fn log(&mut self, plan: &Plan) {

@@ -16,7 +16,7 @@ use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
 use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView};
 use crate::postgres::observe::LiveFacts;
-use crate::postgres::{Divergence, PgError, Postgres, PostgresFacts, TimelineHistory};
+use crate::postgres::{Divergence, PgError, Postgres, PostgresFacts, TimelineHistory, WriteProbe};
 use crate::sys::clock::boot_now;
 use crate::types::{BootTime, DataIncarnation, Generation, Lsn, NodeId, NodeName, Timeline, WalPosition};
 
@@ -28,6 +28,9 @@ const OBSERVE_HOT: Duration = Duration::from_millis(4);
 const OBSERVE_IDLE: Duration = Duration::from_millis(250);
 /// How long PostgreSQL may take to add up its files.
 const SIZE_LIMIT: Duration = Duration::from_secs(5);
+/// How often a primary is written to, and how long one such write may take.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
 /// A standby that may follow has this long to begin streaming before its log is looked at, and again each time after that.
 const LOG_READ_EVERY: Duration = Duration::from_secs(3);
 /// How much of the end of PostgreSQL's log is looked at.
@@ -48,6 +51,15 @@ pub(super) struct Observation {
     pub(super) facts: PostgresFacts,
 }
 
+/// Where this node's log parted from the primary's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Parted {
+    /// The last position in common.
+    pub(super) fork: Lsn,
+    /// Where this node's log ended.
+    pub(super) own: WalPosition,
+}
+
 /// What the node remembers about its PostgreSQL between observations.
 #[derive(Debug, Default)]
 struct Memory {
@@ -58,11 +70,14 @@ struct Memory {
     has_written: bool,
     checkpointed_for: Option<Generation>,
     cleanly_stopped: Option<(Generation, WalPosition)>,
-    lineage: Option<(Generation, Lineage, Option<Lsn>)>,
+    lineage: Option<(Generation, Lineage, Option<Parted>)>,
     job: Option<Job>,
     changed_at: BootTime,
     started_at: Option<BootTime>,
     log_read_at: BootTime,
+    /// When it last answered, and when it last took a durable write, since it is a primary.
+    answered_at: Option<BootTime>,
+    written_at: Option<BootTime>,
 }
 
 /// This node's PostgreSQL. Shared by the loop, its jobs and the peer service.
@@ -94,7 +109,12 @@ impl Database {
             is_hot: AtomicBool::new(true),
             news,
         };
-        database.memory.lock().follows = database.read_followed();
+        let (follows, rebuilt) = (database.read_followed(), database.read_rebuilt());
+        {
+            let mut memory = database.memory.lock();
+            memory.follows = follows;
+            memory.lineage = rebuilt.map(|promoted| (promoted, Lineage::Follows, None));
+        }
         database
     }
 
@@ -132,6 +152,9 @@ impl Database {
 
     fn take(&self, observation: Observation) {
         let mut memory = self.memory.lock();
+        if matches!(observation.facts, PostgresFacts::Live(_) | PostgresFacts::Exhausted) {
+            memory.answered_at = Some(observation.began);
+        }
         if let (Some(process), PostgresFacts::Live(live)) = (observation.process, &observation.facts) {
             let is_known =
                 memory.in_recovery.is_some_and(|(known, _)| known.pid == process.pid && known.since == process.since);
@@ -142,19 +165,17 @@ impl Database {
                 memory.promoted_at = self.promotion_of(live.timeline);
             }
         }
+        let changed_at = memory.changed_at;
+        // never both locks at once: the channel has one of its own
         drop(memory);
         let mut is_news = false;
         self.observed.send_modify(|known| {
-            is_news = differs(&known.facts, &observation.facts) || known.began < self.changed_at();
+            is_news = differs(&known.facts, &observation.facts) || known.began < changed_at;
             *known = Arc::new(observation);
         });
         if is_news {
             self.news.notify_one();
         }
-    }
-
-    fn changed_at(&self) -> BootTime {
-        self.memory.lock().changed_at
     }
 
     /// Makes the observer look more often, or less.
@@ -209,6 +230,10 @@ impl Database {
                 in_effect
             }),
             standbys: live.map(standbys).unwrap_or_default(),
+            stalled_for: promoted_at.map_or(Duration::ZERO, |_| {
+                let newest = memory.answered_at.min(memory.written_at);
+                newest.map_or(Duration::ZERO, |at| boot_now().since(at))
+            }),
             current: live.filter(|live| !live.in_recovery).map(|live| live.lsn),
             has_written: memory.has_written,
             checkpointed_for: memory.checkpointed_for,
@@ -292,7 +317,27 @@ impl Database {
     }
 
     pub(super) fn note_written(&self) {
-        self.memory.lock().has_written = true;
+        let mut memory = self.memory.lock();
+        memory.has_written = true;
+        memory.written_at = Some(boot_now());
+    }
+
+    /// Writes durably through a new connection, again and again, while this is a primary that has taken writes: what clients
+    /// need. Standbys are not waited for, so that their absence is no failing of this node. Ends with the node.
+    pub(super) async fn probe_writes(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(PROBE_EVERY).await;
+            if !self.memory.lock().has_written {
+                continue;
+            }
+            // exhausted connections are an answer: it lives, and serves others
+            if let Ok(WriteProbe::Written(_) | WriteProbe::Exhausted) = self.postgres.probe_write(PROBE_LIMIT).await {
+                let mut memory = self.memory.lock();
+                if memory.has_written {
+                    memory.written_at = Some(boot_now());
+                }
+            }
+        }
     }
 
     pub(super) fn note_checkpointed(&self, generation: Generation) {
@@ -317,7 +362,7 @@ impl Database {
         });
         let (verdict, fork) = match crate::postgres::diverged(own, &own_history, primary) {
             Divergence::None => (Lineage::Follows, None),
-            Divergence::At(lsn) => (Lineage::Diverged, Some(lsn)),
+            Divergence::At(fork) => (Lineage::Diverged, Some(Parted { fork, own })),
             Divergence::Unrelated => (Lineage::Diverged, None),
         };
         tracing::info!(%own, primary = %primary.timeline, ?verdict, ?fork, "compared histories");
@@ -326,18 +371,36 @@ impl Database {
     }
 
     /// Returns where this node's log parts from the primary's, if it does and they have anything in common.
-    pub(super) fn fork(&self) -> Option<Lsn> {
-        self.memory.lock().lineage.and_then(|(_, _, fork)| fork)
+    pub(super) fn parted(&self) -> Option<Parted> {
+        let remembered = self.memory.lock().lineage.and_then(|(_, _, parted)| parted);
+        let written = || serde_json::from_slice(&std::fs::read(self.parted_path()).ok()?).ok();
+        remembered.or_else(written)
+    }
+
+    fn parted_path(&self) -> std::path::PathBuf {
+        self.postgres.layout().config_dir().join("parted.json")
+    }
+
+    /// Keeps on disk where the logs parted: a rebuild that is interrupted goes on from there.
+    pub(super) fn keep_parted(&self, parted: Option<Parted>) -> Result<(), PgError> {
+        match parted {
+            Some(parted) => {
+                let bytes = serde_json::to_vec(&parted).unwrap_or_default();
+                self.postgres.layout().write(&self.parted_path(), &bytes)
+            }
+            None => crate::postgres::layout::remove_file(&self.parted_path()),
+        }
     }
 
     /// Looks, now and then, whether a standby that may follow does not stream because its source no longer has the log that it
     /// needs: PostgreSQL would ask for ever. Then only a copy helps, as if the histories had nothing in common (L19).
     pub(super) fn notice_missing_log(&self, promoted: Generation) {
         let now = boot_now();
+        let observation = self.last_observation();
+        let is_streaming = matches!(&observation.facts, PostgresFacts::Live(live)
+            if live.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming"));
         {
             let mut memory = self.memory.lock();
-            let is_streaming = matches!(&self.observed.borrow().facts, PostgresFacts::Live(live)
-                if live.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming"));
             let is_due = memory.follows.is_some()
                 && !is_streaming
                 && memory.job.is_none()
@@ -357,8 +420,22 @@ impl Database {
         }
     }
 
-    pub(super) fn forget_lineage(&self) {
-        self.memory.lock().lineage = None;
+    /// Notes that the data was rebuilt from the primary promoted under `promoted`, on disk first: it can follow that one, and
+    /// cannot say more before it has.
+    pub(super) fn note_rebuilt(&self, promoted: Generation) -> Result<(), PgError> {
+        let bytes = serde_json::to_vec(&promoted).unwrap_or_default();
+        self.postgres.layout().write(&self.rebuilt_path(), &bytes)?;
+        self.memory.lock().lineage = Some((promoted, Lineage::Follows, None));
+        Ok(())
+    }
+
+    fn rebuilt_path(&self) -> std::path::PathBuf {
+        self.postgres.layout().config_dir().join("rebuilt.json")
+    }
+
+    /// From which primary's promotion an earlier start of the daemon rebuilt the data, if it did.
+    fn read_rebuilt(&self) -> Option<Generation> {
+        serde_json::from_slice(&std::fs::read(self.rebuilt_path()).ok()?).ok()
     }
 
     // ---- for the peer service ----

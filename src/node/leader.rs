@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
-use super::views::{LeaderFacts, LeaderMemory};
+use super::views::{ASSIGNED, LeaderFacts, LeaderMemory};
 use crate::ha::assign::{Assigned, Order, assign};
-use crate::ha::record::{Event, Goals, WhyRecord};
+use crate::ha::record::{Assignment, AssignmentReason, Event, Goals, ResignReason, WhyRecord};
 use crate::kv::{Command, Proposal, Reply};
 use crate::raft::Leadership;
 use crate::sys::clock::{boot_now, wall_now};
@@ -89,7 +89,7 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
     let step = if why.step.is_empty() { format!("{order:?}") } else { why.step.clone() };
     let done = match order {
         Order::Record { expected, assignment } => {
-            let kind = if assignment.generation > generation { "assigned" } else { "record_changed" };
+            let kind = kind_of(&assignment, generation);
             let event = shared.event(kind, assignment.generation, why);
             let command = Command::SetAssignment { expected, assignment: *assignment };
             propose(shared, command, Some(event)).await
@@ -111,6 +111,18 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
         Ok(()) => tracing::info!(step, "leader"),
         // the next look decides afresh; a lost leadership is no error
         Err(error) => tracing::info!(step, error, "leader: not done"),
+    }
+}
+
+/// Names the event by what changes: another active node, by itself or by order, the same one anew, or only the record.
+fn kind_of(assignment: &Assignment, generation: Generation) -> &'static str {
+    match &assignment.why {
+        _ if assignment.generation == generation => "record_changed",
+        AssignmentReason::Renewed | AssignmentReason::VotersChanged => "renewed",
+        AssignmentReason::Resigned { because: ResignReason::Switchover | ResignReason::Stopping, .. } => {
+            "switched_over"
+        }
+        AssignmentReason::Bootstrap | AssignmentReason::Silent { .. } | AssignmentReason::Resigned { .. } => ASSIGNED,
     }
 }
 

@@ -243,7 +243,7 @@ fn failure_cost(state: &State, set: Option<&CommitSet>, nodes: &[NodeStatus]) ->
             "HA is degraded: one more loss may stop writes. Repair or replace the nodes that are not heard.".to_owned()
         }
         (Some(set), _) if set.k == 0 || state.options.durability == Durability::OneNode => {
-            "Losing the active node may lose its last commits, as they wait for nobody.".to_owned()
+            "Losing the active node stops writes until it is back, as commits wait for nobody and only it holds them all.".to_owned()
         }
         (Some(_), _) => "Losing any one node loses no acknowledged commit; writes go on within seconds.".to_owned(),
     }

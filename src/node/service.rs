@@ -156,7 +156,7 @@ impl Service {
             Some(member) => member.id,
             None => self.add(&request, &token.id).await?,
         };
-        let member = new_member(&request).with_id(id);
+        let member = new_member(&request, 0).with_id(id);
         let certificate = shared
             .issue(&trust.value, &member, request.csr.clone(), request.certificate_hosts())
             .map_err(|error| JoinRefusal::BadRequest { because: error.to_string() })?;
@@ -219,7 +219,10 @@ impl Service {
         };
         let generation = shared.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
         let event = shared.event("member_joined", generation, why);
-        let command = Command::AddMember { member: new_member(request), token: Some(token.to_owned()) };
+        // a newcomer comes after all others
+        let lowest = shared.state().members.values().map(|member| member.priority).min().unwrap_or(FIRST_PRIORITY + 1);
+        let member = new_member(request, lowest.saturating_sub(1));
+        let command = Command::AddMember { member, token: Some(token.to_owned()) };
         match shared.write(command, Some(event), WRITE_LIMIT).await {
             Ok(Reply::MemberAdded { id, .. }) => Ok(id),
             Ok(_) => Err(JoinRefusal::NotNow { because: "its store gave an unexpected answer".to_owned() }),
@@ -237,7 +240,10 @@ impl Service {
     }
 }
 
-fn new_member(request: &JoinRequest) -> NewMember {
+/// The priority of a cluster's first node.
+pub(crate) const FIRST_PRIORITY: u32 = 100;
+
+fn new_member(request: &JoinRequest, priority: u32) -> NewMember {
     NewMember {
         name: request.name.clone(),
         kind: request.kind,
@@ -246,7 +252,7 @@ fn new_member(request: &JoinRequest) -> NewMember {
         postgres_host: request.postgres_host.clone(),
         postgres_port: request.postgres_port,
         pulse_key: request.pulse_key,
-        priority: 0,
+        priority,
         nofailover: false,
         version: request.version.clone(),
     }

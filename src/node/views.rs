@@ -12,6 +12,10 @@ use crate::kv::State;
 use crate::raft::Leadership;
 use crate::types::{BootTime, Generation, NodeId};
 
+/// The kind of the event that another node was made active without anybody's order.
+pub(super) const ASSIGNED: &str = "assigned";
+const HOUR_MS: u64 = 3_600_000;
+
 /// Remembers when this node applied the record's present generation: promises and time limits run from there.
 #[derive(Debug, Default)]
 pub(super) struct RecordClock {
@@ -38,6 +42,7 @@ pub(super) struct LeaderMemory {
     clock: RecordClock,
     not_streaming_since: BTreeMap<NodeId, BootTime>,
     failed_promotion: BTreeMap<NodeId, (Generation, BootTime)>,
+    resigned_seen: Option<(Generation, BootTime)>,
 }
 
 impl LeaderMemory {
@@ -67,6 +72,9 @@ impl LeaderMemory {
             rules: Rules::default(),
             goals: (*state.goals.value).clone(),
             durability: state.options.durability,
+            resigned_for: self.resigned_for(now, record.as_ref(), &members),
+            role_changes: automatic_changes(state),
+            role_changes_max: state.options.role_changes_per_hour,
             holder_unheard_for: self.unheard_for(now, me, record.as_ref(), pulse),
             raft_voters: leadership.voters.clone(),
             raft_caught_up: caught_up,
@@ -76,6 +84,23 @@ impl LeaderMemory {
             members,
             timing,
         }
+    }
+
+    /// For how long this leader knows that the record's node has resigned.
+    fn resigned_for(
+        &mut self,
+        now: BootTime,
+        record: Option<&AppliedRecord>,
+        members: &BTreeMap<NodeId, MemberView>,
+    ) -> Duration {
+        let Some(a) = record.map(|record| &record.assignment) else { return Duration::ZERO };
+        let report = members.get(&a.node).and_then(|member| member.report.as_ref());
+        if report.is_none_or(|report| report.resigned < a.generation) {
+            return Duration::ZERO;
+        }
+        let seen = self.resigned_seen.filter(|(generation, _)| *generation == a.generation);
+        let (_, at) = *self.resigned_seen.insert(seen.unwrap_or((a.generation, now)));
+        now.since(at)
     }
 
     /// For how long this leader has not heard the active node: from its newest report, or from when the record was applied.
@@ -111,6 +136,14 @@ impl LeaderMemory {
             }
         }
     }
+}
+
+/// Returns how many automatic role changes the last hour of the history holds.
+fn automatic_changes(state: &State) -> u32 {
+    let since = state.clock_ms.saturating_sub(HOUR_MS);
+    let newest_first = state.events.iter().rev().take_while(|stored| stored.event.at_ms >= since);
+    let changes = newest_first.filter(|stored| stored.event.kind == ASSIGNED);
+    u32::try_from(changes.count()).unwrap_or(u32::MAX)
 }
 
 /// What the leader's view is made of.

@@ -1,11 +1,9 @@
 //! The steps that move PostgreSQL: prepare a start, follow, bar, state the position, promote, name the standbys.
 //!
-//! Why a change of `synchronous_standby_names` needs no cutting of connections for k ≤ 1 (L18): each WAL sender releases
-//! waiting commits by its own copy of the setting. With k = 1 it does so when *one* listed standby has flushed; a sender with
-//! the old copy lists S, one with the new copy lists S', so each released commit is held by one of S or by one of S', and
-//! the record demands both sets until the change is in effect. With k ≥ 2 a sender counts flushes of standbys that others
-//! flagged by another copy, so mixed copies could release by a set that is neither: all senders are cut first and nobody may
-//! stream until the new names are seen.
+//! A change of `synchronous_standby_names` and the WAL senders (L18): each sender releases waiting commits by its own copy of the
+//! setting, over all standbys that are flagged by anybody's. Where every commit released by a mixture of old and new copies is
+//! held as both sets demand, the senders stay ([`SyncNames::may_mix_with`](crate::ha::view::SyncNames::may_mix_with) tells);
+//! else all are cut first, by taking their role's right to log in, and nobody may stream until the new names are seen.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,6 +27,7 @@ use super::settings::{
 use super::{PgError, Programs, file_error};
 use crate::guard::StartSpec;
 use crate::guard::procs::{children_of, send};
+use crate::sys::fs::write_volatile;
 use crate::types::{Generation, Lsn, NodeName, Timeline, WalPosition};
 
 /// What a [`Postgres`] is made from.
@@ -157,7 +156,14 @@ impl Postgres {
             Some(follow) => self.admit(follow)?,
             None => String::new(),
         };
-        self.change_dynamic(|dynamic| dynamic.primary_conninfo = primary_conninfo)?;
+        self.change_dynamic(|dynamic| {
+            dynamic.primary_conninfo = primary_conninfo;
+            if dynamic.sync_names.is_empty() {
+                // The checkpointer reads at its start whether commits wait at all; were that "no", it might still be so in the first
+                // moments of a later promotion.
+                dynamic.sync_names = SyncNames::Nobody.render();
+            }
+        })?;
         Ok(StartSpec {
             program: programs.path("postgres"),
             args: settings::start_args(layout),
@@ -329,7 +335,7 @@ impl Postgres {
         };
         // What `pg_ctl promote` does; a connection may not be had, a signal always.
         let trigger = layout.pgdata.join("promote");
-        fs::write(&trigger, "").map_err(file_error("write", &trigger))?;
+        write_volatile(&trigger, b"").map_err(file_error("write", &trigger))?;
         layout.give(&trigger)?;
         send(postmaster, Signal::USR1);
         let what = "promote";
@@ -357,15 +363,19 @@ impl Postgres {
     /// returned, so that the checkpointer has read the names too. An error means "unknown": keep both sets.
     ///
     /// On a standby, whose checkpointer waits for nobody, the names are only written and seen.
-    pub async fn set_sync_names(&self, names: &SyncNames, limit: Duration) -> Result<(), PgError> {
+    ///
+    /// `may_mix` says whether WAL senders may stay while some have read the new names and others have not; where they may not, all are
+    /// cut first and admitted again once the names are seen.
+    pub async fn set_sync_names(&self, names: &SyncNames, may_mix: bool, limit: Duration) -> Result<(), PgError> {
         let deadline = Instant::now() + limit;
         let left = || deadline.saturating_duration_since(Instant::now()).max(POLL);
         let rendered = names.render();
-        let cuts = names.k() >= 2;
         // A session without a wait for standbys: what it changes must not hang on what it is about to change.
         let mut session = self.new_session(left()).await?;
         session.query("not wait for standbys", "set synchronous_commit = local", left()).await?;
         let is_standby = session.value("tell its role", "select pg_is_in_recovery()", left()).await? == "t";
+        let shown = session.value("show its settings", "show synchronous_standby_names", left()).await?;
+        let cuts = !may_mix && shown != rendered;
         if cuts && !is_standby {
             self.cut_senders(&mut session, left()).await?;
         }
@@ -394,10 +404,7 @@ impl Postgres {
         if is_standby {
             return Ok(());
         }
-        if cuts {
-            let sql = format!("alter role {REPLICATION_ROLE} login");
-            session.query("admit standbys again", &sql, left()).await?;
-        }
+        self.admit_standbys(left()).await?;
         session.query("make a checkpoint", "checkpoint", left()).await?;
         Ok(())
     }
@@ -407,12 +414,27 @@ impl Postgres {
         fresh.value("show its settings", "show synchronous_standby_names", limit).await
     }
 
+    /// Lets standbys connect, in case a former primary had cut them off when it died: what it wrote about roles is replicated.
+    pub async fn admit_standbys(&self, limit: Duration) -> Result<(), PgError> {
+        let what = "admit standbys";
+        let mut session = self.new_session(limit).await?;
+        let may =
+            format!("select coalesce((select rolcanlogin from pg_roles where rolname = '{REPLICATION_ROLE}'), true)");
+        if session.value(what, &may, limit).await? == "t" {
+            return Ok(());
+        }
+        let sql = format!("set synchronous_commit = local; alter role {REPLICATION_ROLE} login");
+        session.query(what, &sql, limit).await.map(drop)
+    }
+
     async fn cut_senders(&self, session: &mut Session, limit: Duration) -> Result<(), PgError> {
         let what = "cut its standbys off";
         let deadline = Instant::now() + limit;
         session.query(what, &format!("alter role {REPLICATION_ROLE} nologin"), limit).await?;
+        // copies under way count for nobody's commits and are left alone
         loop {
-            let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity where backend_type = 'walsender'";
+            let sql = "select count(pg_terminate_backend(pid)) from pg_stat_activity where backend_type = 'walsender' \
+                       and application_name ~ '^n[0-9]+_i[0-9]+$'";
             if session.value(what, sql, limit).await? == "0" {
                 return Ok(());
             }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{PgError, file_error};
+use crate::sys::fs::write_durably;
 use crate::types::{Lsn, Timeline, WalPosition};
 
 /// What marks a placeholder: its third column.
@@ -160,10 +161,8 @@ pub fn lay_placeholders(wal_dir: &Path, below: Timeline) -> Result<u32, PgError>
         if path.exists() {
             continue;
         }
-        // Beside and renamed: a running standby looks for these files and must never see a torn one.
-        let beside = wal_dir.join("hasup.history.tmp");
-        fs::write(&beside, PLACEHOLDER).map_err(file_error("write", &beside))?;
-        fs::rename(&beside, &path).map_err(file_error("put in place", &path))?;
+        // a running standby looks for these files and must never see a torn one
+        write_durably(&path, PLACEHOLDER.as_bytes(), 0o600).map_err(file_error("write", &path))?;
         laid += 1;
     }
     Ok(laid)

@@ -44,6 +44,12 @@ pub fn write_durably_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -
     fsync_dir(folder_of(path))
 }
 
+/// Writes what need not outlive a power cut: a trigger for a running process, or an entry of `/proc`.
+pub fn write_volatile(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    #[allow(clippy::disallowed_methods, reason = "nothing is lost with it, and some of it is no file")]
+    fs::write(path, bytes)
+}
+
 /// Makes the names in the folder `dir` durable.
 pub fn fsync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()

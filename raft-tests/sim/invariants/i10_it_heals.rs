@@ -50,7 +50,7 @@ fn unhealthy(world: &World) -> Option<String> {
             if host.pg.run != Run::Primary {
                 return Some(format!("node {id} is active and no primary"));
             }
-        } else if !host.pg.receiver.is_some_and(|stream| world.streams[stream].primary == active) {
+        } else if host.pg.receiver.is_none_or(|stream| world.streams[stream].primary != active) {
             return Some(format!("node {id} does not stream from node {}", record.node));
         }
     }
@@ -70,5 +70,5 @@ fn unhealthy(world: &World) -> Option<String> {
 
 fn expected_voters(world: &World) -> usize {
     let members = world.raft.newest().members.len();
-    if members % 2 == 0 { members - 1 } else { members }
+    if members.is_multiple_of(2) { members - 1 } else { members }
 }

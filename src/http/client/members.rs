@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::node::status::Status;
+use crate::sys::fs::write_durably;
 
 /// API addresses of the members of each cluster that was ever asked.
 ///
@@ -37,9 +38,7 @@ impl Members {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        let beside = path.with_extension(format!("new{}", std::process::id()));
-        std::fs::write(&beside, serde_json::to_vec(self)?)?;
-        std::fs::rename(&beside, path)
+        write_durably(path, &serde_json::to_vec(self)?, 0o600)
     }
 
     /// Returns the members of the cluster that one of `named` belongs to; of the only cluster known where nobody is named.

@@ -1,4 +1,4 @@
-//! Requests as HTTP and back: the server reads with [`read`] what the client writes with [`write`].
+//! Requests as HTTP and back: the server reads with [`read`] what the client writes with [`write()`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,0 +1,251 @@
+//! A cluster that grows to three and shrinks again, by command.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use raft_tests::program::{alone, lacks_postgres, skip};
+use serde_json::Value;
+
+use crate::node::{Node, contents, pause, run};
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
+}
+
+fn token(member: &Node, ttl: &str) -> (String, String) {
+    let told = member.json(&["token", "create", "--ttl", ttl]);
+    (text(&told["id"]).to_owned(), text(&told["join_token"]).to_owned())
+}
+
+/// Tries to join with `token`, which must be refused, and checks that nothing stays.
+#[track_caller]
+fn refused(node: &Node, member: &Node, token: &str, words: &[&str]) {
+    let file = node.folder.path().join("token");
+    fs::write(&file, format!("{token}\n")).unwrap();
+    let ended = node.refused(&["join", &member.peer(), "--token-file", &file.display().to_string()]);
+    ended.fails(3, words);
+    assert!(!node.data_dir().join("pgdata").exists(), "a database was begun");
+    // What the attempt kept, an operator would remove before the next one.
+    let _ = fs::remove_dir_all(node.data_dir());
+}
+
+#[test]
+fn one_node_serves_its_operator() {
+    let name = "one_node_serves_its_operator";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let mut first = Node::new(51);
+    let started = first.start(&["--options", "check_ttl_multiplier=0.5"]);
+    assert!(text(&started["join_token"]).starts_with("hasup1-"), "{started}");
+    assert!(text(&started["dsn"]["uri"]).contains(&first.ports[2].to_string()), "{started}");
+
+    // status and list
+    let status = first.json(&["status"]);
+    assert_eq!((text(&status["active"]), text(&status["raft_leader"])), ("n51", "n51"), "{status}");
+    assert_eq!(status["cluster"]["majority"], true);
+    assert_eq!(status["cluster"]["lease_ms"], 1000);
+    for key in ["id", "name", "generation", "durability", "warnings"] {
+        assert!(!status["cluster"][key].is_null(), "{key}: {status}");
+    }
+    let nodes = first.json(&["nodes", "list"]);
+    for (key, expected) in [("name", "n51"), ("state", "active"), ("raft", "leader")] {
+        assert_eq!(nodes[0][key], expected, "{nodes}");
+    }
+    let list = first.hasup(&["nodes", "list"]);
+    let header: Vec<&str> = list.out.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(header, ["NAME", "ADDRESS", "STATE", "RAFT", "PRIORITY", "LAG", "VERSION"]);
+    assert!(first.hasup(&["status"]).out.contains("n51 is active"));
+
+    keys(&first);
+    options_and_goals(&first);
+    second_begin(&first);
+    joins_refused(&first, text(&started["join_token"]));
+
+    // a clean end, and the same node again
+    assert_eq!(first.stop(), Some(0), "{}", first.log());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !first.processes().is_empty() {
+        assert!(Instant::now() < deadline, "left behind: {:?}", first.processes());
+        pause();
+    }
+    first.run();
+    first.until("the same node active again", |status| {
+        status["active"] == "n51" && status["nodes"][0]["state"] == "active"
+    });
+    assert_eq!(first.hasup(&["kv", "get", "kept"]).code, Some(0), "its keys are kept");
+    let log = first.log();
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+fn keys(node: &Node) {
+    assert_eq!(node.hasup(&["kv", "get", "a"]).code, Some(1), "there is none");
+    node.json(&["kv", "put", "a", "one"]);
+    let entry = |key: &str| node.json(&["kv", "get", key, "--consistent"]);
+    let index = entry("a")["modify_index"].to_string();
+    assert_eq!(node.hasup(&["kv", "get", "a"]).out.trim_end(), "one");
+    node.hasup(&["kv", "put", "a", "two", "--cas", "1"]).fails(3, &[&index]);
+    node.hasup(&["kv", "put", "a", "two", "--cas", "0"]).fails(3, &[]);
+    node.json(&["kv", "put", "a", "two", "--cas", &index]);
+    assert_eq!(node.hasup(&["kv", "get", "a"]).out.trim_end(), "two");
+    node.hasup(&["kv", "delete", "a", "--cas", &index]).fails(3, &[]);
+    node.json(&["kv", "put", "b/1", "x"]);
+    node.json(&["kv", "put", "b/2", "y"]);
+    node.json(&["kv", "put", "kept", "z"]);
+    let listed = node.json(&["kv", "list", "b/"]);
+    assert_eq!(listed["entries"].as_array().unwrap().len(), 2, "{listed}");
+    let file = fs::File::open("/proc/version").unwrap();
+    let place: Vec<String> =
+        ["--config", "node.toml", "--data-dir", "d", "--run-dir", "r"]
+            .map(|word| {
+                if word.starts_with('-') {
+                    word.to_owned()
+                } else {
+                    node.folder.path().join(word).display().to_string()
+                }
+            })
+            .to_vec();
+    let put = run(["kv", "put", "piped", "-"].map(str::to_owned).into_iter().chain(place), file.into());
+    assert_eq!(put.code, Some(0), "{put:?}");
+    assert!(node.hasup(&["kv", "get", "piped"]).out.starts_with("Linux"), "a value is read from standard input");
+    node.json(&["kv", "delete", "b/", "--recurse"]);
+    assert_eq!(node.json(&["kv", "list", "b/"])["entries"].as_array().unwrap().len(), 0);
+    node.json(&["kv", "delete", "a"]);
+    assert_eq!(node.hasup(&["kv", "get", "a"]).code, Some(1));
+    let refused = node.hasup(&["kv", "put", "hasup/next_master", "n9"]);
+    assert_ne!(refused.code, Some(0), "hasup's own keys are not for others: {refused:?}");
+}
+
+fn options_and_goals(node: &Node) {
+    let options = node.json(&["options", "list"]);
+    assert_eq!((text(&options["check_ttl_multiplier"]), text(&options["durability"])), ("0.5", "two_nodes"));
+    node.json(&["options", "set", "raft_multiplier=2", "check_fail_fast=false"]);
+    let options = node.json(&["options", "list"]);
+    assert_eq!((text(&options["consul_raft_multiplier"]), text(&options["check_fail_fast"])), ("2", "false"));
+    node.hasup(&["options", "set", "raft_multiplier=3", "durability=maybe"]).fails(2, &["durability", "two_nodes"]);
+    assert_eq!(node.json(&["options", "list"]), options, "all or none");
+    node.json(&["options", "set", "raft_multiplier=1", "check_ttl_multiplier=1"]);
+
+    node.json(&["nodes", "set", "n51", "priority=7", "nofailover=true"]);
+    node.until("the node's new priority", |status| {
+        let own = &status["nodes"][0];
+        (own["priority"].as_u64(), own["nofailover"].as_bool()) == (Some(7), Some(true))
+    });
+    node.json(&["nodes", "set", "n51", "nofailover=false"]);
+    node.hasup(&["nodes", "set", "n9", "priority=1"]).fails(1, &["There is no node n9", "n51"]);
+    node.hasup(&["nodes", "remove", "n51"]).fails(3, &["is active and was not removed", "hasup switchover"]);
+    node.hasup(&["nodes", "remove", "n9"]).fails(1, &["There is no node n9"]);
+    node.hasup(&["switchover"]).fails(3, &["No standby", "Nothing was done"]);
+    node.hasup(&["switchover", "--to", "n9"]).fails(1, &["There is no node n9"]);
+    assert_eq!(node.hasup(&["switchover", "--to", "n51"]).code, Some(0), "it is active already");
+    let history = node.json(&["history"]);
+    assert!(!history.as_array().unwrap().is_empty(), "the cluster's beginning is told");
+}
+
+fn second_begin(first: &Node) {
+    let before = contents(&first.data_dir().join("tls"));
+    first.refused(&["start"]).fails(3, &["already holds a node", "hasup run", "hasup destroy"]);
+    first.refused(&["join", &first.peer(), "--token", "x"]).fails(3, &["already holds a node"]);
+    assert_eq!(contents(&first.data_dir().join("tls")), before);
+}
+
+fn joins_refused(first: &Node, good: &str) {
+    let mut other = Node::new(52);
+    // the last character of the secret changed; the fingerprint stays
+    let parts: Vec<&str> = good.split('-').collect();
+    let mut secret = parts[2].to_owned();
+    let last = if secret.ends_with('a') { 'b' } else { 'a' };
+    secret.pop();
+    secret.push(last);
+    let wrong = [parts[0], parts[1], &secret, parts[3]].join("-");
+    refused(&other, first, &wrong, &["not one of this cluster's", "hasup token create"]);
+
+    let (id, revoked) = token(first, "1h");
+    assert!(first.hasup(&["token", "list"]).out.contains(&id));
+    first.json(&["token", "revoke", &id]);
+    assert!(!first.hasup(&["token", "list"]).out.contains(&id));
+    refused(&other, first, &revoked, &["not one of this cluster's", "revoked"]);
+
+    let (id, expired) = token(first, "1s");
+    let listed = first.json(&["token", "list"]);
+    let row = listed.as_array().unwrap().iter().find(|row| row["id"] == id.as_str()).cloned().unwrap();
+    let ends = row["expires_at"].as_u64().unwrap();
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    while now() < ends {
+        pause();
+    }
+    refused(&other, first, &expired, &["expired", "hasup token create"]);
+
+    other.name = "n51".to_owned();
+    refused(&other, first, good, &["already called `n51`", "--node-name"]);
+    other.name = "n52".to_owned();
+    // an address of nobody here: members cannot dial back
+    let host = std::mem::replace(&mut other.host, first.host.clone());
+    let ports = std::mem::replace(&mut other.ports, first.ports);
+    let ended = other.refused(&["join", &first.peer(), "--token", good]);
+    assert!(matches!(ended.code, Some(1..=3)), "an address that is taken: {ended:?}");
+    assert!(!other.data_dir().join("pgdata").exists());
+    let _ = fs::remove_dir_all(other.data_dir());
+    (other.host, other.ports) = (host, ports);
+
+    let status = first.json(&["status"]);
+    assert_eq!(status["nodes"].as_array().unwrap().len(), 1, "nobody was admitted: {status}");
+}
+
+#[test]
+fn a_cluster_grows_to_three_and_shrinks_by_command() {
+    let name = "a_cluster_grows_to_three_and_shrinks_by_command";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let (mut first, mut second, mut third) = (Node::new(61), Node::new(62), Node::new(63));
+    let started = first.start(&[]);
+    // beside it, another node is started as first of a cluster of its own: it never becomes a member of this one
+    let mut stranger = Node::new(64);
+    let strange = stranger.start(&[]);
+    assert_ne!(stranger.json(&["status"])["cluster"]["id"], first.json(&["status"])["cluster"]["id"]);
+    let ended = stranger.refused(&["join", &first.peer(), "--token", text(&started["join_token"])]);
+    ended.fails(3, &["already holds a node"]);
+    let ended = second.refused(&["join", &first.peer(), "--token", text(&strange["join_token"])]);
+    assert!(matches!(ended.code, Some(1 | 3)), "another cluster's token: {ended:?}");
+    let _ = fs::remove_dir_all(second.data_dir());
+    stranger.stop();
+
+    let joined = second.join(&first, text(&started["join_token"]));
+    assert_eq!(joined["state"], "standby", "{joined}");
+    let joined = third.join(&second, text(&started["join_token"]));
+    assert_eq!(joined["state"], "standby", "{joined}");
+    let whole = |status: &Value| {
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        let standbys = nodes.iter().filter(|node| node["state"] == "standby").count();
+        let votes = nodes.iter().filter(|node| matches!(node["raft"].as_str(), Some("leader" | "follower"))).count();
+        nodes.len() == 3 && standbys == 2 && votes == 3
+    };
+    for node in [&first, &second, &third] {
+        node.until("a whole cluster", whole);
+    }
+    assert_eq!(first.hasup(&["check"]).code, Some(0), "{:?}", first.hasup(&["check"]));
+    // what one node was told, every node knows
+    second.json(&["kv", "put", "x", "1"]);
+    assert_eq!(third.hasup(&["kv", "get", "x", "--consistent"]).out.trim_end(), "1");
+    let next = third.hasup(&["kv", "get", "hasup/next_master", "--consistent"]);
+    assert_eq!(next.out.trim_end(), "n61", "{next:?}");
+
+    second.json(&["switchover", "--to", "n62"]);
+    first.until("n62 active and the former active node a standby", |status| status["active"] == "n62" && whole(status));
+    first.hasup(&["promote", "n63", "--force"]).fails(3, &["Nothing was"]);
+    first.hasup(&["nodes", "remove", "n62"]).fails(3, &["is active"]);
+
+    first.json(&["nodes", "remove", "n63"]);
+    let status = first.until("two members", |status| status["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2));
+    assert!(status["nodes"].as_array().unwrap().iter().all(|node| node["name"] != "n63"), "{status}");
+    third.stop();
+    second.until("writes with two", |status| status["active"] == "n62" && status["cluster"]["majority"] == true);
+    for node in [&first, &second, &third] {
+        assert!(!node.log().contains("panicked"), "{}", node.log());
+    }
+    first.stop();
+    second.stop();
+}

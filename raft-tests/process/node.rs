@@ -1,0 +1,269 @@
+//! A node on a loopback address: the commands that an operator would type, and what came of them.
+
+use std::fs::{self, File, Permissions};
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hasup::chaos::process;
+use nix::sys::signal::Signal;
+use raft_tests::program::hasup;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// What a node may take to start or to join: `initdb` and a copy on a busy machine.
+const BEGIN_LIMIT: Duration = Duration::from_secs(120);
+/// What one command may take.
+const COMMAND_LIMIT: &str = "70";
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ended {
+    /// Returns the JSON that it printed, having succeeded.
+    pub(crate) fn json(&self) -> Value {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Checks exit code and that the message holds each of `words`.
+    #[track_caller]
+    pub(crate) fn fails(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        for word in words {
+            assert!(self.err.contains(word), "`{word}` is not said: {self:?}");
+        }
+        assert!(!self.err.contains("panicked"), "{self:?}");
+    }
+}
+
+/// Folders and ports of a node. Dropping it ends everything of the node.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) host: String,
+    pub(crate) folder: TempDir,
+    pub(crate) ports: [u16; 3],
+    daemon: Option<Child>,
+}
+
+impl Node {
+    /// Returns a node that does not run, at 127.0.0.`number`.
+    pub(crate) fn new(number: u8) -> Self {
+        let folder = tempfile::Builder::new().prefix("hasup-").tempdir_in("/tmp").unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join("node.toml"), "").unwrap();
+        let host = format!("127.0.0.{number}");
+        let ports = free_ports(&host);
+        Self { name: format!("n{number}"), host, folder, ports, daemon: None }
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("d")
+    }
+
+    pub(crate) fn peer(&self) -> String {
+        format!("{}:{}", self.host, self.ports[0])
+    }
+
+    fn place(&self) -> Vec<String> {
+        let word = |name: &str| self.folder.path().join(name).display().to_string();
+        let (config, data_dir, run_dir) = (word("node.toml"), word("d"), word("r"));
+        ["--config", &config, "--data-dir", &data_dir, "--run-dir", &run_dir].map(str::to_owned).to_vec()
+    }
+
+    fn identity(&self) -> Vec<String> {
+        let mut words = vec!["--node-name".to_owned(), self.name.clone(), "--host-ip".to_owned(), self.host.clone()];
+        for (flag, port) in ["--peer-port", "--api-port", "--postgres-port"].iter().zip(self.ports) {
+            words.extend([(*flag).to_owned(), port.to_string()]);
+        }
+        words
+    }
+
+    /// Runs a command that ends by itself, with the flags that find this node.
+    pub(crate) fn hasup(&self, words: &[&str]) -> Ended {
+        run(words.iter().map(|word| (*word).to_owned()).chain(self.place()), Stdio::null())
+    }
+
+    /// Runs a command with `--json`.
+    pub(crate) fn json(&self, words: &[&str]) -> Value {
+        self.hasup(&[words, &["--json"]].concat()).json()
+    }
+
+    /// Runs `start` or `join` with the node's flags, where it is expected to end at once.
+    pub(crate) fn refused(&self, words: &[&str]) -> Ended {
+        let words = words.iter().map(|word| (*word).to_owned());
+        run(words.chain(["--foreground".to_owned()]).chain(self.place()).chain(self.identity()), Stdio::null())
+    }
+
+    /// Starts the first node of a cluster and returns what it printed.
+    pub(crate) fn start(&mut self, more: &[&str]) -> Value {
+        self.begin(&[&["start"], more].concat())
+    }
+
+    /// Joins this node to `member`.
+    pub(crate) fn join(&mut self, member: &Node, token: &str) -> Value {
+        let file = self.folder.path().join("token");
+        fs::write(&file, format!("{token}\n")).unwrap();
+        let peer = member.peer();
+        self.begin(&["join", &peer, "--token-file", &file.display().to_string()])
+    }
+
+    fn begin(&mut self, words: &[&str]) -> Value {
+        let (out, log) = (self.folder.path().join("out"), self.folder.path().join("log"));
+        let mut command = Command::new(hasup());
+        command.args(words).args(["--foreground", "--json"]).args(self.place()).args(self.identity());
+        clean(&mut command).stdout(File::create(&out).unwrap()).stderr(File::create(&log).unwrap());
+        let child = self.daemon.insert(command.spawn().unwrap());
+        let deadline = Instant::now() + BEGIN_LIMIT;
+        loop {
+            let told = fs::read_to_string(&out).unwrap();
+            if let Some(answer) = told.lines().find_map(|line| serde_json::from_str(line).ok()) {
+                return answer;
+            }
+            let ended = child.try_wait().unwrap();
+            if ended.is_some() || Instant::now() > deadline {
+                panic!("{words:?} printed no answer ({ended:?}): {}", fs::read_to_string(&log).unwrap());
+            }
+            pause();
+        }
+    }
+
+    /// Stops the daemon in order and returns its exit code.
+    pub(crate) fn stop(&mut self) -> Option<i32> {
+        let mut child = self.daemon.take()?;
+        process::send(i32::try_from(child.id()), Signal::SIGTERM);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "{} does not stop: {}", self.name, self.log());
+            pause();
+        }
+    }
+
+    /// Runs the daemon again after [`stop`](Self::stop).
+    pub(crate) fn run(&mut self) {
+        let log = File::options().append(true).open(self.folder.path().join("log")).unwrap();
+        let mut command = Command::new(hasup());
+        command.args(["run", "--foreground"]).args(self.place());
+        clean(&mut command).stdout(Stdio::null()).stderr(log);
+        self.daemon = Some(command.spawn().unwrap());
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Asks for the status until `is_so`.
+    #[track_caller]
+    pub(crate) fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + BEGIN_LIMIT;
+        loop {
+            let ended = self.hasup(&["status", "--json"]);
+            let status: Value = serde_json::from_str(&ended.out).unwrap_or_default();
+            if is_so(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{what} did not come: {ended:?}");
+            pause();
+        }
+    }
+
+    /// Returns the numbers of all processes of this node.
+    pub(crate) fn processes(&self) -> std::collections::BTreeSet<i32> {
+        process::of_folder(&process::scan(), self.folder.path())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.daemon.take() {
+            process::send(i32::try_from(child.id()), Signal::SIGTERM);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
+                pause();
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = self.processes();
+            if left.is_empty() || Instant::now() > deadline {
+                if std::thread::panicking() {
+                    eprintln!("{}: log and data are kept in {}", self.name, self.folder.path().display());
+                    self.folder.disable_cleanup(true);
+                }
+                return;
+            }
+            // An immediate shutdown of PostgreSQL frees its shared memory; the guard ends with it.
+            let servers = process::parts(&process::scan(), &left, hasup::chaos::schedule::Part::Postgres);
+            process::send(servers, Signal::SIGQUIT);
+            process::send(
+                left.iter().copied().filter(|_| deadline - Instant::now() < Duration::from_secs(7)),
+                Signal::SIGKILL,
+            );
+            pause();
+        }
+    }
+}
+
+/// Runs the binary with `words` and waits for its end.
+pub(crate) fn run(words: impl IntoIterator<Item = String>, input: Stdio) -> Ended {
+    let mut command = Command::new("timeout");
+    command.arg(COMMAND_LIMIT).arg(hasup()).args(words);
+    let output = clean(&mut command).stdin(input).output().unwrap();
+    Ended {
+        code: output.status.code(),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// What the caller's environment says is meant for other nodes, and its cache of members too.
+fn clean(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HASUP_")) {
+        command.env_remove(name);
+    }
+    command.env("XDG_CACHE_HOME", "/nonexistent").stdin(Stdio::null())
+}
+
+/// Between two looks at a condition that has a deadline.
+pub(crate) fn pause() {
+    std::thread::park_timeout(Duration::from_millis(50));
+}
+
+/// Returns three ports of `host` that are free for TCP and UDP.
+fn free_ports(host: &str) -> [u16; 3] {
+    let held: Vec<(TcpListener, UdpSocket)> = std::iter::repeat_with(|| {
+        let listener = TcpListener::bind((host, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        UdpSocket::bind((host, port)).ok().map(|socket| (listener, socket))
+    })
+    .flatten()
+    .take(3)
+    .collect();
+    [0, 1, 2].map(|index: usize| held[index].0.local_addr().unwrap().port())
+}
+
+/// Returns names and contents of everything below `folder`, to see that nothing was touched.
+pub(crate) fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        }
+        found.push((path.clone(), fs::read(&path).unwrap_or_default()));
+    }
+    found.sort();
+    found
+}

@@ -1,0 +1,331 @@
+//! Everybody else: acknowledges, follows, suspects, bars, states its position, and is rebuilt where its data has parted.
+
+use super::{Draft, end_former_role, wait_for_job};
+use crate::ha::durable::DataState;
+use crate::ha::plan::{Step, WaitingOn};
+use crate::ha::pulse::{ActiveReport, PeerView, StatedPosition};
+use crate::ha::quorum::majority_of_every;
+use crate::ha::record::{Assignment, DataMember, MemberKind};
+use crate::ha::rules::Mutation;
+use crate::ha::state::NodeState;
+use crate::ha::view::{Followed, Lineage, NodeView};
+use crate::types::{BootTime, Generation, NodeId, WalPosition};
+
+/// A node that the newest record does not name, or that has resigned what it named it for.
+pub(super) struct Helper<'a> {
+    pub(super) view: &'a NodeView,
+    pub(super) a: &'a Assignment,
+}
+
+impl Helper<'_> {
+    pub(super) fn decide(&self, draft: &mut Draft<'_>) {
+        let view = self.view;
+        let generation = self.a.generation;
+        let is_former = self.a.node == view.me;
+        draft.state = self.state();
+        self.suspect(is_former, draft);
+        let keeps_stale = view.rules.broken(Mutation::AcceptStale);
+        if let Some(armed) = view.guard.armed.filter(|_| !keeps_stale) {
+            let ended = if is_former { generation } else { Generation(generation.0 - 1) };
+            end_former_role(view, armed, ended, draft);
+            // what follows is about the log of others: it waits until this node's own primary is gone
+            if view.guard.has_processes || view.durable.resigned < armed {
+                return;
+            }
+        } else if view.postgres.in_recovery == Some(false) && view.guard.has_processes {
+            draft.state = NodeState::Demoting;
+            draft.step(Step::Fence { generation });
+            draft.wait(WaitingOn::PostgresGone);
+            return;
+        }
+        if !is_former && view.durable.barred < generation && self.must_bar() {
+            draft.step(Step::PersistBar { generation });
+            if !view.rules.broken(Mutation::LeaveReceiverOpen) {
+                self.cut_receiver(generation, draft);
+            }
+            if view.rules.broken(Mutation::AcknowledgeAfterBar) {
+                draft.grants = Some((self.a.node, generation));
+            }
+            return;
+        }
+        let refuses = is_former || view.durable.barred >= generation;
+        if refuses {
+            self.stand_by_under_bar(draft);
+        } else {
+            self.help(draft);
+        }
+    }
+
+    fn state(&self) -> NodeState {
+        let view = self.view;
+        if view.kind == MemberKind::Witness {
+            return NodeState::Witness;
+        }
+        let hears_majority = majority_of_every(&self.a.voter_sets, |voter| {
+            let fresh = |peer: &PeerView| peer.is_fresh(view.now, &view.timing);
+            voter == view.me || view.pulse.peers.get(&voter).is_some_and(fresh)
+        });
+        match view.durable.data {
+            DataState::Empty => NodeState::Joining,
+            DataState::Rebuilding { .. } => NodeState::Rejoining,
+            DataState::Intact if !hears_majority => NodeState::Minority,
+            DataState::Intact => NodeState::Standby,
+        }
+    }
+
+    /// Suspicion is revocable and costs nothing: the promise to the active node has ended (L8).
+    fn suspect(&self, is_former: bool, draft: &mut Draft<'_>) {
+        let view = self.view;
+        if is_former {
+            return;
+        }
+        let until = self.promise_end();
+        draft.look_at(until + std::time::Duration::from_millis(1));
+        if view.now > until {
+            draft.suspects = self.a.generation;
+            if view.durable.barred < self.a.generation {
+                draft.wait(WaitingOn::MajoritySuspects { node: self.a.node });
+            }
+        }
+    }
+
+    /// Until when this node promised to support nobody else. The pulses learn of a new record only with the stance that follows from
+    /// this very decision, so its own grace is counted here, too: nobody is suspected for not having been active before.
+    fn promise_end(&self) -> BootTime {
+        let is_heard = |peer: &PeerView| peer.is_fresh(self.view.now, &self.view.timing);
+        if self.view.rules.broken(Mutation::SkipLeaseWait)
+            && !self.view.pulse.peers.get(&self.a.node).is_some_and(is_heard)
+        {
+            return BootTime(0);
+        }
+        self.view.pulse.promise_end.max(self.record_applied_at() + self.view.timing.promise())
+    }
+
+    /// Whether the time has come to refuse the generation durably (L8).
+    fn must_bar(&self) -> bool {
+        let view = self.view;
+        let generation = self.a.generation;
+        let has_resigned = |node: NodeId| {
+            node == self.a.node && view.pulse.peers.get(&node).is_some_and(|peer| peer.report.resigned >= generation)
+        };
+        if has_resigned(self.a.node) {
+            return true;
+        }
+        let suspects_now = view.now > self.promise_end();
+        majority_of_every(&self.a.voter_sets, |voter| {
+            if voter == view.me {
+                return suspects_now;
+            }
+            view.pulse.peers.get(&voter).is_some_and(|peer| {
+                let suspects = peer.report.suspects >= generation && peer.is_fresh(view.now, &view.timing);
+                voter != self.a.node && (suspects || peer.report.barred >= generation)
+            })
+        })
+    }
+
+    fn cut_receiver(&self, generation: Generation, draft: &mut Draft<'_>) {
+        if self.view.postgres.follows.is_some() || self.view.postgres.has_receiver {
+            draft.step(Step::CutReceiver { generation });
+        }
+    }
+
+    /// Holds still: what this node has is stated, and nothing is added until a higher generation is assigned (L9, L14).
+    fn stand_by_under_bar(&self, draft: &mut Draft<'_>) {
+        let view = self.view;
+        let under = view.durable.barred.max(view.durable.resigned);
+        draft.wait(WaitingOn::NextAssignment { barred: self.a.generation });
+        if view.rules.broken(Mutation::AcknowledgeAfterBar) && self.a.node != view.me {
+            draft.grants = Some((self.a.node, self.a.generation));
+        }
+        if view.kind == MemberKind::Witness || view.durable.data == DataState::Empty {
+            return;
+        }
+        let is_open = view.postgres.follows.is_some() || view.postgres.has_receiver;
+        if is_open && !view.rules.broken(Mutation::LeaveReceiverOpen) {
+            self.cut_receiver(under, draft);
+            if !view.rules.broken(Mutation::StateBeforeBar) {
+                return;
+            }
+        }
+        match view.postgres.position {
+            Some(position) => draft.stated = Some(StatedPosition { under, position }),
+            None => draft.wait(WaitingOn::LogEnd),
+        }
+        self.keep_running(draft);
+    }
+
+    /// Acknowledges the active node and follows it.
+    fn help(&self, draft: &mut Draft<'_>) {
+        let view = self.view;
+        let generation = self.a.generation;
+        if view.durable.acknowledged < generation {
+            draft.step(Step::PersistAcknowledged { generation });
+        } else {
+            draft.grants = Some((self.a.node, generation));
+        }
+        if view.kind == MemberKind::Witness {
+            return;
+        }
+        if let Some(job) = &view.job {
+            wait_for_job(job, draft);
+            return;
+        }
+        match view.durable.data {
+            DataState::Empty => self.copy(draft),
+            DataState::Rebuilding { until: None } => self.rejoin(draft),
+            DataState::Rebuilding { until: Some(until) } => {
+                self.follow_if_possible(draft);
+                let is_past = view.postgres.position.is_some_and(|position| position.lsn >= until);
+                if self.is_seen_streaming() && is_past {
+                    draft.step(Step::PersistIntact);
+                } else {
+                    draft.wait(WaitingOn::CaughtUp);
+                }
+            }
+            DataState::Intact => self.follow_if_possible(draft),
+        }
+    }
+
+    fn copy(&self, draft: &mut Draft<'_>) {
+        if !self.has_live_primary() {
+            draft.wait(WaitingOn::Source { node: self.a.node });
+        } else if self.a.opened {
+            draft.step(Step::CopyDatabase { from: self.a.node, generation: self.a.generation });
+        } else {
+            draft.wait(WaitingOn::Opened);
+        }
+    }
+
+    /// Rebuilds this node's data, when the cluster can do without what it holds: the active node has committed under this
+    /// promotion with others, so that no record before counts on this node's data any more; or nobody else can follow, so that the
+    /// record would never be opened (L19).
+    fn rejoin(&self, draft: &mut Draft<'_>) {
+        draft.state = NodeState::Rejoining;
+        if !self.has_live_primary() {
+            draft.wait(WaitingOn::Source { node: self.a.node });
+        } else if self.view.durable.data != DataState::Intact || self.a.opened || self.has_to_be_rebuilt() {
+            draft.step(Step::Rejoin { from: self.a.node, generation: self.a.generation });
+        } else {
+            draft.wait(WaitingOn::SafeToRebuild);
+        }
+    }
+
+    /// Whether the active node is heard now as the primary of this record: nothing is destroyed for a source that is not there.
+    fn has_live_primary(&self) -> bool {
+        self.view.pulse.peers.get(&self.a.node).is_some_and(|peer| {
+            let is_primary = |active: &ActiveReport| active.is_primary && active.generation >= self.a.promoted;
+            peer.is_fresh(self.view.now, &self.view.timing) && peer.report.active.as_ref().is_some_and(is_primary)
+        })
+    }
+
+    /// Whether fewer than k members in reach can follow without a rebuild, or after one that already goes on, and this node is
+    /// the one whose data is missed least: only as many are rebuilt as it takes.
+    fn has_to_be_rebuilt(&self) -> bool {
+        let view = self.view;
+        let Some(set) = self.a.commit_sets.last() else { return false };
+        // those who are on their way back are waited for a little
+        if set.k == 0 || view.now < self.record_applied_at() + view.timing.lease {
+            return false;
+        }
+        let position = view.postgres.position;
+        let others = self.view.pulse.peers.iter().filter(|(node, peer)| {
+            **node != self.a.node && peer.is_fresh(view.now, &view.timing) && peer.report.data.is_some()
+        });
+        let stay = others.filter(|(node, peer)| {
+            let waits =
+                peer.report.state == NodeState::Rejoining && peer.report.data.is_some_and(|data| data.is_intact);
+            let theirs = peer.report.data.and_then(|data| data.position);
+            let is_member = set.members.iter().any(|member| member.node == **node);
+            // who waits like this node goes first if it has less log
+            is_member && (!waits || (theirs, **node) < (position, view.me))
+        });
+        stay.count() < set.k as usize
+    }
+
+    fn record_applied_at(&self) -> BootTime {
+        self.view.record.as_ref().map_or(BootTime(0), |record| record.applied_at)
+    }
+
+    fn follow_if_possible(&self, draft: &mut Draft<'_>) {
+        let view = self.view;
+        let verdict = view.lineage.filter(|(promoted, _)| *promoted == self.a.promoted).map(|(_, verdict)| verdict);
+        if verdict == Some(Lineage::Diverged) {
+            self.rejoin(draft);
+            return;
+        }
+        self.keep_running(draft);
+        if (view.postgres.has_receiver || view.postgres.follows.is_some()) && !self.is_following() {
+            // what still arrives from a former primary would move the position under the judgement
+            draft.step(Step::CutReceiver { generation: Generation(self.a.generation.0.saturating_sub(1)) });
+            return;
+        }
+        if self.is_following() && view.postgres.is_streaming {
+            return;
+        }
+        // what was rebuilt from this very primary may say where its log ends only once it has streamed some more
+        if verdict == Some(Lineage::Follows) {
+            self.follow(draft);
+            return;
+        }
+        let Some(position) = view.postgres.position else {
+            let is_late = view.now > self.record_applied_at() + view.timing.rebuilt_limit;
+            if view.durable.data != DataState::Intact && is_late {
+                // rebuilt from a primary that is gone, and not whole without its log
+                self.rejoin(draft);
+            } else {
+                draft.wait(WaitingOn::LogEnd);
+            }
+            return;
+        };
+        if self.can_follow_from(position) {
+            self.follow(draft);
+        } else {
+            draft.step(Step::CheckLineage { node: self.a.node, promoted: self.a.promoted });
+        }
+    }
+
+    /// A log on a timeline is a prefix of every longer one on it, as each timeline has one maker (L13).
+    fn can_follow_from(&self, position: WalPosition) -> bool {
+        position.timeline == self.a.timeline
+            || (position.timeline == self.a.start.timeline && position.lsn <= self.a.start.lsn)
+    }
+
+    /// Whether the active node itself says that this node streams in this life of its data: a receiver says so before it does.
+    fn is_seen_streaming(&self) -> bool {
+        let me = DataMember { node: self.view.me, incarnation: self.view.durable.incarnation };
+        self.view.postgres.is_streaming
+            && self
+                .view
+                .pulse
+                .peers
+                .get(&self.a.node)
+                .is_some_and(|peer| peer.report.active.as_ref().is_some_and(|active| active.streaming.contains(&me)))
+    }
+
+    fn is_following(&self) -> bool {
+        let is_current = |followed: &Followed| {
+            followed.node == self.a.node
+                && followed.generation >= self.a.promoted
+                && followed.generation > self.view.durable.barred
+        };
+        self.view.postgres.follows.as_ref().is_some_and(is_current)
+    }
+
+    fn follow(&self, draft: &mut Draft<'_>) {
+        if !self.is_following() {
+            draft.step(Step::Follow(Followed { node: self.a.node, generation: self.a.generation }));
+        }
+    }
+
+    fn keep_running(&self, draft: &mut Draft<'_>) {
+        let view = self.view;
+        if let Some(job) = &view.job {
+            wait_for_job(job, draft);
+        } else if view.guard.is_present && !view.guard.has_processes && !view.is_stopping {
+            if !view.postgres.has_standby_signal {
+                draft.step(Step::PutStandbySignal);
+            }
+            draft.step(Step::StartPostgres);
+        }
+    }
+}
