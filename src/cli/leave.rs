@@ -30,7 +30,9 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
         let text = format!("{name} is the only node of its cluster. Nothing was done. End it all by `hasup destroy`");
         return Err(CliError::Refused(text));
     }
-    local::client_of(&cli.reach, &config.data_dir, targets)?.request(&Request::NodesRemove { name: name.clone() }).await?;
+    local::client_of(&cli.reach, &config.data_dir, targets)?
+        .request(&Request::NodesRemove { name: name.clone() })
+        .await?;
     if systemd::runs(&config.data_dir) {
         systemd::retire()?;
     } else {

@@ -307,7 +307,9 @@ impl Shared {
         let goals = self.state().goals.clone();
         let rest = goals.value.without(id);
         // it is out already: a goal that stays behind is about nobody, and the leader may have dropped it first
-        if let Err(error) = self.write(Command::SetGoals { expected: Some(goals.index), goals: rest }, None, WRITE_LIMIT).await {
+        if let Err(error) =
+            self.write(Command::SetGoals { expected: Some(goals.index), goals: rest }, None, WRITE_LIMIT).await
+        {
             tracing::info!(%error, "the wish to remove a node that is out is still noted");
         }
         Ok(Done::answer(format!(
