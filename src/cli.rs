@@ -8,6 +8,7 @@ mod check;
 mod cluster;
 mod destroy;
 mod kv;
+mod leave;
 mod local;
 mod show;
 mod systemd;
@@ -100,6 +101,7 @@ pub async fn run_command(cli: &Cli) -> Result<ExitCode, CliError> {
     match &cli.command {
         Command::Kv { command } => kv::run(cli, command, out).await,
         Command::Check => check::run(cli, out).await,
+        Command::Leave => leave::run(cli, out).await,
         Command::Destroy { yes } => destroy::run(cli, *yes, out).await,
         Command::Demo(args) => {
             let mut args = args.clone();

@@ -76,7 +76,7 @@ schedules! {
     full   guard_is_killed,
     full   switchovers,
     always node_joins,
-    always parted_history,
+    full   parted_history,
     full   packets_are_lost,
 }
 

@@ -41,7 +41,6 @@ fn request(cli: &Cli) -> Result<Request, CliError> {
         Command::Nodes { command: NodesCommand::Set { node, changes } } => nodes_set(node, changes)?,
         Command::Switchover { to } => Request::Switchover { to: to.clone() },
         Command::Promote { node, force } => Request::Promote { node: node.clone(), force: *force },
-        Command::Leave => Request::Leave,
         Command::Options { command: OptionsCommand::List } => Request::OptionsList,
         Command::Options { command: OptionsCommand::Set { changes } } => {
             Request::OptionsSet { changes: options::parse(changes).map_err(|error| usage(error.to_string()))? }
@@ -63,6 +62,7 @@ fn request(cli: &Cli) -> Result<Request, CliError> {
         | Command::Join { .. }
         | Command::Run { .. }
         | Command::Guard { .. }
+        | Command::Leave
         | Command::Destroy { .. }
         | Command::Check
         | Command::Config { .. }

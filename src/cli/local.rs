@@ -221,6 +221,11 @@ pub(super) fn client(cli: &Cli) -> Result<Client, CliError> {
         let target = Address::parse(member, 7401).map(Target::Tcp);
         targets.extend(target.ok().filter(|target| !targets.contains(target)).into_iter().collect::<Vec<_>>());
     }
+    client_of(reach, &data_dir, targets)
+}
+
+/// Returns a client for `targets`, with the token and the authority that the command names, else those of the node in `data_dir`.
+pub(super) fn client_of(reach: &Reach, data_dir: &Path, targets: Vec<Target>) -> Result<Client, CliError> {
     let token_file = reach.api_token_file.clone().unwrap_or_else(|| data_dir.join("api.token"));
     let api_token = read_if_there(&token_file, reach.api_token_file.is_some())?;
     let api_token = api_token.map(|text| Secret::new(String::from_utf8_lossy(&text).trim()));

@@ -306,7 +306,12 @@ impl Shared {
         self.write(Command::RemoveMember { id }, Some(event), WRITE_LIMIT).await?;
         let goals = self.state().goals.clone();
         let rest = goals.value.without(id);
-        self.write(Command::SetGoals { expected: Some(goals.index), goals: rest }, None, WRITE_LIMIT).await?;
+        // it is out already: a goal that stays behind is about nobody, and the leader may have dropped it first
+        if let Err(error) =
+            self.write(Command::SetGoals { expected: Some(goals.index), goals: rest }, None, WRITE_LIMIT).await
+        {
+            tracing::info!(%error, "the wish to remove a node that is out is still noted");
+        }
         Ok(Done::answer(format!(
             "Node {name} is no member any more. Empty its data directory (`hasup destroy` there) before it joins again"
         )))

@@ -206,8 +206,8 @@ impl ControlLoop {
             return;
         }
         self.resolved_at = Instant::now();
-        if state.members.is_empty() {
-            // what the join was told still counts
+        if !state.members.contains_key(&shared.me) {
+            // not replayed up to its own admission: what the join was told still counts
             return;
         }
         let others = || state.members.values().filter(|member| member.id != shared.me);

@@ -68,11 +68,13 @@ impl PeerService for Service {
 
     fn member(&self, name: &str) -> Option<NodeId> {
         let state = self.shared.state();
-        if state.members.is_empty() {
-            // a node that has just joined has heard nothing of the store yet: whom it was told of at the join may speak
-            return self.shared.first_peers.get(name).copied();
+        let known = state.member_named(name).map(|member| member.id);
+        if state.members.contains_key(&self.shared.me) {
+            return known;
         }
-        state.member_named(name).map(|member| member.id)
+        // A node that has just joined replays the store from its beginning, when those who send it were no members yet: until it
+        // has come to its own admission, whom it was told of at the join may speak.
+        self.shared.first_peers.get(name).copied().or(known)
     }
 
     fn join(&self, request: JoinRequest, _remote: SocketAddr) -> BoxFuture<'_, Result<JoinGrant, JoinRefusal>> {

@@ -1,0 +1,48 @@
+//! `hasup leave`: this machine's node is taken out of the cluster and stops.
+//!
+//! The other members are asked, not this node: once it is out, nobody answers it any more, and it could not tell whether it is.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::args::{Cli, NodeFlags};
+use super::local::{self, Local};
+use super::show::Out;
+use super::{CliError, systemd};
+use crate::config::Address;
+use crate::http::client::{Client, Target};
+use crate::node::handle::Request;
+
+pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
+    if !cli.reach.target.is_empty() {
+        let text = "leave takes out this machine's node alone. Nothing was done. Leave --target and HASUP_TARGET out, or say \
+                    `hasup nodes remove NODE`";
+        return Err(CliError::Usage(text.to_owned()));
+    }
+    let config = Local::load(&cli.reach, &NodeFlags::default())?.config;
+    let status = local::client(cli)?.status().await?;
+    let name = status.me.clone();
+    let others = status.nodes.iter().filter(|node| node.name != name);
+    let targets: Vec<Target> =
+        others.filter_map(|node| Address::parse(&node.api_address, 7401).ok()).map(Target::Tcp).collect();
+    if targets.is_empty() {
+        let text = format!("{name} is the only node of its cluster. Nothing was done. End it all by `hasup destroy`");
+        return Err(CliError::Refused(text));
+    }
+    local::client_of(&cli.reach, &config.data_dir, targets)?
+        .request(&Request::NodesRemove { name: name.clone() })
+        .await?;
+    if systemd::runs(&config.data_dir) {
+        systemd::retire()?;
+    } else {
+        let admin = Client::new(vec![Target::Admin(config.admin_socket())], None, None).map_err(anyhow::Error::new)?;
+        admin.request(&Request::Shutdown { handover: true }).await?;
+    }
+    let text = format!(
+        "{name} is no member any more, and has stopped. What it held is still in {}; `hasup destroy` deletes it",
+        config.data_dir.display()
+    );
+    out.answer(&json!({"node": name, "left": true, "data_dir": config.data_dir}), &text)?;
+    Ok(ExitCode::SUCCESS)
+}
