@@ -302,7 +302,12 @@ impl World {
                     }
                     return Next::Done;
                 }
-                if spent > PATIENCE { Next::Failed } else { Next::After(5 * MS) }
+                if spent > PATIENCE {
+                    // said, so that what it waits for may be mended before the next try
+                    self.fail_job(node, "no write came through");
+                    return Next::Failed;
+                }
+                Next::After(5 * MS)
             }
         }
     }

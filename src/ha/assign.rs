@@ -321,7 +321,7 @@ impl Leader<'_> {
         };
         let mut members: BTreeSet<DataMember> = current.members.iter().filter(stays).copied().collect();
         members.extend(streaming);
-        if members.is_empty() && !may_shrink && current.k > 0 {
+        if members.is_empty() && data_nodes > 1 && !may_shrink && current.k > 0 {
             // waiting for somebody who is gone is still better than waiting for nobody unasked
             return current.clone();
         }
