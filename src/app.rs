@@ -68,8 +68,13 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     let layout = Layout { data_dir: config.data_dir.clone(), pgdata: config.postgres.data_dir.clone(), owner: None };
     layout.prepare().context("prepare the folders of PostgreSQL")?;
     let identity = Identity::load(&config.data_dir)?;
-    if identity.is_none() && !config.is_witness {
-        require_free_port(&config.postgres).await?;
+    // all ports before anything is made: a try that cannot end well leaves nothing behind
+    let api_listeners = listen(&config.api, "API").await?;
+    if identity.is_none() {
+        drop(listen(&config.peer, "peer").await?);
+        if !config.is_witness {
+            require_free_port(&config.postgres).await?;
+        }
     }
     let identity = match (identity, &begin) {
         (Some(identity), _) => identity,
@@ -83,7 +88,6 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     let trust = NodeTrust::load(&config.data_dir).context("read this node's certificates")?;
     let tls = Arc::new(TlsContext::new(&trust).context("use this node's certificates")?);
     let peer_listeners = listen(&config.peer, "peer").await?;
-    let api_listeners = listen(&config.api, "API").await?;
 
     let (peers, peer_work) = PeerClient::new(Arc::clone(&tls));
     tasks.spawn("peer client", peer_work);

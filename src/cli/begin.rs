@@ -135,8 +135,20 @@ fn set_out(
     let begin_before = Begin::load(&config.data_dir).context("see how the node began")?;
     if begin_before == Begin::Run && app::is_member(&config.data_dir) {
         let text = format!(
-            "{} already holds a node. Nothing was changed. Run it by `hasup run`, or delete it first by `hasup destroy`",
+            "{} already holds a node. Nothing was changed. Run it by `systemctl start hasup` or `hasup run`, or delete it first \
+             by `hasup destroy`",
             config.data_dir.display()
+        );
+        return Err(CliError::Refused(text));
+    }
+    let is_join = matches!(cli.command, Command::Join { .. });
+    let was_join = matches!(begin_before, Begin::Join { .. });
+    if app::is_member(&config.data_dir) && is_join != was_join {
+        let text = format!(
+            "{} holds a node that was to {} a cluster and did not come up. Nothing was changed. Repeat that command, or delete \
+             it first by `hasup destroy`",
+            config.data_dir.display(),
+            if was_join { "join" } else { "start" }
         );
         return Err(CliError::Refused(text));
     }
@@ -423,7 +435,11 @@ mod tests {
         assert_eq!(code("run"), Err(3), "it was refused, and belongs to no cluster");
         code("join ::1 --token t --foreground").expect("another try");
         Begin::forget(&path.join("n1")).unwrap();
+        code("start --foreground").expect("another try");
         fs::write(path.join("n1/identity.json"), "{}").unwrap();
+        code("start --foreground").expect("the same again");
+        assert_eq!(code("join ::1 --token t --foreground"), Err(3), "it would be both");
+        Begin::forget(&path.join("n1")).unwrap();
         assert_eq!(code("run"), Ok(Begin::Run));
         assert_eq!(code("start --foreground"), Err(3), "it has begun");
         assert_eq!(code("join ::1 --token t --foreground"), Err(3), "it has begun");
