@@ -104,7 +104,11 @@ fn a_standby_that_was_a_primary_waiting_for_nobody_acknowledges_nothing_too_earl
 #[test]
 fn two_nodes_taken_out_at_once_leave_no_sender_with_the_old_names() {
     let remove = |which| Fault::Remove { target: Target::Standby(which) };
-    let mut schedule = three(vec![(5 * SECOND, remove(0)), (5_010 * MS, remove(1))]);
+    // those who stay are far away, so that the ones who leave hold what they do not hold yet
+    let far =
+        |which| Fault::Slow { from: Target::Active, to: Target::Standby(which), extra: 70 * MS, lasts: 20 * SECOND };
+    let mut schedule =
+        three(vec![(4 * SECOND, far(2)), (4 * SECOND, far(3)), (5 * SECOND, remove(0)), (5_010 * MS, remove(1))]);
     schedule.kinds = vec![MemberKind::Data; 5];
     schedule.members = 5;
     holds(&schedule, 60);
