@@ -156,8 +156,9 @@ impl Cluster {
     pub async fn primary(&self, id: u64) -> Node {
         let node = self.node(id).await;
         hasup::postgres::initdb::initdb(node.postgres.programs(), node.postgres.layout(), LIMIT).await.unwrap();
-        node.postgres.write_sync_names(&SyncNames::Empty).unwrap();
+        // a start never leaves the names empty: they are said before each promotion
         node.start(None).await;
+        node.postgres.set_sync_names(&SyncNames::Empty, true, LIMIT).await.unwrap();
         node.arm(1, Duration::from_secs(600)).await;
         node.postgres.promote(Timeline(2), LIMIT).await.unwrap();
         node.postgres.provision(LIMIT).await.unwrap();

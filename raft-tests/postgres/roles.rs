@@ -132,7 +132,7 @@ async fn standby_names_are_in_force_when_the_step_returns() {
     // What an operator's ALTER SYSTEM says is seen now and taken out at the next start.
     first.sql("alter system set synchronous_standby_names = ''").await;
     let error =
-        first.postgres.set_sync_names(&one_of(&[2, 3]), false, Duration::from_secs(2)).await.unwrap_err().to_string();
+        first.postgres.set_sync_names(&one_of(&[2, 3]), true, Duration::from_secs(2)).await.unwrap_err().to_string();
     assert!(error.contains("ALTER SYSTEM"), "{error}");
     first.stop().await;
     let end = first.postgres.final_position().await.unwrap().position;

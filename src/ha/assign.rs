@@ -305,7 +305,7 @@ impl Leader<'_> {
             .filter(answers_for_itself)
             .copied()
             .collect();
-        let may_shrink = data_nodes == 2 || self.view.durability == Durability::BestEffort;
+        let may_shrink = data_nodes <= 2 || self.view.durability == Durability::BestEffort;
         let stays = |member: &&DataMember| {
             // its own node says that this life of its data is over: it can neither acknowledge nor answer any more
             let data = self.report_of(member.node).and_then(|report| report.data);

@@ -61,6 +61,8 @@ pub struct FinalPosition {
 const POLL: Duration = Duration::from_millis(3);
 /// The server's limit for a statement on the kept connection; callers wait less.
 const KEPT_STATEMENT_LIMIT: Duration = Duration::from_secs(10);
+/// How long letting standbys in again may take, after a change that failed.
+const READMIT_LIMIT: Duration = Duration::from_secs(2);
 /// After this, a WAL receiver that has not gone by itself is told to (L9).
 const RECEIVER_TERM_AFTER: Duration = Duration::from_millis(50);
 
@@ -367,6 +369,17 @@ impl Postgres {
     /// `may_mix` says whether WAL senders may stay while some have read the new names and others have not; where they may not, all are
     /// cut first and admitted again once the names are seen.
     pub async fn set_sync_names(&self, names: &SyncNames, may_mix: bool, limit: Duration) -> Result<(), PgError> {
+        let set = self.change_sync_names(names, may_mix, limit).await;
+        if set.is_err() && !may_mix {
+            // nobody stays cut off for a change that did not come about; where this fails too, the next try admits them
+            if let Err(error) = self.admit_standbys(READMIT_LIMIT).await {
+                tracing::warn!(%error, "standbys may be cut off until the names are set");
+            }
+        }
+        set
+    }
+
+    async fn change_sync_names(&self, names: &SyncNames, may_mix: bool, limit: Duration) -> Result<(), PgError> {
         let deadline = Instant::now() + limit;
         let left = || deadline.saturating_duration_since(Instant::now()).max(POLL);
         let rendered = names.render();
