@@ -1,1 +1,115 @@
-//! Schedules that once showed a hole, each named by the promise that it broke.
+//! Schedules with a promise of their own, each played with many seeds of chance.
+
+use hasup::ha::record::{Durability, MemberKind};
+use hasup::ha::rules::Rules;
+
+use crate::faults::{Armed, Fault, Schedule, Target, Trigger, Way};
+use crate::rng::{MS, Time};
+use crate::run::play_schedule;
+
+const SECOND: Time = 1_000 * MS;
+
+fn three(faults: Vec<(Time, Fault)>) -> Schedule {
+    Schedule {
+        kinds: vec![MemberKind::Data; 3],
+        members: 3,
+        durability: Durability::TwoNodes,
+        faults,
+        armed: Vec::new(),
+        heal_at: 32 * SECOND,
+        end: 60 * SECOND,
+    }
+}
+
+fn holds(schedule: &Schedule, seeds: u64) {
+    for seed in 0..seeds {
+        let outcome = play_schedule(seed, schedule, Rules::default(), false);
+        if outcome.violation.is_some() {
+            let replay = play_schedule(seed, schedule, Rules::default(), true);
+            let from = replay.trace.len().saturating_sub(60);
+            panic!("chance {seed} breaks it: {:?}\n{}", outcome.violation, replay.trace[from..].join("\n"));
+        }
+    }
+}
+
+#[test]
+fn a_fifth_of_all_datagrams_lost_for_an_hour_moves_nothing() {
+    let mut schedule = three(vec![(2 * SECOND, Fault::Loss { per_mille: 200, lasts: 3_600 * SECOND })]);
+    schedule.heal_at = 3_602 * SECOND;
+    schedule.end = 3_605 * SECOND;
+    for seed in 0..3 {
+        let outcome = play_schedule(seed, &schedule, Rules::default(), false);
+        assert_eq!(outcome.violation, None);
+        assert_eq!(outcome.promotions, 1, "the role moved without need (chance {seed})");
+    }
+}
+
+#[test]
+fn a_daemon_killed_again_and_again_moves_nothing() {
+    let kill = |at: Time| (at, Fault::Daemon { target: Target::Active, back: 400 * MS });
+    let schedule = three((0..8).map(|round| kill((3 + 3 * round) * SECOND)).collect());
+    for seed in 0..30 {
+        let outcome = play_schedule(seed, &schedule, Rules::default(), false);
+        assert_eq!(outcome.violation, None);
+        assert_eq!(outcome.promotions, 1, "the role moved without need (chance {seed})");
+    }
+}
+
+#[test]
+fn standbys_that_all_diverged_do_not_stop_the_next_primary_for_ever() {
+    let freeze = Fault::Freeze { target: Target::Active, lasts: 3_917 * MS, stops_clock: true };
+    let cut = Fault::Isolate { target: Target::Active, way: Way::Both, lasts: 3_986 * MS };
+    let kill = Fault::Postgres { target: Target::Active };
+    holds(&three(vec![(2_020 * MS, freeze), (3_055 * MS, cut), (7_048 * MS, kill)]), 60);
+}
+
+#[test]
+fn a_rejoin_that_breaks_off_again_and_again_ends_well() {
+    let off = |at: Time, lasts: Time| (at, Fault::Power { target: Target::Active, lasts });
+    let first = (3 * SECOND, Fault::Isolate { target: Target::Active, way: Way::Both, lasts: 3 * SECOND });
+    let mut faults = vec![first];
+    faults.extend((0..6).map(|round| off(6_300 * MS + round * 3_700 * MS, 900 * MS)));
+    holds(&three(faults), 60);
+}
+
+#[test]
+fn roles_given_up_one_after_another_are_not_suspected_at_once() {
+    let kill = |at: Time| (at, Fault::Postgres { target: Target::Active });
+    let cut = (3 * SECOND, Fault::Isolate { target: Target::Active, way: Way::Both, lasts: 6 * SECOND });
+    holds(&three(vec![cut, kill(9_500 * MS), kill(9_900 * MS), kill(11 * SECOND), kill(11_300 * MS)]), 60);
+}
+
+#[test]
+fn a_guard_that_dies_between_arming_and_promotion_leaves_no_primary_without_one() {
+    let mut schedule = three(vec![(3 * SECOND, Fault::Power { target: Target::Active, lasts: 9 * SECOND })]);
+    let fault = Fault::Guard { target: Target::Active, back: 20 * MS };
+    schedule.armed =
+        vec![Armed { trigger: Trigger::Assigned, delay: (20 * MS, 80 * MS), fault, from: 2 * SECOND, times: 1 }];
+    holds(&schedule, 100);
+}
+
+#[test]
+fn a_standby_that_was_a_primary_waiting_for_nobody_acknowledges_nothing_too_early() {
+    // with a witness the set shrinks to nobody; started again, PostgreSQL must not remember that
+    let mut schedule = three(vec![
+        (2_500 * MS, Fault::Power { target: Target::Standby(0), lasts: 14 * SECOND }),
+        (15 * SECOND, Fault::Postgres { target: Target::Active }),
+        (18 * SECOND, Fault::Postgres { target: Target::Active }),
+        (24 * SECOND, Fault::Postgres { target: Target::Active }),
+    ]);
+    schedule.kinds[2] = MemberKind::Witness;
+    holds(&schedule, 60);
+}
+
+#[test]
+fn two_nodes_taken_out_at_once_leave_no_sender_with_the_old_names() {
+    let remove = |which| Fault::Remove { target: Target::Standby(which) };
+    // those who stay are far away, so that the ones who leave hold what they do not hold yet
+    let far =
+        |which| Fault::Slow { from: Target::Active, to: Target::Standby(which), extra: 70 * MS, lasts: 20 * SECOND };
+    let mut schedule =
+        three(vec![(4 * SECOND, far(2)), (4 * SECOND, far(3)), (5 * SECOND, remove(0)), (5_010 * MS, remove(1))]);
+    schedule.kinds = vec![MemberKind::Data; 5];
+    schedule.members = 5;
+    holds(&schedule, 60);
+}

@@ -1,0 +1,192 @@
+//! Holes that the simulator found in the brain, each as the one decision that was wrong.
+
+use hasup::ha::durable::DataState;
+use hasup::ha::plan::{Step, WaitingOn};
+use hasup::ha::record::ResignReason;
+use hasup::ha::view::{Lineage, SyncNames};
+use hasup::types::{DataIncarnation, Generation, Lsn, NodeId, Timeline};
+
+use crate::script::{Script, at, set};
+
+/// Node 2 was just made active under generation 6 and is not opened; node 1 and node 3 help it.
+fn just_promoted(name: &'static str) -> Script {
+    let mut script = Script::new(name, 3);
+    let prior = script.record.0.to_prior();
+    script.record.0.generation = Generation(6);
+    script.record.0.node = NodeId(2);
+    script.record.0.promoted = Generation(6);
+    script.record.0.timeline = Timeline(5);
+    script.record.0.start = at(4, 100);
+    script.record.0.opened = false;
+    script.record.0.since_opened = vec![prior];
+    script.record.0.commit_sets = vec![set(&[1, 3], 1)];
+    script.record.1 = 12;
+    script.make_primary(2, 6, 5, 100);
+    script.node(2).postgres.standbys.clear();
+    for node in [1, 2, 3] {
+        script.node(node).durable.acknowledged = Generation(6);
+    }
+    let one = script.node(1);
+    one.durable.resigned = Generation(5);
+    one.guard.armed = None;
+    one.postgres = hasup::ha::view::PostgresView {
+        in_recovery: Some(true),
+        has_standby_signal: true,
+        position: Some(at(4, 104)),
+        ..Default::default()
+    };
+    script.cut(3);
+    script
+}
+
+fn does(script: &Script, node: u64, wanted: impl Fn(&Step) -> bool) -> bool {
+    script.plans[&node].steps.iter().any(wanted)
+}
+
+#[test]
+fn a_node_just_made_active_is_not_suspected_for_not_having_been_it_before() {
+    let mut script = Script::new("", 3);
+    script.wait(5_000);
+    script.record.0.generation = Generation(6);
+    script.record.0.promoted = Generation(6);
+    script.record.0.node = NodeId(2);
+    // the pulses learn of the record only with the stance that follows from this very decision
+    script.tick(&[1, 2, 3]);
+    script.tick(&[1, 2, 3]);
+    for node in [1, 3] {
+        assert_eq!(script.plans[&node].stance.report.suspects, Generation(0), "node {node}");
+        assert!(!does(&script, node, |step| matches!(step, Step::PersistBar { .. })), "node {node}");
+    }
+}
+
+#[test]
+fn a_chosen_node_whose_generation_a_majority_barred_gives_up_at_once() {
+    let mut script = Script::new("", 3);
+    script.record.0.generation = Generation(6);
+    script.record.0.promoted = Generation(6);
+    script.record.0.node = NodeId(2);
+    script.record.0.start = at(4, 100);
+    for node in [1, 3] {
+        script.node(node).durable.barred = Generation(6);
+    }
+    script.node(1).guard.armed = None;
+    script.tick(&[1, 2, 3]);
+    script.tick(&[1, 2, 3]);
+    let gives_up = |step: &Step| matches!(step, Step::PersistResignation { reason: ResignReason::LeaseOver, .. });
+    assert!(does(&script, 2, gives_up), "{:?}", script.plans[&2]);
+}
+
+#[test]
+fn where_every_standby_diverged_before_the_record_is_opened_exactly_one_is_rebuilt() {
+    let mut script = just_promoted("");
+    script.node(3).postgres.position = Some(at(4, 103));
+    for node in [1, 3] {
+        script.node(node).lineage = Some((Generation(6), Lineage::Diverged));
+    }
+    script.tick(&[1, 2, 3]);
+    script.tick(&[1, 2, 3]);
+    let rebuilds = |step: &Step| matches!(step, Step::Rejoin { .. });
+    assert!(
+        !does(&script, 1, rebuilds) && !does(&script, 3, rebuilds),
+        "those on their way back are waited for a little"
+    );
+    script.wait(2_500);
+    script.extend();
+    script.tick(&[1, 2, 3]);
+    script.tick(&[1, 2, 3]);
+    assert!(!does(&script, 1, rebuilds), "the node with more log keeps it");
+    assert!(does(&script, 3, rebuilds), "{:?}", script.plans[&3]);
+}
+
+#[test]
+fn an_unopened_record_takes_the_rebuilt_standby_into_a_set_beside() {
+    let mut script = just_promoted("");
+    script.node(3).durable.incarnation = DataIncarnation(2);
+    script.streams(3, 2, 5, 111);
+    script.node(2).postgres.standbys = [(crate::script::member(3, 2), Lsn(111))].into();
+    script.tick(&[1, 2, 3]);
+    script.tick(&[1, 2, 3]);
+    script.lead(3, &[1, 2, 3]);
+    assert_eq!(script.record.0.commit_sets.len(), 2, "the old set stays until the new one is in effect");
+    assert!(!script.record.0.opened);
+    assert!(script.record.0.commit_sets[1].members.contains(&crate::script::member(3, 2)));
+}
+
+#[test]
+fn a_copy_that_broke_off_is_made_again_before_the_record_is_opened() {
+    let mut script = just_promoted("");
+    script.node(1).durable.data = DataState::Rebuilding { until: None };
+    script.tick(&[1, 2, 3]);
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 1, |step| matches!(step, Step::Rejoin { .. })), "{:?}", script.plans[&1]);
+}
+
+#[test]
+fn nothing_is_destroyed_for_a_source_that_is_not_heard() {
+    let mut script = just_promoted("");
+    script.record.0.opened = true;
+    script.record.0.since_opened.clear();
+    script.node(1).lineage = Some((Generation(6), Lineage::Diverged));
+    script.tick(&[1, 2, 3]);
+    script.wait(1_000);
+    script.tick(&[1, 3]);
+    assert!(!does(&script, 1, |step| matches!(step, Step::Rejoin { .. })));
+    assert!(script.plans[&1].waiting_on.contains(&WaitingOn::Source { node: NodeId(2) }));
+}
+
+#[test]
+fn a_copy_of_a_former_primary_compares_histories_before_it_follows_the_next() {
+    let mut script = just_promoted("");
+    script.node(1).durable.data = DataState::Rebuilding { until: Some(Lsn(110)) };
+    script.tick(&[1, 2, 3]);
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 1, |step| matches!(step, Step::CheckLineage { .. })), "{:?}", script.plans[&1]);
+    script.node(1).lineage = Some((Generation(6), Lineage::Diverged));
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 1, |step| matches!(step, Step::Rejoin { .. })), "{:?}", script.plans[&1]);
+}
+
+#[test]
+fn a_node_that_knew_a_newer_record_does_nothing_that_an_older_one_says() {
+    let mut script = Script::new("", 3);
+    for node in [1, 2, 3] {
+        script.node(node).durable.acknowledged = Generation(6);
+    }
+    script.tick(&[1, 2, 3]);
+    for node in [1, 2, 3] {
+        let plan = &script.plans[&node];
+        assert_eq!((plan.stance.asks, plan.stance.grants, plan.steps.len()), (None, None, 0), "node {node}: {plan:?}");
+    }
+}
+
+#[test]
+fn a_receiver_of_a_former_primary_is_cut_before_histories_are_judged() {
+    let mut script = just_promoted("");
+    script.streams(3, 1, 4, 99);
+    script.node(3).postgres.follows = Some(hasup::ha::view::Followed { node: NodeId(1), generation: Generation(5) });
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 3, |step| matches!(step, Step::CutReceiver { .. })));
+    assert!(!does(&script, 3, |step| matches!(step, Step::Follow(_))), "{:?}", script.plans[&3]);
+}
+
+#[test]
+fn a_node_to_be_taken_out_that_is_active_holds_up_nothing() {
+    let mut script = Script::new("", 3);
+    script.goals.removing = [NodeId(1)].into();
+    script.tick(&[1, 2, 3]);
+    script.lead(2, &[1, 2, 3]);
+    assert_eq!(script.record.1, 10, "neither sets nor voters change for it");
+}
+
+#[test]
+fn senders_stay_only_where_old_and_new_copies_of_the_names_cannot_err() {
+    let names = |nodes: &[u64], k: u32| SyncNames::Set(set(nodes, k));
+    assert!(names(&[2], 1).may_mix_with(&names(&[2, 3], 1)));
+    assert!(names(&[], 0).may_mix_with(&names(&[2], 1)) && names(&[2, 3, 4], 2).may_mix_with(&SyncNames::Nobody));
+    assert!(!names(&[2, 3], 1).may_mix_with(&names(&[2], 1)), "an old copy may go on to release for a member left out");
+    assert!(
+        !names(&[2, 3, 4, 5], 2).may_mix_with(&names(&[2, 3], 1)),
+        "one of the new k, met by a member of the old set alone"
+    );
+    assert!(!names(&[2, 3], 1).may_mix_with(&names(&[2, 3, 4, 5], 2)));
+}
