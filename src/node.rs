@@ -252,15 +252,9 @@ impl Node {
         control_loop::wait_until_stopped(&self.shared, limit).await;
     }
 
-    /// Ends the guard, if nothing is left that it would have to stop.
+    /// Ends the guard, if nothing is left that it would have to stop; no other is started.
     pub fn end_guard(&self) {
-        let status = self.shared.guard.status().filter(|status| !status.processes_left && status.lease.is_none());
-        let pid =
-            status.and_then(|status| i32::try_from(status.guard_pid).ok()).and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid {
-            // one that is gone already is what was wanted
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
+        self.shared.guard.dismiss();
     }
 
     /// Ends the pulses: the last thing before the process ends.

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -35,15 +37,18 @@ pub(super) struct GuardLink {
     status: watch::Receiver<Option<GuardStatus>>,
     client: Arc<Mutex<Option<GuardClient>>>,
     extended: Arc<Mutex<BTreeMap<Generation, BootTime>>>,
+    /// No other guard is wanted after the present one.
+    is_dismissed: Arc<AtomicBool>,
 }
 
 impl GuardLink {
     /// Returns the tie and the work that keeps it, to be run as a task.
     pub(super) fn new(place: GuardPlace) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (sender, status) = watch::channel(None);
-        let link = Self { status, client: Arc::default(), extended: Arc::default() };
+        let link = Self { status, client: Arc::default(), extended: Arc::default(), is_dismissed: Arc::default() };
         let client = Arc::clone(&link.client);
-        (link, keep(place, sender, client))
+        let is_dismissed = Arc::clone(&link.is_dismissed);
+        (link, keep(place, sender, client, is_dismissed))
     }
 
     /// Returns a watch that changes with all that the guard says; none while it does not answer.
@@ -64,6 +69,17 @@ impl GuardLink {
         // around a renewal two generations are extended, never more
         while extended.len() > 2 {
             extended.pop_first();
+        }
+    }
+
+    /// Ends the guard if nothing is left that it would have to stop; no other is started after it.
+    pub(super) fn dismiss(&self) {
+        self.is_dismissed.store(true, Ordering::Release);
+        let idle = self.status().filter(|status| !status.processes_left && status.lease.is_none());
+        let pid = idle.and_then(|status| i32::try_from(status.guard_pid).ok()).and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // one that is gone already is what was wanted
+            let _ = kill_process(pid, Signal::TERM);
         }
     }
 
@@ -89,7 +105,12 @@ impl GuardLink {
     }
 }
 
-async fn keep(place: GuardPlace, status: watch::Sender<Option<GuardStatus>>, client: Arc<Mutex<Option<GuardClient>>>) {
+async fn keep(
+    place: GuardPlace,
+    status: watch::Sender<Option<GuardStatus>>,
+    client: Arc<Mutex<Option<GuardClient>>>,
+    is_dismissed: Arc<AtomicBool>,
+) {
     let mut started_at: Option<Instant> = None;
     loop {
         match GuardClient::connect(&place.data_dir).await {
@@ -109,10 +130,14 @@ async fn keep(place: GuardPlace, status: watch::Sender<Option<GuardStatus>>, cli
                 }
                 *client.lock() = None;
                 status.send_replace(None);
+                if is_dismissed.load(Ordering::Acquire) {
+                    return;
+                }
                 tracing::warn!(
                     "the guard is gone; PostgreSQL, if it ran, is being stopped by the kernel. A new guard is looked for"
                 );
             }
+            Err(_) if is_dismissed.load(Ordering::Acquire) => return,
             Err(error) => {
                 let is_due = started_at.is_none_or(|at| at.elapsed() > ANSWER_LIMIT);
                 if let (Some(program), true) = (&place.program, is_due) {
