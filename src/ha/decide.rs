@@ -119,7 +119,8 @@ impl<'a> Draft<'a> {
             asks: self.asks,
             asks_until: view.now + view.timing.loop_stall_limit,
             grants: self.grants,
-            record_applied_at: view.record.as_ref().map_or(BootTime(0), |record| record.applied_at),
+            grants_until: view.now + view.timing.loop_stall_limit,
+            grants_span: durable.lease_span.min(view.timing.lease),
             voter_sets: view.record.as_ref().map_or_else(Vec::new, |record| record.assignment.voter_sets.clone()),
             report,
         };
