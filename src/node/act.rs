@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
-use super::database::JobPlace;
+use super::database::{JobPlace, to_postgres};
 use crate::guard::{GuardError, Lease, StopMode};
 use crate::ha::durable::DataState;
 use crate::ha::plan::Step;
@@ -17,9 +17,7 @@ use crate::ha::view::{Followed, Job, NamesInEffect, SyncNames};
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::postgres::basebackup::BaseBackup;
 use crate::postgres::rewind::{self, Rewind};
-use crate::postgres::{
-    Follow, PgError, Source, SslMode, SslPaths, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
-};
+use crate::postgres::{Follow, PgError, Source, SslMode, SslPaths, TimelineHistory, WriteProbe};
 use crate::sys::clock::wall_now;
 use crate::tls::config::MemberProtocol;
 use crate::types::{Generation, Lsn, NodeId, Timeline};
@@ -510,13 +508,6 @@ impl Shared {
     fn end_of(&self, node: NodeId) -> Option<Lsn> {
         let view = self.pulses.view();
         Some(view.peers.get(&node)?.report.data?.position?.lsn)
-    }
-}
-
-fn to_postgres(names: &SyncNames) -> PostgresNames {
-    match names {
-        SyncNames::Set(set) => PostgresNames::of(set),
-        SyncNames::Nobody => PostgresNames::Nobody,
     }
 }
 

@@ -14,9 +14,11 @@ use tokio::sync::{Notify, watch};
 
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
-use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView};
+use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
 use crate::postgres::observe::LiveFacts;
-use crate::postgres::{Divergence, PgError, Postgres, PostgresFacts, TimelineHistory, WriteProbe};
+use crate::postgres::{
+    Divergence, PgError, Postgres, PostgresFacts, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
+};
 use crate::sys::clock::boot_now;
 use crate::types::{BootTime, DataIncarnation, Generation, Lsn, NodeId, NodeName, Timeline, WalPosition};
 
@@ -167,6 +169,15 @@ impl Database {
                 memory.promoted_at = self.promotion_of(live.timeline);
             }
         }
+        if memory.job.is_none()
+            && observation.began >= memory.changed_at
+            && let PostgresFacts::Live(live) = &observation.facts
+            && let Some(noted) = memory.names.take_if(|noted| !live.shows(&to_postgres(&noted.names)))
+        {
+            let (noted, shown) = (to_postgres(&noted.names).render(), &live.sync_names_shown);
+            tracing::warn!(%noted, %shown, "synchronous_standby_names were changed past hasup (L18): commits of this moment may \
+                have waited for nobody; they are set again");
+        }
         let changed_at = memory.changed_at;
         // never both locks at once: the channel has one of its own
         drop(memory);
@@ -305,7 +316,10 @@ impl Database {
     }
 
     pub(super) fn note_names(&self, names: NamesInEffect) {
-        self.memory.lock().names = Some(names);
+        let mut memory = self.memory.lock();
+        memory.names = Some(names);
+        // an observation that began before shows the names before
+        memory.changed_at = boot_now();
     }
 
     /// Notes that `process` is a primary now, before the next observation says so.
@@ -500,6 +514,14 @@ impl Drop for JobPlace {
     fn drop(&mut self) {
         self.database.memory.lock().job = self.outcome.take().flatten();
         self.database.note_change();
+    }
+}
+
+/// Returns the names as the adapter writes them.
+pub(super) fn to_postgres(names: &SyncNames) -> PostgresNames {
+    match names {
+        SyncNames::Set(set) => PostgresNames::of(set),
+        SyncNames::Nobody => PostgresNames::Nobody,
     }
 }
 
