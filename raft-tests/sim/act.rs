@@ -95,6 +95,7 @@ impl World {
             | Step::CopyDatabase { generation, .. }
             | Step::Follow(Followed { generation, .. }) => *generation,
             Step::PersistAcknowledged { .. }
+            | Step::PersistLeaseSpan { .. }
             | Step::PersistBar { .. }
             | Step::CutReceiver { .. }
             | Step::PersistResignation { .. }
@@ -149,6 +150,7 @@ impl World {
             Step::PersistAcknowledged { generation } => self.persist(node, phase, true, |durable| {
                 durable.acknowledged = durable.acknowledged.max(*generation);
             }),
+            Step::PersistLeaseSpan { span } => self.persist(node, phase, true, |durable| durable.lease_span = *span),
             Step::PersistBar { generation } => {
                 let is_synced = !self.broken(Mutation::BarNotDurable);
                 let next =

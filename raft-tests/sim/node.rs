@@ -7,6 +7,7 @@ use hasup::ha::durable::Durable;
 use hasup::ha::plan::Step;
 use hasup::ha::pulse::{PulseCore, Report};
 use hasup::ha::record::{Goals, MemberKind, ResignReason};
+use hasup::ha::timing::Timing;
 use hasup::ha::view::{AppliedRecord, Job, Lineage, NamesInEffect};
 use hasup::types::{BootTime, DaemonIncarnation, Generation, NodeId};
 
@@ -136,6 +137,8 @@ pub struct Daemon {
     pub record: Option<AppliedRecord>,
     /// Operators' wishes applied.
     pub goals: Goals,
+    /// The spans by the options applied; the defaults before.
+    pub timing: Timing,
     /// The highest generation it may have acted under.
     pub acted_under: Generation,
     /// What it has begun to give up.
@@ -242,6 +245,7 @@ impl Daemon {
             durable,
             record: None,
             goals: Goals::default(),
+            timing: Timing::default(),
             lineage: None,
             running: None,
             acting: None,

@@ -112,13 +112,15 @@ impl<'a> Draft<'a> {
             active: self.active,
             // filled in by the pulses as each datagram leaves
             hears: BTreeSet::new(),
+            grants: self.grants.map_or(Generation(0), |(_, generation)| generation),
             is_fit: answers && view.unfit.is_none() && !view.is_stopping && view.guard.is_present,
         };
         let stance = Stance {
             asks: self.asks,
             asks_until: view.now + view.timing.loop_stall_limit,
             grants: self.grants,
-            record_applied_at: view.record.as_ref().map_or(BootTime(0), |record| record.applied_at),
+            grants_until: view.now + view.timing.loop_stall_limit,
+            grants_span: durable.lease_span.min(view.timing.lease),
             voter_sets: view.record.as_ref().map_or_else(Vec::new, |record| record.assignment.voter_sets.clone()),
             report,
         };

@@ -1,6 +1,7 @@
 //! What a node is to do, why, and when to look again.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::pulse::Stance;
 use super::record::{ResignReason, SwitchoverGoal};
@@ -15,6 +16,11 @@ pub enum Step {
     PersistAcknowledged {
         /// The generation.
         generation: Generation,
+    },
+    /// Make durable how long a lease this node acknowledges at the most (L2).
+    PersistLeaseSpan {
+        /// How long.
+        span: Duration,
     },
     /// Make the bar on `generation` durable (L9).
     PersistBar {

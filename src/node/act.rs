@@ -60,6 +60,7 @@ impl Shared {
             Step::PersistAcknowledged { generation } => {
                 self.remember(move |facts| facts.acknowledged = facts.acknowledged.max(generation)).await
             }
+            Step::PersistLeaseSpan { span } => self.remember(move |facts| facts.lease_span = span).await,
             Step::PersistBar { generation } => {
                 self.remember(move |facts| facts.barred = facts.barred.max(generation)).await
             }
@@ -147,6 +148,7 @@ impl Shared {
             | Step::CopyDatabase { generation, .. } => *generation,
             Step::Follow(followed) => followed.generation,
             Step::PersistAcknowledged { .. }
+            | Step::PersistLeaseSpan { .. }
             | Step::PersistBar { .. }
             | Step::PersistResignation { .. }
             | Step::PersistIntact

@@ -138,6 +138,8 @@ impl Database {
             let began = boot_now();
             let running = process();
             let facts = match running {
+                // it lets nobody in: each try would only slow it down
+                Some(_) if self.memory.lock().job == Some(Job::StoppingCleanly) => PostgresFacts::NotReady,
                 Some(_) => self.postgres.observe(OBSERVE_LIMIT).await,
                 None => PostgresFacts::Stopped,
             };
@@ -169,8 +171,11 @@ impl Database {
         // never both locks at once: the channel has one of its own
         drop(memory);
         let mut is_news = false;
+        let is_hot = self.is_hot.load(Ordering::Relaxed);
         self.observed.send_modify(|known| {
-            is_news = differs(&known.facts, &observation.facts) || known.began < changed_at;
+            is_news = differs(&known.facts, &observation.facts)
+                || (is_hot && has_log_moved(&known.facts, &observation.facts))
+                || known.began < changed_at;
             *known = Arc::new(observation);
         });
         if is_news {
@@ -539,6 +544,14 @@ fn last_bytes(path: &std::path::Path, bytes: u64) -> String {
 /// language, which hasup's databases have set to C.
 fn says_log_is_gone(line: &str) -> bool {
     line.contains("requested WAL segment") && line.contains("has already been removed")
+}
+
+/// Whether standbys hold more of the log than before: while a promotion waits for just that, the loop should look.
+fn has_log_moved(before: &PostgresFacts, after: &PostgresFacts) -> bool {
+    match (before, after) {
+        (PostgresFacts::Live(before), PostgresFacts::Live(after)) => standbys(before) != standbys(after),
+        _ => false,
+    }
 }
 
 /// Whether the loop should look: something other than the growing log differs.
