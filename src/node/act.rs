@@ -332,12 +332,19 @@ impl Shared {
 
     /// Makes what every cluster needs, where it is not there: at the first promotion of all, and after an adoption.
     async fn provision(&self) -> Result<(), PgError> {
-        let there = "select to_regclass('hasup.heartbeat') is not null and exists (select from pg_database where datname = 'app')";
-        let rows = self.postgres.postgres.run_sql("look for hasup's schema", there, SHORT).await?;
+        // in an adopted cluster `app` may be somebody's, and clients have what they need
+        let is_adopted = self.postgres.postgres.layout().adopted_file().exists();
+        let there = format!(
+            "select to_regclass('hasup.heartbeat') is not null and ({is_adopted} or exists (select from pg_database where datname = 'app'))"
+        );
+        let rows = self.postgres.postgres.run_sql("look for hasup's schema", &there, SHORT).await?;
         if rows.into_iter().flatten().flatten().next().as_deref() == Some("t") {
             return Ok(());
         }
         self.postgres.postgres.provision(CHECKPOINT_LIMIT).await?;
+        if is_adopted {
+            return Ok(());
+        }
         self.postgres.postgres.provision_application("app", CHECKPOINT_LIMIT).await.map(drop)
     }
 

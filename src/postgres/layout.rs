@@ -84,6 +84,11 @@ impl Layout {
         self.pgdata.join("standby.signal")
     }
 
+    /// What marks a cluster that was adopted; in the data directory, so that copies of it are marked too.
+    pub fn adopted_file(&self) -> PathBuf {
+        self.pgdata.join("hasup-adopted.conf")
+    }
+
     /// Where a copy is made before it takes the place of `pgdata`: beside it, so that a rename suffices.
     pub fn pgdata_new(&self) -> PathBuf {
         sibling(&self.pgdata, "new")
