@@ -87,6 +87,8 @@ pub(super) struct Database {
     pub(super) postgres: Arc<Postgres>,
     observed: watch::Sender<Arc<Observation>>,
     memory: Mutex<Memory>,
+    /// Since when it is looked at.
+    began_at: BootTime,
     look: Notify,
     is_hot: AtomicBool,
     news: Arc<Notify>,
@@ -107,6 +109,7 @@ impl Database {
             postgres,
             observed,
             memory: Mutex::default(),
+            began_at: boot_now(),
             look: Notify::new(),
             is_hot: AtomicBool::new(true),
             news,
@@ -246,10 +249,15 @@ impl Database {
                 in_effect
             }),
             standbys: live.map(standbys).unwrap_or_default(),
-            stalled_for: promoted_at.map_or(Duration::ZERO, |_| {
-                let newest = memory.answered_at.min(memory.written_at);
-                newest.map_or(Duration::ZERO, |at| boot_now().since(at))
-            }),
+            stalled_for: match (promoted_at, in_recovery, guard.armed) {
+                (Some(_), ..) => {
+                    let newest = memory.answered_at.min(memory.written_at);
+                    newest.map_or(Duration::ZERO, |at| boot_now().since(at))
+                }
+                // promoted, perhaps, before this daemon began to look
+                (None, None, Some(_)) => boot_now().since(memory.answered_at.unwrap_or(self.began_at)),
+                _ => Duration::ZERO,
+            },
             current: live.filter(|live| !live.in_recovery).map(|live| live.lsn),
             has_written: memory.has_written,
             checkpointed_for: memory.checkpointed_for,
@@ -274,11 +282,12 @@ impl Database {
     /// Takes the one place for long work; none while other work holds it.
     pub(super) fn begin_job(self: &Arc<Self>, job: Job) -> Option<JobPlace> {
         let mut memory = self.memory.lock();
-        if memory.job.is_some() {
+        // what has failed gives its place up to other work
+        if memory.job.as_ref().is_some_and(|job| !matches!(job, Job::Failed { .. })) {
             return None;
         }
-        memory.job = Some(job);
-        Some(JobPlace { database: Arc::clone(self), outcome: Some(None) })
+        memory.job = Some(job.clone());
+        Some(JobPlace { database: Arc::clone(self), job, outcome: Some(None) })
     }
 
     // ---- what steps leave behind ----
@@ -494,13 +503,15 @@ impl Database {
 /// The one place for long work: given back when dropped, with what came of it.
 pub(super) struct JobPlace {
     database: Arc<Database>,
+    job: Job,
     outcome: Option<Option<Job>>,
 }
 
 impl JobPlace {
     /// Ends the work as failed; it is tried again after `pause` at the earliest.
     pub(super) fn fail(mut self, error: String, pause: Duration) {
-        self.outcome = Some(Some(Job::Failed { error, retry_at: boot_now() + pause }));
+        let work = Box::new(self.job.clone());
+        self.outcome = Some(Some(Job::Failed { work, error, retry_at: boot_now() + pause }));
     }
 
     /// Says that the work is something else by now.
