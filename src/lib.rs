@@ -68,11 +68,14 @@
 //!
 //! **Lease and fence**
 //!
-//! - **L1** The lease ends one lease span after the *sending* of the newest pulse that a majority acknowledged, on the
-//!   boot-time clock. Only echoes of this life of the daemon and this generation count.
+//! - **L1** The lease ends one span after the *sending* of the newest pulse that a majority acknowledged, on the boot-time
+//!   clock. Only echoes of this life of the daemon and this generation count. The span travels in the pulse that asks and in the
+//!   acknowledgement: what each node believes of the options at that moment changes nothing.
 //! - **L2** A voter acknowledges only the newest record it has applied, and never a generation it barred. It then promises to
-//!   support nobody else for lease plus margin, and after its own start it assumes that it had promised.
-//! - **L3** Pulses ask for the lease only while the control loop is alive; a network thread alone keeps no office.
+//!   support nobody else for the span plus margin: an instant, which no option moves. Longer spans than are on its disk it does not
+//!   acknowledge, and after its own start it assumes that it had promised that much.
+//! - **L3** Pulses ask for the lease, and acknowledge it, only while the control loop is alive; a network thread alone keeps no
+//!   office.
 //! - **L4** The fence begins before the lease ends and is complete at its end: SIGQUIT, then SIGKILL. Never a polite stop.
 //! - **L5** Word of a higher generation fences a former holder at once; a fence that began is finished.
 //! - **L6** PostgreSQL has stopped when no process of it is left.

@@ -174,7 +174,8 @@ impl Node {
             // a guard that is not there kills by itself; the next extension finds its successor
             let _ = deadlines.extend(generation, end);
         };
-        let pulses = Pulses::start(parts.pulse, on_lease, Arc::clone(&news)).map_err(NodeError::Pulses)?;
+        let promised = durable.get().lease_span;
+        let pulses = Pulses::start(parts.pulse, promised, on_lease, Arc::clone(&news)).map_err(NodeError::Pulses)?;
         let (plan, _) = watch::channel(Arc::new(control_loop::first_plan()));
         let acted_under = Mutex::new(durable.get().acknowledged);
         let shared = Arc::new(Shared {

@@ -84,7 +84,7 @@ pub struct Pulses {
 impl Pulses {
     /// Binds the sockets and starts a thread for each; the first one also sends the rounds.
     ///
-    /// `on_lease` is called with every lease that grew, from a pulse thread: it must not wait. `news` is notified whenever the
+    /// `promised` is the longest lease that this node may have acknowledged before. `on_lease` is called with every lease that grew, from a pulse thread: it must not wait. `news` is notified whenever the
     /// control loop should look.
     ///
     /// # Errors
@@ -92,6 +92,7 @@ impl Pulses {
     /// An address cannot be bound, or no thread can be started.
     pub fn start(
         config: PulseConfig,
+        promised: Duration,
         on_lease: impl Fn(Generation, BootTime) + Send + Sync + 'static,
         news: Arc<Notify>,
     ) -> io::Result<Self> {
@@ -102,6 +103,7 @@ impl Pulses {
             config.boot,
             config.incarnation,
             config.timing,
+            promised,
             boot_now(),
         );
         let shared = Arc::new(Shared {
@@ -261,7 +263,7 @@ mod tests {
             listen: vec!["127.0.0.1:0".parse().expect("an address")],
         };
         let news = Arc::new(Notify::new());
-        (Pulses::start(config, |_, _| {}, Arc::clone(&news)).expect("bind on loopback"), news)
+        (Pulses::start(config, Duration::from_secs(2), |_, _| {}, Arc::clone(&news)).expect("bind on loopback"), news)
     }
 
     fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -289,6 +291,8 @@ mod tests {
         let generation = Generation(7);
         two.set_stance(Stance {
             grants: Some((NodeId(1), generation)),
+            grants_until: boot_now() + Duration::from_secs(60),
+            grants_span: Duration::from_secs(2),
             voter_sets: voters.clone(),
             ..Stance::default()
         });

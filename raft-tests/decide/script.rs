@@ -119,7 +119,7 @@ impl Script {
             acted_under: Generation(0),
             resigning: None,
             lineage: None,
-            pulse: PulseView { lease: None, promise_end: now + Timing::default().promise(), peers: BTreeMap::new() },
+            pulse: PulseView { promise_end: now + Timing::default().promise(), ..PulseView::default() },
             guard: GuardView { is_present: true, has_processes: true, ..GuardView::default() },
             postgres: PostgresView {
                 in_recovery: Some(true),

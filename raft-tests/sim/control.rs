@@ -3,6 +3,7 @@
 use hasup::ha::decide::decide;
 use hasup::ha::pulse::PulseCore;
 use hasup::ha::record::MemberKind;
+use hasup::ha::timing::Timing;
 use hasup::ha::view::{GuardView, NamesInEffect, NodeView, PostgresView};
 use hasup::types::{BootId, ClusterGeneration, Lsn};
 
@@ -57,7 +58,8 @@ impl World {
             ClusterGeneration(1),
             BootId(boot),
             incarnation_of(node, epoch),
-            self.timing.clone(),
+            Timing::default(),
+            host.disk.lease_span,
             local,
         );
         core.set_rules(self.rules);
@@ -92,6 +94,7 @@ impl World {
         daemon.is_deciding = true;
         daemon.has_news = false;
         daemon.looked_at = now;
+        daemon.core.set_timing(daemon.timing.clone());
         let view = Box::new(self.node_view(node));
         let epoch = self.nodes[node].daemon_epoch;
         let delay = if self.rng.chance(20) { self.rng.millis(5, 150) } else { self.rng.micros(200, 2_500) };
@@ -193,7 +196,7 @@ impl World {
             now: self.local(node),
             me: host.id,
             kind: host.kind,
-            timing: self.timing.clone(),
+            timing: daemon.timing.clone(),
             rules: self.rules,
             record: daemon.record.clone(),
             goals: daemon.goals.clone(),

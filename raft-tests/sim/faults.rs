@@ -1,6 +1,6 @@
 //! Schedules: what goes wrong, when, to whom; drawn from a seed, aimed at the windows where rules matter.
 
-use hasup::ha::record::{Durability, MemberKind};
+use hasup::ha::record::{Durability, MemberKind, Multiplier};
 use hasup::types::NodeId;
 
 use crate::event::{Event, Heal};
@@ -78,6 +78,8 @@ pub enum Fault {
     Remove { target: Target },
     /// An attacker sends old datagrams again.
     Replay { count: u64 },
+    /// An operator changes the length of the lease, for good or until he thinks better of it.
+    Multiplier { thousandths: u32 },
 }
 
 /// What an armed fault waits for.
@@ -222,6 +224,18 @@ pub fn draw(seed: u64) -> Schedule {
         for _ in 0..rng.between(1, 6) {
             let at = rng.millis(2_500, 31_000);
             schedule.faults.push((at, Fault::Replay { count: rng.between(1, 60) }));
+        }
+    }
+    if rng.chance(200) {
+        // both directions, and again before the first change has reached all
+        for _ in 0..rng.between(1, 3) {
+            let at = rng.millis(2_500, 28_000);
+            let thousandths = rng.pick(&[500, 1_000, 2_000, 3_000]);
+            schedule.faults.push((at, Fault::Multiplier { thousandths }));
+            if rng.chance(500) {
+                let fault = Fault::Isolate { target: Target::Active, way: Way::Both, lasts: rng.millis(2_000, 7_000) };
+                schedule.faults.push((at + rng.millis(0, 400), fault));
+            }
         }
     }
     schedule
@@ -453,6 +467,7 @@ impl World {
                 let node = self.resolve(target);
                 self.propose(None, 0, Command::Remove(self.nodes[node].id));
             }
+            Fault::Multiplier { thousandths } => self.propose(None, 0, Command::Multiplier(thousandths)),
             Fault::Replay { count } => {
                 let mut delay = 0;
                 for _ in 0..count {
@@ -549,6 +564,9 @@ impl World {
                     if let Some(daemon) = &mut host.daemon {
                         daemon.is_stopping = false;
                     }
+                }
+                if self.raft.newest().options.check_ttl_multiplier != Multiplier::ONE {
+                    self.propose(None, 0, Command::Multiplier(1_000));
                 }
                 self.healed_at = Some(self.now);
             }

@@ -7,7 +7,8 @@ use hasup::ha::durable::Durable;
 use hasup::ha::plan::Step;
 use hasup::ha::pulse::{PulseCore, Report};
 use hasup::ha::record::{Goals, MemberKind, ResignReason};
-use hasup::ha::view::{AppliedRecord, Job, Lineage, NamesInEffect};
+use hasup::ha::timing::Timing;
+use hasup::ha::view::{AppliedRecord, Job, Lineage, NamesInEffect, SyncNames};
 use hasup::types::{BootTime, DaemonIncarnation, Generation, NodeId};
 
 use crate::event::Event;
@@ -111,6 +112,20 @@ pub enum Work {
         /// The generation of its promotion.
         promoted: Generation,
     },
+    /// Other names are put into effect.
+    SetNames {
+        /// What they are to say.
+        names: SyncNames,
+        /// How far that is.
+        phase: u32,
+    },
+    /// A first write waits for the standbys.
+    ProbeWrite {
+        /// The end of the log with it.
+        lsn: u64,
+        /// When it began.
+        since: Time,
+    },
     /// A pause after an error.
     Pause,
 }
@@ -136,6 +151,8 @@ pub struct Daemon {
     pub record: Option<AppliedRecord>,
     /// Operators' wishes applied.
     pub goals: Goals,
+    /// The spans by the options applied; the defaults before.
+    pub timing: Timing,
     /// The highest generation it may have acted under.
     pub acted_under: Generation,
     /// What it has begun to give up.
@@ -242,6 +259,7 @@ impl Daemon {
             durable,
             record: None,
             goals: Goals::default(),
+            timing: Timing::default(),
             lineage: None,
             running: None,
             acting: None,

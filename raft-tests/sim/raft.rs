@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use hasup::ha::assign::{Order, assign};
 use hasup::ha::quorum::majority_of_every;
-use hasup::ha::record::{Assignment, Durability, Goals, MemberKind, ResignReason, SwitchoverGoal};
+use hasup::ha::record::{Assignment, Durability, Goals, MemberKind, Multiplier, Options, ResignReason, SwitchoverGoal};
+use hasup::ha::timing::Timing;
 use hasup::ha::view::{AppliedRecord, ClusterView, MemberView};
 use hasup::types::NodeId;
 
@@ -36,6 +37,8 @@ pub struct ClusterState {
     pub goals: Goals,
     /// The members.
     pub members: BTreeMap<NodeId, Info>,
+    /// The cluster's options.
+    pub options: Options,
 }
 
 /// What is proposed.
@@ -51,6 +54,8 @@ pub enum Command {
     Forget(NodeId),
     /// An operator orders a switchover of the generation that is active when it is applied.
     Switchover(Option<NodeId>),
+    /// An operator sets `check_ttl_multiplier`, in thousandths.
+    Multiplier(u32),
 }
 
 /// A proposal under way.
@@ -217,6 +222,7 @@ impl World {
             }
         }
         daemon.goals = state.goals.clone();
+        daemon.timing = Timing::from_options(&state.options);
         let peers = state.members.keys().copied().filter(|peer| *peer != me).collect();
         daemon.core.set_peers(&peers);
     }
@@ -350,6 +356,7 @@ impl World {
                 let to = to.filter(|to| *to != record.node);
                 state.goals.switchover = Some(SwitchoverGoal { from: record.generation, to });
             }
+            Command::Multiplier(thousandths) => state.options.check_ttl_multiplier = Multiplier { thousandths },
         }
         let state = Rc::new(state);
         self.raft.log.push(Rc::clone(&state));
@@ -379,7 +386,8 @@ impl World {
             .map(|peer| self.nodes[peer].id)
             .collect();
         let raft_voters = self.raft.voters.clone();
-        let (timing, rules, durability) = (self.timing.clone(), self.rules, self.durability);
+        let timing = Timing::from_options(&state.options);
+        let (rules, durability) = (self.rules, state.options.durability);
         let me = self.nodes[node].id;
         let daemon = self.nodes[node].daemon.as_mut()?;
         let pulse = daemon.core.view();
@@ -486,5 +494,6 @@ pub fn first_state(members: &BTreeMap<NodeId, Info>, durability: Durability) -> 
         opened: false,
         since_opened: Vec::new(),
     };
-    ClusterState { record: Some((assignment, 0)), goals: Goals::default(), members: members.clone() }
+    let options = Options { durability, ..Options::default() };
+    ClusterState { record: Some((assignment, 0)), goals: Goals::default(), members: members.clone(), options }
 }

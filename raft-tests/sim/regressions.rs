@@ -113,3 +113,34 @@ fn two_nodes_taken_out_at_once_leave_no_sender_with_the_old_names() {
     schedule.members = 5;
     holds(&schedule, 60);
 }
+
+#[test]
+fn a_lease_that_is_made_shorter_or_longer_never_overlaps_the_next() {
+    let set = |at: Time, thousandths| (at, Fault::Multiplier { thousandths });
+    let cut = |at: Time| (at, Fault::Isolate { target: Target::Active, way: Way::Both, lasts: 9 * SECOND });
+    let late = |which| (4 * SECOND, Fault::SlowApply { target: Target::Standby(which), lasts: 2_500 * MS });
+    // shorter at the peers while the active node still holds a long one, and its link goes
+    holds(&three(vec![set(3 * SECOND, 3_000), set(8 * SECOND, 500), cut(8_030 * MS)]), 40);
+    // longer at the active node before its peers have heard of it
+    holds(&three(vec![late(0), late(1), set(5 * SECOND, 4_000), cut(6 * SECOND)]), 40);
+    // a peer that starts anew promised what it has to remember
+    let restart = |which, at| (at, Fault::Daemon { target: Target::Standby(which), back: 100 * MS });
+    let restarts = [restart(0, 8_050 * MS), restart(1, 8_060 * MS)];
+    let mut faults = vec![set(3 * SECOND, 4_000), set(8 * SECOND, 500), cut(8_030 * MS)];
+    faults.extend(restarts);
+    holds(&three(faults), 40);
+}
+
+#[test]
+fn a_first_write_that_cannot_come_through_gives_way_to_the_names_that_would_let_it() {
+    // the standby that commits wait for is gone, its place in the set too, and the daemon starts with names that nobody meets
+    let mut schedule = three(vec![
+        (4 * SECOND, Fault::Power { target: Target::Standby(0), lasts: 14 * SECOND }),
+        (20 * SECOND, Fault::Power { target: Target::Standby(0), lasts: 9 * SECOND }),
+    ]);
+    schedule.kinds[2] = MemberKind::Witness;
+    let fault = Fault::Daemon { target: Target::Active, back: 150 * MS };
+    schedule.armed =
+        vec![Armed { trigger: Trigger::SetsChange, delay: (0, 5 * MS), fault, from: 10 * SECOND, times: 3 }];
+    holds(&schedule, 60);
+}

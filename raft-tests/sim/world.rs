@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use hasup::ha::durable::{DataState, Durable};
 use hasup::ha::pulse::Datagram;
-use hasup::ha::record::{Durability, MemberKind, Options};
+use hasup::ha::record::MemberKind;
 use hasup::ha::rules::{Mutation, Rules};
 use hasup::ha::timing::Timing;
 use hasup::types::{BootTime, DataIncarnation, NodeId};
@@ -29,12 +29,10 @@ pub struct World {
     planned: u64,
     /// The source of chance.
     pub rng: Rng,
-    /// The cluster's spans.
+    /// The spans that no option changes.
     pub timing: Timing,
     /// The rules in force.
     pub rules: Rules,
-    /// What commits wait for.
-    pub durability: Durability,
     /// The machines.
     pub nodes: Vec<Node>,
     /// `cut[from][to]`.
@@ -76,8 +74,7 @@ impl World {
     /// Builds the world that `schedule` starts from.
     pub fn new(schedule: &Schedule, rules: Rules, seed: u64, is_traced: bool) -> Self {
         let mut rng = Rng::new(seed ^ 0xA5A5_5A5A);
-        let options = Options { durability: schedule.durability, ..Options::default() };
-        let timing = Timing::from_options(&options);
+        let timing = Timing::default();
         let count = schedule.kinds.len();
         let first = Instance { timeline: 1, generation: 0, node: 0, start: Wal::default(), acknowledged: 10 };
         let info = |node: usize| Info { kind: schedule.kinds[node], priority: 100 };
@@ -128,7 +125,6 @@ impl World {
             rng,
             timing,
             rules,
-            durability: schedule.durability,
             nodes,
             cut: vec![vec![false; count]; count],
             extra: vec![vec![0; count]; count],

@@ -74,8 +74,16 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn step(&mut self, step: Step) {
+    /// Adds a step, unless work of its kind has just failed and is to wait; returns whether it was added.
+    fn step(&mut self, step: Step) -> bool {
+        if let Some(job @ Job::Failed { work, .. }) = &self.view.job
+            && step.work().as_ref() == Some(&**work)
+        {
+            wait_for_job(job, self);
+            return false;
+        }
         self.steps.push(step);
+        true
     }
 
     fn wait(&mut self, what: WaitingOn) {
@@ -112,13 +120,15 @@ impl<'a> Draft<'a> {
             active: self.active,
             // filled in by the pulses as each datagram leaves
             hears: BTreeSet::new(),
+            grants: self.grants.map_or(Generation(0), |(_, generation)| generation),
             is_fit: answers && view.unfit.is_none() && !view.is_stopping && view.guard.is_present,
         };
         let stance = Stance {
             asks: self.asks,
             asks_until: view.now + view.timing.loop_stall_limit,
             grants: self.grants,
-            record_applied_at: view.record.as_ref().map_or(BootTime(0), |record| record.applied_at),
+            grants_until: view.now + view.timing.loop_stall_limit,
+            grants_span: durable.lease_span.min(view.timing.lease),
             voter_sets: view.record.as_ref().map_or_else(Vec::new, |record| record.assignment.voter_sets.clone()),
             report,
         };
@@ -171,8 +181,11 @@ fn wait_for_job(job: &Job, draft: &mut Draft<'_>) {
         Job::StoppingCleanly => "PostgreSQL to stop".to_owned(),
         Job::Rebuilding => "the database to be rebuilt from the active node".to_owned(),
         Job::CheckingLineage => "the active node's history".to_owned(),
-        Job::Brief(what) => (*what).to_owned(),
-        Job::Failed { error, retry_at } => {
+        Job::Promoting => "PostgreSQL to be promoted".to_owned(),
+        Job::SettingNames => "the new commit set to be in effect".to_owned(),
+        Job::ProbingWrite => "a first write through the standbys".to_owned(),
+        Job::Checkpointing => "a checkpoint ahead of the switchover".to_owned(),
+        Job::Failed { error, retry_at, .. } => {
             draft.look_at(*retry_at);
             format!("the next try, after: {error}")
         }

@@ -1,11 +1,14 @@
 //! What a node must not forget: the few facts that are on disk before the step that relies on them.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::record::ResignReason;
+use super::timing::Timing;
 use crate::types::{DataIncarnation, Generation, Lsn};
 
-/// The node's own durable facts, beside Raft's log. Each only ever grows, but for `intact`.
+/// The node's own durable facts, beside Raft's log. Each only ever grows, but for `lease_span` and `data`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Durable {
     /// The highest generation that this node refuses to help (L9).
@@ -16,6 +19,8 @@ pub struct Durable {
     pub resign_reason: Option<ResignReason>,
     /// The highest generation that this node ever acknowledged, its own included (L2).
     pub acknowledged: Generation,
+    /// The longest lease that this node may have acknowledged and that may not have ended: a new start takes it that it has (L2).
+    pub lease_span: Duration,
     /// Which life of its data this is.
     pub incarnation: DataIncarnation,
     /// What the data directory holds.
@@ -43,6 +48,7 @@ impl Default for Durable {
             resigned: Generation(0),
             resign_reason: None,
             acknowledged: Generation(0),
+            lease_span: Timing::default().lease,
             incarnation: DataIncarnation(0),
             data: DataState::Empty,
         }

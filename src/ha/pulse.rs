@@ -6,9 +6,10 @@
 //! Every datagram echoes the newest one received from its addressee. The echo is what makes a report trustworthy in time: a
 //! report that echoes our datagram was made after that was sent, so its age is counted from our own sending. Replayed,
 //! reordered or delayed datagrams can therefore look older than they are, never younger. An acknowledgement is an echo, in an
-//! immediate reply, that names the generation granted; the lease counts from the stamp of the datagram it echoes.
+//! immediate reply, that names the generation granted and for how long; the lease counts from the stamp of the datagram it echoes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -37,14 +38,26 @@ pub struct Datagram {
     pub incarnation: DaemonIncarnation,
     /// Counts the sender's datagrams in this start, to whomever they went.
     pub sequence: u64,
-    /// The generation that the sender holds and asks to go on holding (L3).
-    pub asks: Option<Generation>,
+    /// The generation that the sender holds and asks to go on holding, and for how long at a time (L3).
+    pub asks: Option<Term>,
     /// Whether this answers a datagram; answers are not answered.
     pub is_reply: bool,
     /// The newest datagram received from the addressee.
     pub echo: Option<Echo>,
     /// The sender's word about itself.
     pub report: Report,
+}
+
+/// A generation, and how long it is held from the sending of the datagram that asks for it (L1).
+///
+/// The span travels with each wish and each grant: whatever the nodes believe of the cluster's options at that moment, both sides
+/// count with the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Term {
+    /// The generation.
+    pub generation: Generation,
+    /// For how long.
+    pub span: Duration,
 }
 
 /// Proof that a datagram had been received, and what is granted to its sender.
@@ -56,8 +69,15 @@ pub struct Echo {
     pub incarnation: DaemonIncarnation,
     /// The datagram.
     pub sequence: u64,
-    /// The generation that is acknowledged, in an immediate reply to a datagram that asked for it.
-    pub grants: Option<Generation>,
+    /// What is granted, in an immediate reply to a datagram that asked for it: never for longer than was asked.
+    pub grants: Option<Term>,
+}
+
+impl Echo {
+    /// Returns the echo of a datagram with nothing granted.
+    fn of((boot, incarnation, sequence): (BootId, DaemonIncarnation, u64)) -> Self {
+        Self { boot, incarnation, sequence, grants: None }
+    }
 }
 
 /// What a node says about itself.
@@ -83,6 +103,8 @@ pub struct Report {
     pub hears: BTreeSet<NodeId>,
     /// Whether it is itself willing and able to become active.
     pub is_fit: bool,
+    /// The generation that it would acknowledge now, were it asked; 0 for none. It is no acknowledgement (L2).
+    pub grants: Generation,
 }
 
 /// A node's word about its data.
@@ -133,8 +155,10 @@ pub struct Stance {
     pub asks_until: BootTime,
     /// Whose pulses to acknowledge, and for which generation (L2).
     pub grants: Option<(NodeId, Generation)>,
-    /// When the newest record was applied: the promise runs from there at the earliest (L2).
-    pub record_applied_at: BootTime,
+    /// Until when the control loop's word to acknowledge holds (L3).
+    pub grants_until: BootTime,
+    /// The longest lease to acknowledge: what is on disk, so that a new start knows what it may have promised (L2).
+    pub grants_span: Duration,
     /// The voter sets of the newest record.
     pub voter_sets: Vec<BTreeSet<NodeId>>,
     /// What to say.
@@ -162,8 +186,10 @@ impl PeerView {
 pub struct PulseView {
     /// The generation whose acknowledgements a majority gave, and when the lease that follows ends.
     pub lease: Option<(Generation, BootTime)>,
-    /// Until when this node promised to support nobody else (L2).
+    /// Until when this node promised to support nobody else: an instant once said, which no option moves (L2).
     pub promise_end: BootTime,
+    /// The longest lease that this node acknowledges, by the stance in effect.
+    pub grants_span: Duration,
     /// The peers heard in this life of the daemon.
     pub peers: BTreeMap<NodeId, PeerView>,
 }
@@ -185,6 +211,7 @@ pub struct Received {
 struct Peer {
     newest: Option<(BootId, DaemonIncarnation, u64)>,
     view: Option<PeerView>,
+    /// What it acknowledged, and when a lease by that ends.
     granted: Option<(Generation, BootTime)>,
 }
 
@@ -201,19 +228,21 @@ pub struct PulseCore {
     stamps: VecDeque<BootTime>,
     peers: BTreeMap<NodeId, Peer>,
     stance: Stance,
-    promise_from: BootTime,
+    promise_end: BootTime,
     lease: Option<(Generation, BootTime)>,
     next_round: BootTime,
 }
 
 impl PulseCore {
-    /// Returns the pulses of a daemon that started at `now`, with nobody heard and nothing to say yet.
+    /// Returns the pulses of a daemon that started at `now`, with nobody heard and nothing to say yet, which may have acknowledged
+    /// leases as long as `promised` before.
     pub fn new(
         me: NodeId,
         cluster_generation: ClusterGeneration,
         boot: BootId,
         incarnation: DaemonIncarnation,
         timing: Timing,
+        promised: Duration,
         now: BootTime,
     ) -> Self {
         Self {
@@ -227,7 +256,7 @@ impl PulseCore {
             stamps: VecDeque::new(),
             peers: BTreeMap::new(),
             stance: Stance::default(),
-            promise_from: now,
+            promise_end: now + Timing::promise_of(promised),
             lease: None,
             next_round: now,
         }
@@ -286,6 +315,7 @@ impl PulseCore {
             return received;
         }
         let proved_at = datagram.echo.and_then(|echo| self.stamp_of(&echo));
+        let willing = datagram.report.grants;
         let Some(peer) = self.peers.get_mut(&from) else { return received };
         if datagram.from != from {
             return received;
@@ -312,14 +342,15 @@ impl PulseCore {
             }
         }
         if let (Some(Echo { grants: Some(granted), .. }), Some(mut stamp)) = (datagram.echo, proved_at)
-            && Some(granted) == self.stance.asks
+            && Some(granted.generation) == self.stance.asks
         {
             if self.rules.broken(Mutation::LeaseFromArrival) || is_replayed {
                 stamp = now;
             }
-            let newest = peer.granted.filter(|(generation, _)| *generation == granted);
-            if newest.is_none_or(|(_, before)| before < stamp) {
-                peer.granted = Some((granted, stamp));
+            let end = stamp + granted.span;
+            let newest = peer.granted.filter(|(generation, _)| *generation == granted.generation);
+            if newest.is_none_or(|(_, before)| before < end) {
+                peer.granted = Some((granted.generation, end));
                 let before = self.lease;
                 self.refresh_lease(now);
                 if self.lease != before {
@@ -328,15 +359,24 @@ impl PulseCore {
                 }
             }
         }
+        if !datagram.is_reply && self.lacks_word_of(from, willing, now) {
+            // it was asked before it could acknowledge: the next round would be late
+            let echo = self.peers.get(&from).and_then(|peer| peer.newest).map(Echo::of);
+            let asking = self.datagram(now, echo, false);
+            received.replies.push((from, asking));
+        }
         if !datagram.is_reply {
             let accepts_stale = self.rules.broken(Mutation::AcceptStale);
-            let grants = datagram.asks.filter(|asked| {
-                self.stance
-                    .grants
-                    .is_some_and(|granted| granted == (from, *asked) || (accepts_stale && *asked < granted.1))
-            });
-            if grants.is_some() {
-                self.promise_from = self.promise_from.max(now);
+            let is_granted = |asked: &Term| {
+                let is_same = |granted: (NodeId, Generation)| {
+                    granted == (from, asked.generation) || (accepts_stale && asked.generation < granted.1)
+                };
+                now <= self.stance.grants_until && self.stance.grants.is_some_and(is_same)
+            };
+            let grants = datagram.asks.filter(is_granted);
+            let grants = grants.map(|asked| Term { span: asked.span.min(self.stance.grants_span), ..asked });
+            if let Some(granted) = grants {
+                self.promise_end = self.promise_end.max(now + Timing::promise_of(granted.span));
             }
             if datagram.asks.is_some() {
                 let echo = Echo {
@@ -357,7 +397,8 @@ impl PulseCore {
         let known = |(node, peer): (&NodeId, &Peer)| peer.view.clone().map(|view| (*node, view));
         PulseView {
             lease: self.lease,
-            promise_end: self.promise_from.max(self.stance.record_applied_at) + self.timing.promise(),
+            promise_end: self.promise_end,
+            grants_span: self.stance.grants_span,
             peers: self.peers.iter().filter_map(known).collect(),
         }
     }
@@ -372,13 +413,16 @@ impl PulseCore {
         self.stance.asks.filter(|_| now <= self.stance.asks_until)
     }
 
+    /// Whether `peer` would acknowledge what is asked for, by its own word, and has not yet.
+    fn lacks_word_of(&self, peer: NodeId, willing: Generation, now: BootTime) -> bool {
+        let granted = self.peers.get(&peer).and_then(|peer| peer.granted);
+        self.asks_at(now) == Some(willing) && granted.is_none_or(|(generation, _)| generation != willing)
+    }
+
     fn round(&mut self, now: BootTime) -> Vec<(NodeId, Datagram)> {
         self.next_round = now + self.timing.pulse;
         let peers: Vec<_> = self.peers.iter().map(|(node, peer)| (*node, peer.newest)).collect();
-        let round = peers.into_iter().map(|(node, newest)| {
-            let echo = newest.map(|(boot, incarnation, sequence)| Echo { boot, incarnation, sequence, grants: None });
-            (node, self.datagram(now, echo, false))
-        });
+        let round = peers.into_iter().map(|(node, newest)| (node, self.datagram(now, newest.map(Echo::of), false)));
         let round = round.collect();
         // a majority of one needs no acknowledgement, only its own pulse
         self.refresh_lease(now);
@@ -400,7 +444,10 @@ impl PulseCore {
             incarnation: self.incarnation,
             sequence: self.sequence,
             // a reply asks for nothing: it would not be answered
-            asks: self.asks_at(now).filter(|_| !is_reply),
+            asks: self
+                .asks_at(now)
+                .filter(|_| !is_reply)
+                .map(|generation| Term { generation, span: self.timing.lease }),
             is_reply,
             echo,
             report,
@@ -422,27 +469,26 @@ impl PulseCore {
         self.stamps.get(index).copied()
     }
 
-    /// Sets the lease to *lease* after the newest sending that a majority of every voter set acknowledged (L1).
+    /// Sets the lease's end: the latest that a majority of every voter set acknowledged, each from the sending it answered (L1).
     fn refresh_lease(&mut self, now: BootTime) {
         let Some(generation) = self.stance.asks else {
             self.lease = None;
             return;
         };
-        let stamp_of = |node: &NodeId| {
+        let end_of = |node: &NodeId| {
             if *node == self.me {
-                return self.asks_at(now).map(|_| now);
+                return self.asks_at(now).map(|_| now + self.timing.lease);
             }
             let granted = self.peers.get(node).and_then(|peer| peer.granted);
-            granted.filter(|(granted, _)| *granted == generation).map(|(_, stamp)| stamp)
+            granted.filter(|(granted, _)| *granted == generation).map(|(_, end)| end)
         };
-        let newest_of = |set: &BTreeSet<NodeId>| {
-            let mut stamps: Vec<BootTime> = set.iter().filter_map(stamp_of).collect();
-            stamps.sort_unstable_by(|a, b| b.cmp(a));
-            stamps.get(majority_of(set.len()) - 1).copied()
+        let latest_of = |set: &BTreeSet<NodeId>| {
+            let mut ends: Vec<BootTime> = set.iter().filter_map(end_of).collect();
+            ends.sort_unstable_by(|a, b| b.cmp(a));
+            ends.get(majority_of(set.len()) - 1).copied()
         };
-        let newest = self.stance.voter_sets.iter().map(newest_of).collect::<Option<Vec<_>>>();
-        let Some(newest) = newest.and_then(|stamps| stamps.into_iter().min()) else { return };
-        let end = newest + self.timing.lease;
+        let latest = self.stance.voter_sets.iter().map(latest_of).collect::<Option<Vec<_>>>();
+        let Some(end) = latest.and_then(|ends| ends.into_iter().min()) else { return };
         if self.lease.is_none_or(|(held, before)| held != generation || before < end) {
             self.lease = Some((generation, end));
         }

@@ -44,8 +44,7 @@ impl Timing {
         Self {
             pulse: Duration::from_millis(100),
             lease,
-            // 1 % of clock drift over one lease (crystals drift below 0.02 %) and at least 100 ms for scheduling and the kill.
-            margin: Duration::from_millis(100).max(lease / 100),
+            margin: Self::margin_of(lease),
             fence_lead: Duration::from_millis(100),
             loop_stall_limit: lease / 2,
             // two pulses, the way there and back, and some scheduling
@@ -64,6 +63,16 @@ impl Timing {
     /// Returns how long a peer keeps its promise after an acknowledgement (L2).
     pub fn promise(&self) -> Duration {
         self.lease + self.margin
+    }
+
+    /// Returns how long a peer keeps its promise after it acknowledged a lease of `span`, whatever the options say now (L2).
+    pub fn promise_of(span: Duration) -> Duration {
+        span + Self::margin_of(span)
+    }
+
+    /// 1 % of clock drift over one lease (crystals drift below 0.02 %) and at least 100 ms for scheduling and the kill.
+    fn margin_of(lease: Duration) -> Duration {
+        Duration::from_millis(100).max(lease / 100)
     }
 }
 

@@ -260,6 +260,7 @@ fn is_immediate(step: &crate::ha::plan::Step) -> bool {
     use crate::ha::plan::Step;
     match step {
         Step::PersistAcknowledged { .. }
+        | Step::PersistLeaseSpan { .. }
         | Step::PersistBar { .. }
         | Step::PersistResignation { .. }
         | Step::PersistIntact

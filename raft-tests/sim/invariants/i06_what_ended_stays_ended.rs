@@ -14,7 +14,7 @@ pub fn check_sent(world: &mut World, node: usize, datagram: &Datagram) {
     if let Some(stated) = datagram.report.data.and_then(|data| data.stated) {
         host.stated_under = host.stated_under.max(stated.under);
     }
-    if let Some(asked) = datagram.asks
+    if let Some(asked) = datagram.asks.map(|term| term.generation)
         && asked <= host.said_resigned
     {
         let what = format!("node {} asks for generation {asked}, which it had resigned", node + 1);
@@ -24,7 +24,7 @@ pub fn check_sent(world: &mut World, node: usize, datagram: &Datagram) {
 
 /// Checks a grant as it leaves.
 pub fn check_granted(world: &mut World, node: usize, to: usize, reply: &Datagram) {
-    let Some(granted) = reply.echo.and_then(|echo| echo.grants) else { return };
+    let Some(granted) = reply.echo.and_then(|echo| echo.grants).map(|term| term.generation) else { return };
     let host = &world.nodes[node];
     if granted <= host.said_barred {
         let what = format!(

@@ -8,6 +8,7 @@ use crate::ha::quorum::majority_of_every;
 use crate::ha::record::{Assignment, DataMember, MemberKind};
 use crate::ha::rules::Mutation;
 use crate::ha::state::NodeState;
+use crate::ha::timing::Timing;
 use crate::ha::view::{Followed, Lineage, NodeView};
 use crate::types::{BootTime, Generation, NodeId, WalPosition};
 
@@ -154,6 +155,11 @@ impl Helper<'_> {
         self.keep_running(draft);
     }
 
+    /// Whether the data directory is only partly that of its source: nothing runs on it.
+    fn is_half_made(&self) -> bool {
+        self.view.durable.data == DataState::Rebuilding { until: None }
+    }
+
     /// Acknowledges the active node and follows it.
     fn help(&self, draft: &mut Draft<'_>) {
         let view = self.view;
@@ -163,10 +169,11 @@ impl Helper<'_> {
         } else {
             draft.grants = Some((self.a.node, generation));
         }
+        self.remember_span(draft);
         if view.kind == MemberKind::Witness {
             return;
         }
-        if let Some(job) = &view.job {
+        if let Some(job) = view.busy() {
             wait_for_job(job, draft);
             return;
         }
@@ -183,6 +190,18 @@ impl Helper<'_> {
                 }
             }
             DataState::Intact => self.follow_if_possible(draft),
+        }
+    }
+
+    /// Leases as long as the options say are acknowledged once that is on disk; it is taken back from there only when all that was
+    /// promised ends no later than a new start would believe (L2).
+    fn remember_span(&self, draft: &mut Draft<'_>) {
+        let view = self.view;
+        let (wanted, known) = (view.timing.lease, view.durable.lease_span);
+        let is_over =
+            || view.pulse.grants_span <= wanted && view.pulse.promise_end.since(view.now) <= Timing::promise_of(wanted);
+        if known < wanted || (known > wanted && is_over()) {
+            draft.step(Step::PersistLeaseSpan { span: wanted });
         }
     }
 
@@ -319,9 +338,9 @@ impl Helper<'_> {
 
     fn keep_running(&self, draft: &mut Draft<'_>) {
         let view = self.view;
-        if let Some(job) = &view.job {
+        if let Some(job) = view.busy() {
             wait_for_job(job, draft);
-        } else if view.guard.is_present && !view.guard.has_processes && !view.is_stopping {
+        } else if view.guard.is_present && !view.guard.has_processes && !view.is_stopping && !self.is_half_made() {
             if !view.postgres.has_standby_signal {
                 draft.step(Step::PutStandbySignal);
             }
