@@ -64,8 +64,7 @@ struct Known {
     states: BTreeMap<u64, (NodeId, u64)>,
     done: Vec<Done>,
     broken: Option<Broken>,
-    fingerprint: u64,
-    trace: Option<Vec<String>>,
+    trace: Vec<String>,
     elections: usize,
 }
 
@@ -75,7 +74,7 @@ pub struct Oracle(Arc<Mutex<Known>>);
 
 impl Oracle {
     /// Returns one that knows nothing yet.
-    pub fn new(is_traced: bool) -> Self {
+    pub fn new() -> Self {
         Self(Arc::new(Mutex::new(Known {
             began: Instant::now(),
             leaders: BTreeMap::new(),
@@ -83,21 +82,17 @@ impl Oracle {
             states: BTreeMap::new(),
             done: Vec::new(),
             broken: None,
-            fingerprint: 0,
-            trace: is_traced.then(Vec::new),
+            trace: Vec::new(),
             elections: 0,
         })))
     }
 
-    /// Notes something for the trace and the fingerprint.
+    /// Notes something for the trace.
     pub fn note(&self, what: impl FnOnce() -> String) {
         let mut known = self.0.lock().unwrap();
         let at = known.began.elapsed();
         let text = format!("{:>10.4} {}", at.as_secs_f64(), what());
-        known.fingerprint = known.fingerprint.rotate_left(7) ^ short::hash(text.as_bytes());
-        if let Some(trace) = &mut known.trace {
-            trace.push(text);
-        }
+        known.trace.push(text);
     }
 
     /// Notes that promise `rule` is broken; the first one counts.
@@ -187,8 +182,7 @@ impl Oracle {
         let mut known = self.0.lock().unwrap();
         Verdict {
             broken: known.broken.clone(),
-            fingerprint: known.fingerprint,
-            trace: known.trace.take().unwrap_or_default(),
+            trace: std::mem::take(&mut known.trace),
             elections: known.elections,
             operations: done.iter().filter(|done| done.answered.is_some()).count(),
             entries: known.committed.len(),
@@ -200,9 +194,7 @@ impl Oracle {
 pub struct Verdict {
     /// The first broken promise.
     pub broken: Option<Broken>,
-    /// What two runs share only if they were the same.
-    pub fingerprint: u64,
-    /// The run as text, if asked for.
+    /// The run as text.
     pub trace: Vec<String>,
     /// Terms that had a leader.
     pub elections: usize,
