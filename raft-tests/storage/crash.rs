@@ -225,7 +225,7 @@ fn nothing_acknowledged_is_lost_when_power_fails() {
     for round in 0..8 {
         let path = disk.mount.join("node/log");
         let (mut child, mut lines) = start(&path);
-        acknowledged.read(&mut lines, Some(3 + 23 * round % 70));
+        acknowledged.read(&mut lines, Some(12 + 92 * round % 280));
         let cut = disk.cut_power();
         child.kill().unwrap();
         child.wait().unwrap();
