@@ -24,6 +24,7 @@ pub mod controldata;
 pub mod history;
 pub mod initdb;
 pub mod layout;
+pub mod log;
 pub mod observe;
 pub mod position;
 pub mod programs;

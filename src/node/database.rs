@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
 use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView};
+use crate::postgres::log::LogReader;
 use crate::postgres::observe::LiveFacts;
 use crate::postgres::{Divergence, PgError, Postgres, PostgresFacts, TimelineHistory, WriteProbe};
 use crate::sys::clock::boot_now;
@@ -33,6 +34,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 /// A standby that may follow has this long to begin streaming before its log is looked at, and again each time after that.
 const LOG_READ_EVERY: Duration = Duration::from_secs(3);
+/// How often PostgreSQL's log is read on.
+const LOG_FOLLOW_EVERY: Duration = Duration::from_secs(1);
 /// How much of the end of PostgreSQL's log is looked at.
 const LOG_TAIL_BYTES: u64 = 16 << 10;
 /// How many of its last lines: an older complaint may have been mended since.
@@ -87,6 +90,7 @@ pub(super) struct Database {
     memory: Mutex<Memory>,
     look: Notify,
     is_hot: AtomicBool,
+    cancelled_waits: AtomicU64,
     news: Arc<Notify>,
 }
 
@@ -107,6 +111,7 @@ impl Database {
             memory: Mutex::default(),
             look: Notify::new(),
             is_hot: AtomicBool::new(true),
+            cancelled_waits: AtomicU64::new(0),
             news,
         };
         let (follows, rebuilt) = (database.read_followed(), database.read_rebuilt());
@@ -343,6 +348,23 @@ impl Database {
                 }
             }
         }
+    }
+
+    /// Reads PostgreSQL's log for commits whose wait for a standby was cancelled: no query tells. Ends with the node.
+    pub(super) async fn follow_log(self: Arc<Self>) {
+        let mut log = LogReader::at_end(self.postgres.layout().log_file());
+        loop {
+            match log.cancelled_waits() {
+                Ok(count) => drop(self.cancelled_waits.fetch_add(count, Ordering::Relaxed)),
+                Err(error) => tracing::debug!(%error, "PostgreSQL's log is not read"),
+            }
+            tokio::time::sleep(LOG_FOLLOW_EVERY).await;
+        }
+    }
+
+    /// Returns how many commits were told, since the daemon started, that their wait for a standby was cancelled.
+    pub(super) fn cancelled_waits(&self) -> u64 {
+        self.cancelled_waits.load(Ordering::Relaxed)
     }
 
     pub(super) fn note_checkpointed(&self, generation: Generation) {

@@ -207,7 +207,7 @@ fn postgres_status(shared: &Shared, view: &NodeView) -> PostgresStatus {
         replayed_lsn: live.and_then(|live| live.replay_lsn),
         standbys: view.postgres.standbys.keys().map(ToString::to_string).collect(),
         synchronous_standby_names: live.map(|live| live.sync_names_shown.clone()),
-        cancelled_waits: 0,
+        cancelled_waits: shared.postgres.cancelled_waits(),
     }
 }
 

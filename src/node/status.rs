@@ -175,7 +175,7 @@ pub struct PostgresStatus {
     pub standbys: Vec<String>,
     /// What `synchronous_standby_names` was last seen to be.
     pub synchronous_standby_names: Option<String>,
-    /// Commits whose wait for a standby was cancelled, since the daemon started.
+    /// Commits that their clients were told of although their wait for a standby was cancelled, since the daemon started.
     pub cancelled_waits: u64,
 }
 
