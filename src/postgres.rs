@@ -18,6 +18,7 @@
 pub mod adopt;
 pub mod basebackup;
 pub mod client;
+pub mod collation;
 pub mod conf_file;
 pub mod control;
 pub mod controldata;
