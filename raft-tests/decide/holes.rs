@@ -3,7 +3,7 @@
 use hasup::ha::durable::DataState;
 use hasup::ha::plan::{Step, WaitingOn};
 use hasup::ha::record::ResignReason;
-use hasup::ha::view::{Lineage, SyncNames};
+use hasup::ha::view::{Job, Lineage, SyncNames};
 use hasup::types::{DataIncarnation, Generation, Lsn, NodeId, Timeline};
 
 use crate::script::{Script, at, set};
@@ -176,6 +176,46 @@ fn a_node_to_be_taken_out_that_is_active_holds_up_nothing() {
     script.tick(&[1, 2, 3]);
     script.lead(2, &[1, 2, 3]);
     assert_eq!(script.record.1, 10, "neither sets nor voters change for it");
+}
+
+#[test]
+fn what_failed_holds_up_nothing_but_its_own_next_try() {
+    let mut script = Script::new("", 3);
+    let retry_at = script.time() + std::time::Duration::from_secs(1);
+    let one = script.node(1);
+    one.postgres.names = None;
+    one.postgres.has_written = false;
+    let failed = |work| Some(Job::Failed { work: Box::new(work), error: "it hung".to_owned(), retry_at });
+    one.job = failed(Job::ProbingWrite);
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 1, |step| matches!(step, Step::SetNames { .. })), "{:?}", script.plans[&1]);
+    assert!(!does(&script, 1, |step| matches!(step, Step::ProbeWrite { .. })));
+    script.node(1).job = failed(Job::SettingNames);
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 1, |step| matches!(step, Step::ProbeWrite { .. })), "{:?}", script.plans[&1]);
+    // a standby whose comparison failed starts its PostgreSQL all the same
+    let mut script = just_promoted("");
+    let one = script.node(1);
+    one.guard.has_processes = false;
+    one.postgres.position = None;
+    one.job = failed(Job::CheckingLineage);
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 1, |step| matches!(step, Step::StartPostgres)), "{:?}", script.plans[&1]);
+}
+
+#[test]
+fn a_primary_armed_before_the_daemon_started_is_not_given_up_because_nobody_gets_a_connection() {
+    let mut script = Script::new("", 3);
+    script.node(1).postgres = hasup::ha::view::PostgresView { has_standby_signal: true, ..Default::default() };
+    script.wait(60_000);
+    script.extend();
+    script.tick(&[1, 2, 3]);
+    assert!(!does(&script, 1, |step| matches!(step, Step::Fence { .. } | Step::PersistResignation { .. })));
+    assert_eq!(script.plans[&1].stance.asks, Some(Generation(5)), "{:?}", script.plans[&1]);
+    // one that does not answer at all is: others can take over
+    script.node(1).postgres.stalled_for = std::time::Duration::from_secs(31);
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 1, |step| matches!(step, Step::Fence { .. })), "{:?}", script.plans[&1]);
 }
 
 #[test]

@@ -92,6 +92,15 @@ impl Node {
     }
 
     /// Runs a command with `--json`.
+    /// Runs a statement as the superuser and returns its first value.
+    pub(crate) fn sql(&self, statement: &str) -> String {
+        let mut psql = Command::new("psql");
+        psql.args(["-XAtq", "-U", "postgres", "-d", "postgres", "-h"]).arg(self.data_dir().join("sock"));
+        let ended = psql.args(["-p", &self.ports[2].to_string(), "-c", statement]).output().unwrap();
+        assert!(ended.status.success(), "{statement}: {ended:?}");
+        String::from_utf8_lossy(&ended.stdout).trim_end().to_owned()
+    }
+
     pub(crate) fn json(&self, words: &[&str]) -> Value {
         self.hasup(&[words, &["--json"]].concat()).json()
     }

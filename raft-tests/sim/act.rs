@@ -1,7 +1,6 @@
 //! Carrying out a plan's steps, each in phases that a crash may fall between.
 //!
-//! Steps are carried out one after another; none may hold up the control loop for longer than [`PATIENCE`] while a lease hangs
-//! on it: what takes longer goes on by itself and the step is tried again. Orders of an older generation than the newest record
+//! Steps are carried out one after another; what may take long goes on by itself, in the one place that there is for that. Orders of an older generation than the newest record
 //! applied are refused, but for those that end a role.
 
 use hasup::ha::durable::{DataState, Durable};
@@ -17,8 +16,8 @@ use crate::postgres::Run;
 use crate::rng::{MS, Time};
 use crate::world::World;
 
-/// How long a step may hold up the control loop of an active node.
-const PATIENCE: Time = 300 * MS;
+/// How long a first write may wait for the standbys before other work has its turn.
+const FIRST_WRITE_LIMIT: Time = 1_000 * MS;
 
 /// How a step goes on.
 enum Next {
@@ -213,7 +212,7 @@ impl World {
                     && !(self.passes(node, from) && self.passes(from, node) && self.nodes[from].pg.is_primary())
                 {
                     // nothing is destroyed for a source that is not there
-                    self.fail_job(node, "the active node cannot be copied from");
+                    self.pause(node, Job::Rebuilding, "the active node cannot be copied from");
                     return Next::Failed;
                 }
                 if phase < 2 {
@@ -227,9 +226,10 @@ impl World {
                         other => other,
                     };
                 }
-                self.postgres_kill(node, 10 * MS);
                 let work = Work::Rebuild { from, copy: None };
-                self.begin(node, Job::Rebuilding, work, 30 * MS);
+                if self.begin(node, Job::Rebuilding, work, 30 * MS) {
+                    self.postgres_kill(node, 10 * MS);
+                }
                 Next::Done
             }
             Step::ArmGuard { generation, deadline } => {
@@ -248,6 +248,10 @@ impl World {
                 self.extend(node);
                 crate::invariants::on_lease(self, node);
                 self.plan_fence(node);
+                Next::Done
+            }
+            Step::SetNames { names, .. } if self.nodes[node].pg.run == Run::Primary => {
+                self.begin(node, Job::SettingNames, Work::SetNames { names: names.clone(), phase: 0 }, MS);
                 Next::Done
             }
             Step::SetNames { names, .. } => self.set_names(node, phase, names),
@@ -288,28 +292,20 @@ impl World {
                 if !self.nodes[node].pg.is_primary() {
                     return Next::Failed;
                 }
-                self.nodes[node].pg.is_stopping = true;
                 let work = Work::StopCleanly { generation: *generation, since: self.now };
-                self.begin(node, Job::StoppingCleanly, work, 10 * MS);
+                if self.begin(node, Job::StoppingCleanly, work, 10 * MS) {
+                    self.nodes[node].pg.is_stopping = true;
+                }
                 Next::Done
             }
             Step::ProbeWrite { .. } => {
                 let pg = &self.nodes[node].pg;
-                if !pg.is_primary() {
+                if !pg.is_primary() || pg.is_stopping {
                     return Next::Failed;
                 }
-                if pg.acknowledged > pg.promoted_at + 1 {
-                    if let Some(daemon) = &mut self.nodes[node].daemon {
-                        daemon.has_written = true;
-                    }
-                    return Next::Done;
-                }
-                if spent > PATIENCE {
-                    // said, so that what it waits for may be mended before the next try
-                    self.fail_job(node, "no write came through");
-                    return Next::Failed;
-                }
-                Next::After(5 * MS)
+                let lsn = self.insert(node);
+                self.begin(node, Job::ProbingWrite, Work::ProbeWrite { lsn, since: self.now }, 5 * MS);
+                Next::Done
             }
         }
     }
@@ -402,16 +398,20 @@ impl World {
                 self.names_are_in_effect(node);
                 Next::Done
             }
-            // the checkpoint goes on by itself; the next try finds it finished
-            phase if phase > 60 => Next::Failed,
+            // the checkpoint takes as long as it takes
+            phase if phase > 60_000 => Next::Failed,
             _ => Next::After(5 * MS),
         }
     }
 
     // ---- long work ----
 
-    /// Begins long work.
-    fn begin(&mut self, node: usize, job: Job, work: Work, delay: Time) {
+    /// Begins long work, if its one place is free, or held only by what some work failed with; returns whether it did.
+    fn begin(&mut self, node: usize, job: Job, work: Work, delay: Time) -> bool {
+        let running = self.nodes[node].daemon.as_ref().and_then(|daemon| daemon.running.as_ref());
+        if running.is_some_and(|running| !matches!(running.job, Job::Failed { .. })) {
+            return false;
+        }
         self.planned_jobs += 1;
         let number = self.planned_jobs;
         let epoch = self.nodes[node].daemon_epoch;
@@ -419,6 +419,7 @@ impl World {
             daemon.running = Some(Running { job, work, number });
         }
         self.after(delay, Event::Job { node, epoch, job: number });
+        true
     }
 
     fn end_job(&mut self, node: usize) {
@@ -428,10 +429,19 @@ impl World {
         self.news(node);
     }
 
+    /// Ends the running work with an error.
     fn fail_job(&mut self, node: usize, error: &str) {
+        let Some(daemon) = &mut self.nodes[node].daemon else { return };
+        let Some(running) = daemon.running.take() else { return };
+        self.pause(node, running.job, error);
+    }
+
+    /// Notes that `work` failed: its next try waits.
+    fn pause(&mut self, node: usize, work: Job, error: &str) {
         let pause = self.rng.millis(200, 600);
         let retry_at = self.local(node) + std::time::Duration::from_nanos(pause);
-        self.begin(node, Job::Failed { error: error.to_owned(), retry_at }, Work::Pause, pause);
+        let failed = Job::Failed { work: Box::new(work), error: error.to_owned(), retry_at };
+        self.begin(node, failed, Work::Pause, pause);
         self.news(node);
     }
 
@@ -447,6 +457,30 @@ impl World {
                 Run::Starting => again(5 * MS),
                 _ => return self.end_job(node),
             },
+            Work::SetNames { names, phase } => match self.set_names(node, phase, &names) {
+                Next::After(delay) => {
+                    if let Some(running) = self.nodes[node].daemon.as_mut().and_then(|daemon| daemon.running.as_mut()) {
+                        running.work = Work::SetNames { names, phase: phase + 1 };
+                    }
+                    again(delay)
+                }
+                Next::Done => return self.end_job(node),
+                Next::Failed => return self.fail_job(node, "the names are not in effect"),
+            },
+            Work::ProbeWrite { lsn, since } => {
+                let pg = &self.nodes[node].pg;
+                if !pg.is_primary() || self.now - since > FIRST_WRITE_LIMIT {
+                    return self.fail_job(node, "no write came through");
+                }
+                if pg.acknowledged < lsn {
+                    again(5 * MS)
+                } else {
+                    if let Some(daemon) = &mut self.nodes[node].daemon {
+                        daemon.has_written = true;
+                    }
+                    return self.end_job(node);
+                }
+            }
             Work::StopCleanly { generation, since } => {
                 let pg = &self.nodes[node].pg;
                 let end = pg.wal.end();

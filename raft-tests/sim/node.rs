@@ -8,7 +8,7 @@ use hasup::ha::plan::Step;
 use hasup::ha::pulse::{PulseCore, Report};
 use hasup::ha::record::{Goals, MemberKind, ResignReason};
 use hasup::ha::timing::Timing;
-use hasup::ha::view::{AppliedRecord, Job, Lineage, NamesInEffect};
+use hasup::ha::view::{AppliedRecord, Job, Lineage, NamesInEffect, SyncNames};
 use hasup::types::{BootTime, DaemonIncarnation, Generation, NodeId};
 
 use crate::event::Event;
@@ -111,6 +111,20 @@ pub enum Work {
         node: usize,
         /// The generation of its promotion.
         promoted: Generation,
+    },
+    /// Other names are put into effect.
+    SetNames {
+        /// What they are to say.
+        names: SyncNames,
+        /// How far that is.
+        phase: u32,
+    },
+    /// A first write waits for the standbys.
+    ProbeWrite {
+        /// The end of the log with it.
+        lsn: u64,
+        /// When it began.
+        since: Time,
     },
     /// A pause after an error.
     Pause,

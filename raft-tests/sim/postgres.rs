@@ -325,15 +325,23 @@ impl World {
         if pg.run != Run::Primary || pg.is_stopping {
             return;
         }
+        let epoch = pg.epoch;
+        self.insert(node);
+        let delay = self.rng.millis(20, 90);
+        self.after(delay, Event::Write { node, epoch });
+    }
+
+    /// Writes one commit; returns the end of the log with it.
+    pub fn insert(&mut self, node: usize) -> u64 {
+        let pg = &mut self.nodes[node].pg;
         pg.insert += 1;
-        let (epoch, is_flushing) = (pg.epoch, pg.is_flushing);
+        let (lsn, epoch, is_flushing) = (pg.insert, pg.epoch, pg.is_flushing);
         pg.is_flushing = true;
         if !is_flushing {
             let delay = self.rng.micros(300, 2_000);
             self.after(delay, Event::Flush { node, epoch });
         }
-        let delay = self.rng.millis(20, 90);
-        self.after(delay, Event::Write { node, epoch });
+        lsn
     }
 
     /// The log in memory reaches the disk.

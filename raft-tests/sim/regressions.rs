@@ -130,3 +130,17 @@ fn a_lease_that_is_made_shorter_or_longer_never_overlaps_the_next() {
     faults.extend(restarts);
     holds(&three(faults), 40);
 }
+
+#[test]
+fn a_first_write_that_cannot_come_through_gives_way_to_the_names_that_would_let_it() {
+    // the standby that commits wait for is gone, its place in the set too, and the daemon starts with names that nobody meets
+    let mut schedule = three(vec![
+        (4 * SECOND, Fault::Power { target: Target::Standby(0), lasts: 14 * SECOND }),
+        (20 * SECOND, Fault::Power { target: Target::Standby(0), lasts: 9 * SECOND }),
+    ]);
+    schedule.kinds[2] = MemberKind::Witness;
+    let fault = Fault::Daemon { target: Target::Active, back: 150 * MS };
+    schedule.armed =
+        vec![Armed { trigger: Trigger::SetsChange, delay: (0, 5 * MS), fault, from: 10 * SECOND, times: 3 }];
+    holds(&schedule, 60);
+}

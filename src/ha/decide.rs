@@ -74,8 +74,16 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn step(&mut self, step: Step) {
+    /// Adds a step, unless work of its kind has just failed and is to wait; returns whether it was added.
+    fn step(&mut self, step: Step) -> bool {
+        if let Some(job @ Job::Failed { work, .. }) = &self.view.job
+            && step.work().as_ref() == Some(&**work)
+        {
+            wait_for_job(job, self);
+            return false;
+        }
         self.steps.push(step);
+        true
     }
 
     fn wait(&mut self, what: WaitingOn) {
@@ -173,8 +181,11 @@ fn wait_for_job(job: &Job, draft: &mut Draft<'_>) {
         Job::StoppingCleanly => "PostgreSQL to stop".to_owned(),
         Job::Rebuilding => "the database to be rebuilt from the active node".to_owned(),
         Job::CheckingLineage => "the active node's history".to_owned(),
-        Job::Brief(what) => (*what).to_owned(),
-        Job::Failed { error, retry_at } => {
+        Job::Promoting => "PostgreSQL to be promoted".to_owned(),
+        Job::SettingNames => "the new commit set to be in effect".to_owned(),
+        Job::ProbingWrite => "a first write through the standbys".to_owned(),
+        Job::Checkpointing => "a checkpoint ahead of the switchover".to_owned(),
+        Job::Failed { error, retry_at, .. } => {
             draft.look_at(*retry_at);
             format!("the next try, after: {error}")
         }

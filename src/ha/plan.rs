@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::pulse::Stance;
 use super::record::{ResignReason, SwitchoverGoal};
 use super::state::NodeState;
-use super::view::{Followed, SyncNames};
+use super::view::{Followed, Job, SyncNames};
 use crate::types::{BootTime, Generation, NodeId, Timeline, WalPosition};
 
 /// One thing to do. Each can be repeated; each names the generation that it was decided under.
@@ -114,6 +114,33 @@ pub enum Step {
         /// The generation.
         generation: Generation,
     },
+}
+
+impl Step {
+    /// Returns the long work that this step begins, if it does.
+    pub fn work(&self) -> Option<Job> {
+        match self {
+            Self::StartPostgres => Some(Job::Starting),
+            Self::StopCleanly { .. } => Some(Job::StoppingCleanly),
+            Self::Rejoin { .. } | Self::CopyDatabase { .. } => Some(Job::Rebuilding),
+            Self::CheckLineage { .. } => Some(Job::CheckingLineage),
+            Self::Promote { .. } => Some(Job::Promoting),
+            Self::SetNames { .. } => Some(Job::SettingNames),
+            Self::ProbeWrite { .. } => Some(Job::ProbingWrite),
+            Self::PrepareSwitchover { .. } => Some(Job::Checkpointing),
+            Self::PersistAcknowledged { .. }
+            | Self::PersistLeaseSpan { .. }
+            | Self::PersistBar { .. }
+            | Self::PersistResignation { .. }
+            | Self::PersistIntact
+            | Self::CutReceiver { .. }
+            | Self::Fence { .. }
+            | Self::Disarm { .. }
+            | Self::PutStandbySignal
+            | Self::Follow(_)
+            | Self::ArmGuard { .. } => None,
+        }
+    }
 }
 
 /// Why a node waits instead of going on.

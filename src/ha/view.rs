@@ -53,12 +53,19 @@ pub struct NodeView {
     pub guard: GuardView,
     /// PostgreSQL.
     pub postgres: PostgresView,
-    /// Long work that is going on: nothing else touches PostgreSQL meanwhile.
+    /// Long work that is going on: nothing else touches PostgreSQL meanwhile. Or what such work failed with.
     pub job: Option<Job>,
     /// The node is to stop in order, handing the role over.
     pub is_stopping: bool,
     /// Why this node is not fit to become active, if so (operator's order, disk, checks).
     pub unfit: Option<String>,
+}
+
+impl NodeView {
+    /// Returns the long work that goes on now: what has failed holds up nothing but its own next try.
+    pub fn busy(&self) -> Option<&Job> {
+        self.job.as_ref().filter(|job| !matches!(job, Job::Failed { .. }))
+    }
 }
 
 /// What the guard says.
@@ -169,10 +176,18 @@ pub enum Job {
     Rebuilding,
     /// The history of the active node is being compared with ours.
     CheckingLineage,
-    /// Something short, named for people.
-    Brief(&'static str),
-    /// It ended with an error, and what that says; the next try waits.
+    /// PostgreSQL is being promoted.
+    Promoting,
+    /// Another set of names is being put into effect.
+    SettingNames,
+    /// A first write goes through the standbys.
+    ProbingWrite,
+    /// A checkpoint is made ahead of a switchover.
+    Checkpointing,
+    /// Some work ended with an error, and what that says. The next try of that waits; other work need not.
     Failed {
+        /// What failed.
+        work: Box<Job>,
         /// The error, for people.
         error: String,
         /// When to try again.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
-use super::database::JobPlace;
+use super::database::{JobPlace, to_postgres};
 use crate::guard::{GuardError, Lease, StopMode};
 use crate::ha::durable::DataState;
 use crate::ha::plan::Step;
@@ -17,9 +17,7 @@ use crate::ha::view::{Followed, Job, NamesInEffect, SyncNames};
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::postgres::basebackup::BaseBackup;
 use crate::postgres::rewind::{self, Rewind};
-use crate::postgres::{
-    Follow, PgError, Source, SslMode, SslPaths, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
-};
+use crate::postgres::{Follow, PgError, Source, SslMode, SslPaths, TimelineHistory, WriteProbe};
 use crate::sys::clock::wall_now;
 use crate::tls::config::MemberProtocol;
 use crate::types::{Generation, Lsn, NodeId, Timeline};
@@ -28,6 +26,8 @@ use crate::types::{Generation, Lsn, NodeId, Timeline};
 const KILL_AFTER: Duration = Duration::from_millis(50);
 /// How long a short question to PostgreSQL may take.
 const SHORT: Duration = Duration::from_secs(2);
+/// How long a first write may wait for the standbys before other work has its turn.
+const FIRST_WRITE_LIMIT: Duration = Duration::from_secs(1);
 /// How long work may take that waits for a checkpoint of a busy database.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
 /// How long a copy of the database may take before it is begun anew.
@@ -112,19 +112,15 @@ impl Shared {
             Step::SetNames { names, .. } => self.set_names(names).await,
             Step::Promote { timeline, .. } => {
                 let limit = self.timing().promote_limit;
-                self.job(Job::Brief("PostgreSQL to be promoted"), move |shared, place| {
-                    shared.promote_postgres(timeline, limit, place)
-                });
+                self.job(Job::Promoting, move |shared, place| shared.promote_postgres(timeline, limit, place));
                 Ok(())
             }
             Step::ProbeWrite { .. } => {
-                self.job(Job::Brief("a first write through the standbys"), |shared, place| shared.probe_write(place));
+                self.job(Job::ProbingWrite, |shared, place| shared.probe_write(place));
                 Ok(())
             }
             Step::PrepareSwitchover { generation } => {
-                self.job(Job::Brief("a checkpoint ahead of the switchover"), move |shared, place| {
-                    shared.prepare_switchover(generation, place)
-                });
+                self.job(Job::Checkpointing, move |shared, place| shared.prepare_switchover(generation, place));
                 Ok(())
             }
             Step::StopCleanly { generation } => {
@@ -267,9 +263,7 @@ impl Shared {
     async fn set_names(self: &Arc<Self>, names: SyncNames) -> Result<(), StepError> {
         let view = self.postgres.view(&self.guard.view(), self.postgres_process());
         if view.in_recovery == Some(false) {
-            self.job(Job::Brief("the new commit set to be in effect"), move |shared, place| {
-                shared.settle_names(names, place)
-            });
+            self.job(Job::SettingNames, move |shared, place| shared.settle_names(names, place));
             return Ok(());
         }
         self.postgres.postgres.set_sync_names(&to_postgres(&names), true, SHORT).await?;
@@ -314,10 +308,10 @@ impl Shared {
     }
 
     async fn probe_write(self: Arc<Self>, place: JobPlace) {
-        let limit = self.timing().promote_limit;
         let probed = async {
             self.provision().await?;
-            self.postgres.postgres.probe_quorum_write(limit).await
+            // short: what it waits for may be the very names that the next work sets
+            self.postgres.postgres.probe_quorum_write(FIRST_WRITE_LIMIT).await
         };
         match probed.await {
             Ok(WriteProbe::Written(_)) => self.postgres.note_written(),
@@ -517,13 +511,6 @@ impl Shared {
     fn end_of(&self, node: NodeId) -> Option<Lsn> {
         let view = self.pulses.view();
         Some(view.peers.get(&node)?.report.data?.position?.lsn)
-    }
-}
-
-fn to_postgres(names: &SyncNames) -> PostgresNames {
-    match names {
-        SyncNames::Set(set) => PostgresNames::of(set),
-        SyncNames::Nobody => PostgresNames::Nobody,
     }
 }
 

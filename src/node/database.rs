@@ -14,10 +14,12 @@ use tokio::sync::{Notify, watch};
 
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
-use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView};
+use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
 use crate::postgres::log::LogReader;
 use crate::postgres::observe::LiveFacts;
-use crate::postgres::{Divergence, PgError, Postgres, PostgresFacts, TimelineHistory, WriteProbe};
+use crate::postgres::{
+    Divergence, PgError, Postgres, PostgresFacts, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
+};
 use crate::sys::clock::boot_now;
 use crate::types::{BootTime, DataIncarnation, Generation, Lsn, NodeId, NodeName, Timeline, WalPosition};
 
@@ -91,6 +93,8 @@ pub(super) struct Database {
     pub(super) postgres: Arc<Postgres>,
     observed: watch::Sender<Arc<Observation>>,
     memory: Mutex<Memory>,
+    /// Since when it is looked at.
+    began_at: BootTime,
     look: Notify,
     is_hot: AtomicBool,
     cancelled_waits: AtomicU64,
@@ -114,6 +118,7 @@ impl Database {
             postgres,
             observed,
             memory: Mutex::default(),
+            began_at: boot_now(),
             look: Notify::new(),
             is_hot: AtomicBool::new(true),
             cancelled_waits: AtomicU64::new(0),
@@ -177,6 +182,15 @@ impl Database {
             if !in_recovery && memory.promoted_at.is_none_or(|(timeline, _)| timeline != live.timeline) {
                 memory.promoted_at = self.promotion_of(live.timeline);
             }
+        }
+        if memory.job.is_none()
+            && observation.began >= memory.changed_at
+            && let PostgresFacts::Live(live) = &observation.facts
+            && let Some(noted) = memory.names.take_if(|noted| !live.shows(&to_postgres(&noted.names)))
+        {
+            let (noted, shown) = (to_postgres(&noted.names).render(), &live.sync_names_shown);
+            tracing::warn!(%noted, %shown, "synchronous_standby_names were changed past hasup (L18): commits of this moment may \
+                have waited for nobody; they are set again");
         }
         let changed_at = memory.changed_at;
         // never both locks at once: the channel has one of its own
@@ -246,10 +260,15 @@ impl Database {
                 in_effect
             }),
             standbys: live.map(standbys).unwrap_or_default(),
-            stalled_for: promoted_at.map_or(Duration::ZERO, |_| {
-                let newest = memory.answered_at.min(memory.written_at);
-                newest.map_or(Duration::ZERO, |at| boot_now().since(at))
-            }),
+            stalled_for: match (promoted_at, in_recovery, guard.armed) {
+                (Some(_), ..) => {
+                    let newest = memory.answered_at.min(memory.written_at);
+                    newest.map_or(Duration::ZERO, |at| boot_now().since(at))
+                }
+                // promoted, perhaps, before this daemon began to look
+                (None, None, Some(_)) => boot_now().since(memory.answered_at.unwrap_or(self.began_at)),
+                _ => Duration::ZERO,
+            },
             current: live.filter(|live| !live.in_recovery).map(|live| live.lsn),
             has_written: memory.has_written,
             checkpointed_for: memory.checkpointed_for,
@@ -274,11 +293,12 @@ impl Database {
     /// Takes the one place for long work; none while other work holds it.
     pub(super) fn begin_job(self: &Arc<Self>, job: Job) -> Option<JobPlace> {
         let mut memory = self.memory.lock();
-        if memory.job.is_some() {
+        // what has failed gives its place up to other work
+        if memory.job.as_ref().is_some_and(|job| !matches!(job, Job::Failed { .. })) {
             return None;
         }
-        memory.job = Some(job);
-        Some(JobPlace { database: Arc::clone(self), outcome: Some(None) })
+        memory.job = Some(job.clone());
+        Some(JobPlace { database: Arc::clone(self), job, outcome: Some(None) })
     }
 
     // ---- what steps leave behind ----
@@ -316,7 +336,10 @@ impl Database {
     }
 
     pub(super) fn note_names(&self, names: NamesInEffect) {
-        self.memory.lock().names = Some(names);
+        let mut memory = self.memory.lock();
+        memory.names = Some(names);
+        // an observation that began before shows the names before
+        memory.changed_at = boot_now();
     }
 
     /// Notes that `process` is a primary now, before the next observation says so.
@@ -532,13 +555,15 @@ impl Database {
 /// The one place for long work: given back when dropped, with what came of it.
 pub(super) struct JobPlace {
     database: Arc<Database>,
+    job: Job,
     outcome: Option<Option<Job>>,
 }
 
 impl JobPlace {
     /// Ends the work as failed; it is tried again after `pause` at the earliest.
     pub(super) fn fail(mut self, error: String, pause: Duration) {
-        self.outcome = Some(Some(Job::Failed { error, retry_at: boot_now() + pause }));
+        let work = Box::new(self.job.clone());
+        self.outcome = Some(Some(Job::Failed { work, error, retry_at: boot_now() + pause }));
     }
 
     /// Says that the work is something else by now.
@@ -552,6 +577,14 @@ impl Drop for JobPlace {
     fn drop(&mut self) {
         self.database.memory.lock().job = self.outcome.take().flatten();
         self.database.note_change();
+    }
+}
+
+/// Returns the names as the adapter writes them.
+pub(super) fn to_postgres(names: &SyncNames) -> PostgresNames {
+    match names {
+        SyncNames::Set(set) => PostgresNames::of(set),
+        SyncNames::Nobody => PostgresNames::Nobody,
     }
 }
 

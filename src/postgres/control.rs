@@ -212,7 +212,7 @@ impl Postgres {
         let path = self.setup.layout.dynamic_file();
         let mut dynamic = fs::read_to_string(&path).map(|text| parse_dynamic(&text)).unwrap_or_default();
         change(&mut dynamic);
-        self.setup.layout.write(&path, render_dynamic(&dynamic).as_bytes())
+        self.setup.layout.write_settings(&path, &render_dynamic(&dynamic))
     }
 
     /// Makes a running PostgreSQL read its settings again. Needs no connection; does nothing where none runs.
@@ -402,6 +402,7 @@ impl Postgres {
         if cuts && !is_standby {
             self.cut_senders(&mut session, left()).await?;
         }
+        self.clear_auto_conf()?;
         self.change_dynamic(|dynamic| dynamic.sync_names.clone_from(&rendered))?;
         self.reload();
         let mut shown = None;

@@ -155,6 +155,11 @@ impl Helper<'_> {
         self.keep_running(draft);
     }
 
+    /// Whether the data directory is only partly that of its source: nothing runs on it.
+    fn is_half_made(&self) -> bool {
+        self.view.durable.data == DataState::Rebuilding { until: None }
+    }
+
     /// Acknowledges the active node and follows it.
     fn help(&self, draft: &mut Draft<'_>) {
         let view = self.view;
@@ -168,7 +173,7 @@ impl Helper<'_> {
         if view.kind == MemberKind::Witness {
             return;
         }
-        if let Some(job) = &view.job {
+        if let Some(job) = view.busy() {
             wait_for_job(job, draft);
             return;
         }
@@ -333,9 +338,9 @@ impl Helper<'_> {
 
     fn keep_running(&self, draft: &mut Draft<'_>) {
         let view = self.view;
-        if let Some(job) = &view.job {
+        if let Some(job) = view.busy() {
             wait_for_job(job, draft);
-        } else if view.guard.is_present && !view.guard.has_processes && !view.is_stopping {
+        } else if view.guard.is_present && !view.guard.has_processes && !view.is_stopping && !self.is_half_made() {
             if !view.postgres.has_standby_signal {
                 draft.step(Step::PutStandbySignal);
             }

@@ -86,19 +86,21 @@ impl Holder<'_> {
             return Some(ResignReason::LeaseOver);
         }
         let is_primary = view.postgres.in_recovery == Some(false);
+        // armed by a daemon before this one, which may have promoted it; it has not told this one yet, be it for want of a connection
+        let may_be_primary = is_primary || view.postgres.in_recovery.is_none();
         let can_be_replaced = || {
             view.pulse.peers.values().any(|peer| {
                 let is_data = peer.report.data.is_some_and(|data| data.is_intact);
                 is_data && peer.report.is_fit && peer.is_fresh(view.now, &view.timing)
             })
         };
-        if is_primary && view.postgres.stalled_for > view.timing.write_stall_limit && can_be_replaced() {
+        if may_be_primary && view.postgres.stalled_for > view.timing.write_stall_limit && can_be_replaced() {
             return Some(ResignReason::PostgresFailed);
         }
         let is_wrong_timeline =
             is_primary && view.postgres.timeline.is_some_and(|timeline| timeline != self.a.timeline);
         let waits_for_nobody = self.a.commit_sets.iter().all(|set| set.k == 0);
-        let must_be_done = !is_primary || (waits_for_nobody && !self.a.opened);
+        let must_be_done = !may_be_primary || (waits_for_nobody && !self.a.opened);
         let is_mutated = view.rules.broken(Mutation::TimelinesCollide);
         ((is_wrong_timeline && !is_mutated) || (is_late && must_be_done)).then_some(ResignReason::PromotionFailed)
     }
@@ -162,7 +164,7 @@ impl Holder<'_> {
         let generation = self.a.generation;
         draft.state = NodeState::Promoting;
         self.ask(draft);
-        if let Some(job) = &view.job {
+        if let Some(job) = view.busy() {
             wait_for_job(job, draft);
             return;
         }
@@ -192,7 +194,10 @@ impl Holder<'_> {
         }
         let names = self.names();
         if view.postgres.names.as_ref().map(|in_effect| &in_effect.names) != Some(&names) {
-            draft.step(Step::SetNames { generation, names });
+            let is_set = draft.step(Step::SetNames { generation, names });
+            if !is_set {
+                return;
+            }
         }
         draft.step(Step::Promote { generation, timeline: self.a.timeline });
         draft.wait(WaitingOn::Promotion { timeline: self.a.timeline });
@@ -208,13 +213,15 @@ impl Holder<'_> {
         }
         if view.guard.armed < Some(generation) {
             match self.lease() {
-                Some(deadline) => draft.step(Step::ArmGuard { generation, deadline }),
+                Some(deadline) => {
+                    draft.step(Step::ArmGuard { generation, deadline });
+                }
                 None => draft.wait(WaitingOn::Lease { generation }),
             }
         }
         let names = self.names();
         let in_effect = view.postgres.names.as_ref().map(|in_effect| &in_effect.names);
-        if self.a.opened && !view.postgres.has_written && in_effect.is_none() && view.job.is_none() {
+        if self.a.opened && !view.postgres.has_written && in_effect.is_none() && view.busy().is_none() {
             // a daemon that has just started: clients are served before the names are made certain by a checkpoint
             draft.step(Step::ProbeWrite { generation });
         }
@@ -226,7 +233,7 @@ impl Holder<'_> {
             draft.wait(if report.may_open { WaitingOn::Opened } else { WaitingOn::StandbysHoldPromotion });
         }
         draft.active = Some(report);
-        if self.a.opened && !view.postgres.has_written && view.postgres.names.is_some() && view.job.is_none() {
+        if self.a.opened && !view.postgres.has_written && view.postgres.names.is_some() && view.busy().is_none() {
             draft.step(Step::ProbeWrite { generation });
         }
         let is_open = self.a.opened && view.postgres.has_written;
@@ -252,6 +259,11 @@ impl Holder<'_> {
             if !is_ready && !view.is_stopping {
                 return;
             }
+        }
+        let begins_work = draft.steps.iter().any(|step| step.work().is_some());
+        if begins_work || view.busy().is_some() {
+            // clients are served until the stop can really begin
+            return;
         }
         if view.postgres.checkpointed_for == Some(generation) {
             draft.state = NodeState::Demoting;
