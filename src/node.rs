@@ -29,6 +29,7 @@ pub mod options;
 mod propose;
 mod publish;
 mod service;
+mod slots;
 pub mod status;
 pub mod tasks;
 mod views;
@@ -211,6 +212,7 @@ impl Node {
         tasks.spawn("postgres watch", Arc::clone(&shared.postgres).watch_postgres(move || watched.postgres_process()));
         tasks.spawn("write probe", Arc::clone(&shared.postgres).probe_writes());
         if parts.kind == MemberKind::Data {
+            tasks.spawn("slots", slots::keep(Arc::clone(&shared)));
             tasks.spawn("collations", Arc::clone(&shared.postgres).compare_collations());
         }
         tasks.spawn("postgres log", Arc::clone(&shared.postgres).follow_log());

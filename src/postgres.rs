@@ -32,6 +32,7 @@ pub mod programs;
 pub mod provision;
 pub mod rewind;
 pub mod settings;
+pub mod slots;
 
 pub use client::Session;
 pub use control::{Postgres, PostgresSetup};

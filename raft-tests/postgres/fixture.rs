@@ -140,7 +140,8 @@ impl Cluster {
             listen_addresses: vec!["127.0.0.1".to_owned()],
             logical: false,
             ssl: self.write_certificate(&layout.data_dir, id),
-            wal_keep_mib: 128,
+            wal_keep_mib: 32,
+            slot_keep_mib: 320,
             local_user: "postgres".to_owned(),
             extra: [("shared_buffers".to_owned(), "16MB".to_owned())].into(),
         };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use raft_tests::program::{alone, lacks_postgres, skip};
 
-use crate::node::{Node, contents, pause};
+use crate::node::{Node, as_postgres, contents, pause, programs};
 
 /// A server in Debian's layout below a node's folder: data here, settings there, a socket elsewhere.
 struct Server {
@@ -17,31 +17,10 @@ struct Server {
     host: String,
 }
 
-fn as_postgres(program: &Path, words: &[&str]) -> String {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups", "--"]).arg(program).args(words);
-    // a server keeps what it is given: pipes of this test would never close
-    let out = tempfile::tempfile().unwrap();
-    let ended = command
-        .env("LC_ALL", "C")
-        .current_dir("/")
-        .stdin(std::process::Stdio::null())
-        .stdout(out.try_clone().unwrap())
-        .stderr(out.try_clone().unwrap())
-        .status()
-        .unwrap();
-    let mut text = String::new();
-    std::io::Seek::rewind(&mut &out).unwrap();
-    std::io::Read::read_to_string(&mut &out, &mut text).unwrap();
-    assert!(ended.success(), "{} {words:?}: {text}", program.display());
-    text
-}
-
 impl Server {
     /// Makes a stopped server with a role, a database and 1000 rows.
     fn new(node: &Node) -> Self {
-        let versions = fs::read_dir("/usr/lib/postgresql").unwrap().flatten().map(|entry| entry.path().join("bin"));
-        let bin = versions.filter(|bin| bin.join("initdb").exists()).max().unwrap();
+        let bin = programs();
         let root = node.folder.path().join("debian");
         for folder in ["", "lib", "lib/main", "etc", "etc/main", "etc/main/conf.d", "run", "archive"] {
             fs::create_dir(root.join(folder)).unwrap();
@@ -212,7 +191,7 @@ fn a_stopped_server_is_adopted_with_all_that_it_has_and_a_standby_of_it_too() {
     second.run();
     node.until("an active node again", |status| {
         let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-        nodes.iter().any(|node| node["state"] == "active")
+        status["postgres"]["is_accepting"] == true && nodes.iter().any(|node| node["state"] == "active")
     });
     assert_eq!(server.client("select count(*) from orders"), "1001");
 }

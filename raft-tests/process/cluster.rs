@@ -206,6 +206,17 @@ fn names_changed_by_hand(active: &Node) {
     assert_eq!(active.sql("show synchronous_standby_names"), names);
 }
 
+/// Waits until the node's PostgreSQL has exactly these replication slots.
+#[track_caller]
+fn keeps_log(node: &Node, slots: &str) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let found = || node.sql("select string_agg(slot_name, ',' order by slot_name) from pg_replication_slots");
+    while found() != slots {
+        assert!(Instant::now() < deadline, "{} has the slots `{}`, not `{slots}`", node.name, found());
+        pause();
+    }
+}
+
 #[test]
 fn a_cluster_grows_to_three_and_shrinks_by_command() {
     let name = "a_cluster_grows_to_three_and_shrinks_by_command";
@@ -252,10 +263,15 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     first.hasup(&["promote", "n63", "--force"]).fails(3, &["Nothing was"]);
     first.hasup(&["nodes", "remove", "n62"]).fails(3, &["is active"]);
 
+    // each keeps log for the two others, whatever its role, and for nobody who has gone
+    keeps_log(&second, "hasup_n1,hasup_n3");
+    keeps_log(&first, "hasup_n2,hasup_n3");
     first.json(&["nodes", "remove", "n63"]);
     let status = first.until("two members", |status| status["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2));
     assert!(status["nodes"].as_array().unwrap().iter().all(|node| node["name"] != "n63"), "{status}");
     third.stop();
+    keeps_log(&first, "hasup_n2");
+    keeps_log(&second, "hasup_n1");
     second.until("writes with two", |status| status["active"] == "n62" && status["cluster"]["majority"] == true);
     for node in [&first, &second, &third] {
         assert!(!node.log().contains("panicked"), "{}", node.log());

@@ -7,7 +7,7 @@ use anyhow::Context;
 use tokio::net::{TcpListener, UdpSocket};
 
 use super::identity::{Identity, KnownPeer};
-use super::listen;
+use super::{existing, listen};
 use crate::codec;
 use crate::config::{Config, Secret};
 use crate::ha::record::{Member, MemberKind};
@@ -89,11 +89,6 @@ fn refuse_unless_empty(config: &Config) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Returns the nearest folder on the way to `path` that is there: where the database will lie, its disk is.
-fn existing(path: &Path) -> &Path {
-    path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"))
 }
 
 fn is_empty(folder: &Path) -> anyhow::Result<bool> {

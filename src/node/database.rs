@@ -17,6 +17,7 @@ use crate::ha::record::DataMember;
 use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
 use crate::postgres::log::LogReader;
 use crate::postgres::observe::LiveFacts;
+use crate::postgres::slots::Keep;
 use crate::postgres::{
     Divergence, PgError, Postgres, PostgresFacts, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
 };
@@ -415,6 +416,14 @@ impl Database {
         }
     }
 
+    /// Keeps log for `members` by slots of this node's server, whichever its role; a server that does not answer is left for the
+    /// next time.
+    pub(super) async fn keep_slots(&self, members: &BTreeMap<NodeId, Keep>) {
+        if let Err(error) = self.postgres.keep_slots(members, SIZE_LIMIT).await {
+            tracing::debug!(error = %super::act::chain(&error), "the replication slots are not as they should be yet");
+        }
+    }
+
     /// Returns what is wrong with collations on this machine; none before PostgreSQL has been asked.
     pub(super) fn collation_warnings(&self) -> Option<Vec<String>> {
         self.collation_warnings.lock().clone()
@@ -606,7 +615,7 @@ fn standbys(live: &LiveFacts) -> BTreeMap<DataMember, Lsn> {
     streaming.filter_map(|sender| Some((parse_member(&sender.application_name)?, sender.flush_lsn?))).collect()
 }
 
-fn parse_member(name: &str) -> Option<DataMember> {
+pub(super) fn parse_member(name: &str) -> Option<DataMember> {
     let (node, incarnation) = name.strip_prefix('n')?.split_once("_i")?;
     Some(DataMember { node: NodeId(node.parse().ok()?), incarnation: DataIncarnation(incarnation.parse().ok()?) })
 }
