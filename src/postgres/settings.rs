@@ -107,8 +107,7 @@ pub fn is_owned(name: &str) -> bool {
 /// Renders `hasup.conf`: the operator's file first, then hasup's settings, what outlives them in an adopted cluster, and the
 /// dynamic file.
 pub fn render_config(layout: &Layout, settings: &StaticSettings, adopted: Option<&Adopted>) -> String {
-    let mut text =
-        String::from("# Written by hasup at each start of PostgreSQL; edit postgresql.conf or use `hasup pg set`.\n");
+    let mut text = String::from("# Written by hasup at each start of PostgreSQL; edit postgresql.conf.\n");
     let mut include = |keyword: &str, path: &Path| {
         let _infallible = writeln!(text, "{keyword} {}", quoted(&path.to_string_lossy()));
     };
