@@ -46,10 +46,14 @@ impl Publisher {
             .map(|member| node_status(shared, view, plan, &leadership, member, active_lsn))
             .collect();
         let lease = view.pulse.lease.filter(|_| view.guard.armed.is_some());
+        let mut cluster = cluster_status(state, view, &nodes);
+        let collations = shared.postgres.collation_warnings();
+        let here = collations.iter().flatten().map(|warning| format!("{}: {warning}", shared.name));
+        cluster.warnings.extend(here);
         let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
         waiting_on.extend(shared.assigned.borrow().waiting_on.iter().map(|wait| format!("as leader: {wait}")));
         Status {
-            cluster: cluster_status(state, view, &nodes),
+            cluster,
             me: shared.name.to_string(),
             published_at: boot_now(),
             state: plan.state,
@@ -207,7 +211,8 @@ fn postgres_status(shared: &Shared, view: &NodeView) -> PostgresStatus {
         replayed_lsn: live.and_then(|live| live.replay_lsn),
         standbys: view.postgres.standbys.keys().map(ToString::to_string).collect(),
         synchronous_standby_names: live.map(|live| live.sync_names_shown.clone()),
-        cancelled_waits: 0,
+        cancelled_waits: shared.postgres.cancelled_waits(),
+        warnings: shared.postgres.collation_warnings(),
     }
 }
 
