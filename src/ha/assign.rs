@@ -242,6 +242,10 @@ impl Leader<'_> {
     /// Ends a change of commit sets, and opens the record with it, once k of the newest set hold all log up to then (L16, L18).
     fn settle(&self, active: &ActiveReport) -> Option<Assigned> {
         let newest = self.a.commit_sets.last()?;
+        if active.record != self.record.index {
+            // said about an earlier record, whose newest set may have been the same
+            return None;
+        }
         let is_settled = active.settled.as_ref() == Some(newest);
         if self.a.opened {
             if !is_settled {

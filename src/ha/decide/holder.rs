@@ -293,6 +293,7 @@ impl Holder<'_> {
         };
         ActiveReport {
             generation: self.view.guard.armed.unwrap_or_default(),
+            record: self.record.index,
             leased: self.view.pulse.lease.map_or(Generation(0), |(generation, _)| generation),
             is_primary,
             may_open: is_primary && names_are_set && holds_promotion,
