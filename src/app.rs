@@ -29,6 +29,7 @@ use crate::http::{self, Access, Api, BasicCredentials};
 use crate::node::tasks::Tasks;
 use crate::node::{Node, NodeParts, default_timing};
 use crate::peer::{self, PeerAddress, PeerClient};
+use crate::postgres::adopt::{self, AdoptRefused, Adoption};
 use crate::postgres::{Layout, Postgres, PostgresSetup, Programs, SslPaths, StaticSettings};
 use crate::pulse::{PulseConfig, PulseSecret};
 use crate::raft::{Consensus, RaftTiming};
@@ -65,7 +66,7 @@ pub fn is_member(data_dir: &Path) -> bool {
 
 async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Result<()> {
     let programs = programs(config)?;
-    let layout = Layout { data_dir: config.data_dir.clone(), pgdata: config.postgres.data_dir.clone(), owner: None };
+    let layout = layout(config);
     layout.prepare().context("prepare the folders of PostgreSQL")?;
     let identity = Identity::load(&config.data_dir)?;
     // all ports before anything is made: a try that cannot end well leaves nothing behind
@@ -78,7 +79,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     }
     let identity = match (identity, &begin) {
         (Some(identity), _) => identity,
-        (None, Begin::Start { .. }) => found::prepare(config, &programs, &layout).await?,
+        (None, Begin::Start { adopt, .. }) => found::prepare(config, &programs, &layout, *adopt).await?,
         (None, Begin::Join { targets, token, .. }) => join::join(config, &programs, targets, token).await?,
         (None, Begin::Run) => anyhow::bail!(
             "{} belongs to no cluster yet: run `hasup start` on the first node, `hasup join` on the others",
@@ -106,21 +107,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     let paths = TrustPaths::below(&config.data_dir);
     let password_file = layout.config_dir().join("app.password");
     write_password(&password_file, &trust)?;
-    let settings = StaticSettings {
-        port: config.postgres.port,
-        listen_addresses: config
-            .postgres
-            .listen
-            .iter()
-            .map(|host| host.to_string().trim_matches(['[', ']']).to_owned())
-            .collect(),
-        logical: false,
-        ssl: SslPaths { certificate: paths.certificate, key: paths.key, ca: paths.ca.clone() },
-        wal_keep_mib: WAL_KEEP_MIB,
-        local_user: user_name(),
-        own_access_rules: true,
-        extra: config.postgres.settings.clone(),
-    };
+    let settings = static_settings(config);
     let node = Node::start(NodeParts {
         me: identity.node_id,
         name: config.node_name.clone(),
@@ -132,7 +119,11 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
         first_peers: identity.peers.iter().map(|member| (member.name.to_string(), member.id)).collect(),
         peers,
         consensus: consensus.clone(),
-        postgres: Arc::new(Postgres::new(PostgresSetup { layout, programs, settings })),
+        postgres: Arc::new(Postgres::new(PostgresSetup {
+            layout: layout.clone(),
+            programs: programs.clone(),
+            settings,
+        })),
         tls: Arc::clone(&tls),
         pulse: PulseConfig {
             me: identity.node_id,
@@ -152,8 +143,9 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
         tasks.spawn("peer port", peer::serve(listener, Arc::clone(&tls), node.peer_service()));
     }
     serve_api(config, &trust, &tls, &node, api_listeners, tasks).await?;
-    if let Begin::Start { options } = &begin {
-        found::found(config, &identity, &trust, &consensus, options).await?;
+    if let Begin::Start { options, .. } = &begin {
+        let timeline = found::data_timeline(&programs, &layout).await?;
+        found::found(config, &identity, &trust, &consensus, options, timeline).await?;
     }
     Begin::forget(&config.data_dir).context("note that this node has begun")?;
     notify_supervisor(&[sd_notify::NotifyState::Ready]);
@@ -304,6 +296,56 @@ async fn require_free_port(postgres: &PostgresConfig) -> anyhow::Result<()> {
 
 fn addresses(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {
     listeners.iter().map(|listener| listener.local_addr().context("see the peer port's address")).collect()
+}
+
+fn layout(config: &Config) -> Layout {
+    Layout { data_dir: config.data_dir.clone(), pgdata: config.postgres.data_dir.clone(), owner: None }
+}
+
+fn static_settings(config: &Config) -> StaticSettings {
+    let paths = TrustPaths::below(&config.data_dir);
+    let listen = config.postgres.listen.iter();
+    StaticSettings {
+        port: config.postgres.port,
+        listen_addresses: listen.map(|host| host.to_string().trim_matches(['[', ']']).to_owned()).collect(),
+        logical: false,
+        ssl: SslPaths { certificate: paths.certificate, key: paths.key, ca: paths.ca },
+        wal_keep_mib: WAL_KEEP_MIB,
+        local_user: user_name(),
+        extra: config.postgres.settings.clone(),
+    }
+}
+
+/// Looks at the database that the first node of a cluster is to adopt; touches nothing.
+///
+/// # Errors
+/// All that stands against it.
+pub fn inspect_adoption(config: &Config, owner: u32) -> Result<Adoption, AdoptRefused> {
+    adopt::inspect(&layout(config), config.postgres.bin_dir.as_deref(), &static_settings(config), owner)
+}
+
+/// Refuses a database that a node would find, and that neither it has made nor anybody asked it to adopt.
+///
+/// # Errors
+/// There is one.
+pub fn refuse_foreign_database(config: &Config) -> Result<(), AdoptRefused> {
+    found::refuse_foreign(&layout(config))
+}
+
+/// Waits for nothing: whether the node's own ports are free, before a server is stopped for its sake.
+///
+/// # Errors
+/// One is taken.
+pub fn require_own_ports(config: &Config) -> anyhow::Result<()> {
+    for endpoint in [&config.peer, &config.api] {
+        for host in &endpoint.listen {
+            let address = (host.to_string().trim_matches(['[', ']']).to_owned(), endpoint.port);
+            std::net::TcpListener::bind(address).with_context(|| {
+                format!("{host}:{} is taken. Nothing was begun. `ss -ltnp` tells who has the port", endpoint.port)
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn programs(config: &Config) -> anyhow::Result<Programs> {

@@ -168,6 +168,7 @@ mod tests {
             "start --foreground --node-name n1 --host-ip 127.0.0.1 --data-dir /d --run-dir /r --peer-port 1 --api-port 2 --postgres-port 3",
             "start --options check_ttl_multiplier=0.5,check_fail_fast=false --options raft_multiplier=2 --json",
             "join 127.0.0.1:7400,db2 --token-file /t --foreground --no-wait --witness",
+            "start --adopt /var/lib/postgresql/15/main --stop-running",
             "run --foreground --data-dir /d",
             "guard --data-dir /d",
             "status --json --target a:1,b:2",

@@ -15,8 +15,10 @@
 //!   ask their primary for *every* history file in between and cannot follow when one is missing, so each node keeps the whole
 //!   row of numbers below its own; those above it are removed before a start, else PostgreSQL would look for that timeline.
 
+pub mod adopt;
 pub mod basebackup;
 pub mod client;
+pub mod conf_file;
 pub mod control;
 pub mod controldata;
 pub mod history;

@@ -142,7 +142,6 @@ impl Cluster {
             ssl: self.write_certificate(&layout.data_dir, id),
             wal_keep_mib: 128,
             local_user: "postgres".to_owned(),
-            own_access_rules: true,
             extra: [("shared_buffers".to_owned(), "16MB".to_owned())].into(),
         };
         let programs = Programs::find(None, None).unwrap();

@@ -193,6 +193,19 @@ fn joins_refused(first: &Node, good: &str) {
     assert_eq!(status["nodes"].as_array().unwrap().len(), 1, "nobody was admitted: {status}");
 }
 
+/// A superuser makes commits wait for nobody, past hasup: it is undone, and said.
+fn names_changed_by_hand(active: &Node) {
+    let shown = |status: &Value| status["postgres"]["synchronous_standby_names"].as_str().map(str::to_owned);
+    let names = shown(&active.json(&["status"])).unwrap();
+    assert!(names.starts_with("ANY 1 ("), "{names}");
+    for sql in ["alter system set synchronous_standby_names = ''", "select pg_reload_conf()"] {
+        active.sql(sql);
+    }
+    active.until("the change was seen", |_| active.log().contains("were changed past hasup"));
+    active.until("the names are back", |status| shown(status).as_ref() == Some(&names));
+    assert_eq!(active.sql("show synchronous_standby_names"), names);
+}
+
 #[test]
 fn a_cluster_grows_to_three_and_shrinks_by_command() {
     let name = "a_cluster_grows_to_three_and_shrinks_by_command";
@@ -227,6 +240,7 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
         node.until("a whole cluster", whole);
     }
     assert_eq!(first.hasup(&["check"]).code, Some(0), "{:?}", first.hasup(&["check"]));
+    names_changed_by_hand(&first);
     // what one node was told, every node knows
     second.json(&["kv", "put", "x", "1"]);
     assert_eq!(third.hasup(&["kv", "get", "x", "--consistent"]).out.trim_end(), "1");

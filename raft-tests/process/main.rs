@@ -1,6 +1,7 @@
 //! The command line as its user meets it: the binary on loopback addresses, what it prints, and how it ends.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod adopt;
 mod begin;
 mod cluster;
 mod node;

@@ -92,6 +92,15 @@ impl Node {
     }
 
     /// Runs a command with `--json`.
+    /// Runs a statement as the superuser and returns its first value.
+    pub(crate) fn sql(&self, statement: &str) -> String {
+        let mut psql = Command::new("psql");
+        psql.args(["-XAtq", "-U", "postgres", "-d", "postgres", "-h"]).arg(self.data_dir().join("sock"));
+        let ended = psql.args(["-p", &self.ports[2].to_string(), "-c", statement]).output().unwrap();
+        assert!(ended.status.success(), "{statement}: {ended:?}");
+        String::from_utf8_lossy(&ended.stdout).trim_end().to_owned()
+    }
+
     pub(crate) fn json(&self, words: &[&str]) -> Value {
         self.hasup(&[words, &["--json"]].concat()).json()
     }
@@ -115,12 +124,19 @@ impl Node {
         self.begin(&["join", &peer, "--token-file", &file.display().to_string()])
     }
 
-    fn begin(&mut self, words: &[&str]) -> Value {
+    /// Begins with `words` and returns at once; what it prints is in the files `out` and `log`.
+    pub(crate) fn spawn(&self, words: &[&str]) -> Child {
         let (out, log) = (self.folder.path().join("out"), self.folder.path().join("log"));
         let mut command = Command::new(hasup());
         command.args(words).args(["--foreground", "--json"]).args(self.place()).args(self.identity());
         clean(&mut command).stdout(File::create(&out).unwrap()).stderr(File::create(&log).unwrap());
-        let child = self.daemon.insert(command.spawn().unwrap());
+        command.spawn().unwrap()
+    }
+
+    fn begin(&mut self, words: &[&str]) -> Value {
+        let (out, log) = (self.folder.path().join("out"), self.folder.path().join("log"));
+        let begun = self.spawn(words);
+        let child = self.daemon.insert(begun);
         let deadline = Instant::now() + BEGIN_LIMIT;
         loop {
             let told = fs::read_to_string(&out).unwrap();

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Secret;
 use crate::peer::join::JoinError;
+use crate::postgres::adopt::AdoptRefused;
 
 /// How a node begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub enum Begin {
     Start {
         /// Options of the cluster, names and values as written and already checked.
         options: BTreeMap<String, String>,
+        /// Whether it takes over a database that is there, instead of making one.
+        #[serde(default)]
+        adopt: bool,
     },
     /// As a further node.
     Join {
@@ -110,7 +114,7 @@ impl Begin {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// The cluster said no: nothing was done, and the same again is refused again.
+    /// The cluster said no, or the database is not adopted: nothing was done, and the same again is refused again.
     Refused,
     /// Nobody here knows whether it was done.
     Unknown,
@@ -121,6 +125,9 @@ pub enum FailureKind {
 impl FailureKind {
     /// Returns the kind of `error`.
     pub fn of(error: &anyhow::Error) -> Self {
+        if error.chain().any(|cause| cause.is::<AdoptRefused>()) {
+            return Self::Refused;
+        }
         match error.chain().find_map(|cause| cause.downcast_ref::<JoinError>()) {
             Some(JoinError::Refused(_) | JoinError::WrongAuthority { .. }) => Self::Refused,
             Some(JoinError::Unknown { .. }) => Self::Unknown,
@@ -244,7 +251,7 @@ mod tests {
     #[test]
     fn what_the_cluster_refused_is_told_and_not_tried_again() {
         let folder = tempfile::tempdir().unwrap();
-        let begin = Begin::Start { options: BTreeMap::new() };
+        let begin = Begin::Start { options: BTreeMap::new(), adopt: false };
         begin.save(folder.path(), None).unwrap();
         let lost = anyhow::Error::new(JoinError::NotReached { tried: "a".to_owned() }).context("join");
         Failure::note(folder.path(), &lost).unwrap();

@@ -16,8 +16,9 @@ use crate::ha::record::{
 };
 use crate::kv::{Command, NewMember, Proposal, Reply, State};
 use crate::node::{FIRST_PRIORITY, Node, options, request_id};
+use crate::postgres::adopt::{AdoptRefused, Adoption};
 use crate::postgres::initdb::initdb;
-use crate::postgres::{Layout, Programs};
+use crate::postgres::{ControlData, Layout, Programs, history};
 use crate::raft::Consensus;
 use crate::sys::clock::wall_now;
 use crate::sys::fs::{remove_durably, write_durably};
@@ -37,11 +38,44 @@ fn founding_trust(data_dir: &Path) -> PathBuf {
     data_dir.join("founding-trust.json")
 }
 
+/// Refuses a database that nobody asked to adopt; one that an interrupted start has made is none.
+pub(super) fn refuse_foreign(layout: &Layout) -> Result<(), AdoptRefused> {
+    if !layout.pgdata.join("PG_VERSION").exists() || layout.config_dir().join("copy.lock").exists() {
+        return Ok(());
+    }
+    let problem = format!(
+        "it holds a database, and nobody said that it is meant: `hasup start --adopt {}`",
+        layout.pgdata.display()
+    );
+    Err(AdoptRefused { pgdata: layout.pgdata.clone(), problems: vec![problem] })
+}
+
+/// Looks again at what the operator's command has found: it may have changed since.
+fn inspect_stopped(config: &Config) -> Result<Adoption, AdoptRefused> {
+    let adoption = super::inspect_adoption(config, nix::unistd::geteuid().as_raw())?;
+    if adoption.postmaster.is_none() {
+        return Ok(adoption);
+    }
+    let problem = "a server runs in it again: stop it, and see that nobody starts it, then repeat".to_owned();
+    Err(AdoptRefused { pgdata: adoption.pgdata, problems: vec![problem] })
+}
+
 /// Makes authority, certificates and database.
-pub(super) async fn prepare(config: &Config, programs: &Programs, layout: &Layout) -> anyhow::Result<Identity> {
+pub(super) async fn prepare(
+    config: &Config,
+    programs: &Programs,
+    layout: &Layout,
+    adopt: bool,
+) -> anyhow::Result<Identity> {
     if config.is_witness {
         anyhow::bail!("the first node of a cluster holds the database and cannot be a witness. Nothing was begun");
     }
+    let adoption = if adopt {
+        Some(inspect_stopped(config)?)
+    } else {
+        refuse_foreign(layout)?;
+        None
+    };
     let cluster_id = hex(&random::<8>()?);
     let node = NodeIdentity { node: FIRST, name: config.node_name.clone(), cluster_id: cluster_id.clone() };
     let keys = NodeKeys::load_or_generate(&config.data_dir).context("make this node's keys")?;
@@ -51,7 +85,10 @@ pub(super) async fn prepare(config: &Config, programs: &Programs, layout: &Layou
     let sealed = authority.to_trust(&trust.cluster_secret).context("seal the authority's key")?;
     let bytes = serde_json::to_vec(&sealed).context("encode the authority")?;
     write_durably(&founding_trust(&config.data_dir), &bytes, 0o600).context("keep the authority")?;
-    if !layout.pgdata.join("PG_VERSION").exists() {
+    if let Some(adoption) = adoption {
+        tracing::info!(folder = %layout.pgdata.display(), version = adoption.major, "adopting the database");
+        adoption.take_over(layout).context("take the database over")?;
+    } else if !layout.pgdata.join("PG_VERSION").exists() {
         tracing::info!(folder = %layout.pgdata.display(), version = programs.major, "making a fresh PostgreSQL database");
         initdb(programs, layout, INITDB_LIMIT).await.context("make a fresh PostgreSQL database")?;
     }
@@ -74,6 +111,7 @@ pub(super) async fn found(
     trust: &NodeTrust,
     consensus: &Consensus,
     changes: &BTreeMap<String, String>,
+    timeline: Timeline,
 ) -> anyhow::Result<()> {
     if !consensus.is_initialized().await? {
         consensus.initialize_single().await.context("begin the Raft group")?;
@@ -119,22 +157,30 @@ pub(super) async fn found(
     }
     if state().assignment.is_none() {
         let event = first_event(&state(), config);
-        propose(consensus, Command::SetAssignment { expected: 0, assignment: first_assignment() }, Some(event)).await?;
+        propose(consensus, Command::SetAssignment { expected: 0, assignment: first_assignment(timeline) }, Some(event))
+            .await?;
     }
     remove_durably(&founding).context("remove the authority's copy, which the store holds now")?;
     Ok(())
 }
 
-/// The only node, which waits for nobody; a fresh database is on timeline 1 and promoted like any other.
-fn first_assignment() -> Assignment {
+/// Returns the newest timeline of the database as it lies there: 1 of a fresh one.
+pub(super) async fn data_timeline(programs: &Programs, layout: &Layout) -> anyhow::Result<Timeline> {
+    let control = ControlData::read(programs, layout).await.context("read the database's control file")?;
+    let histories = history::read_all(&layout.wal_dir()).context("read the database's timelines")?;
+    Ok(control.timeline.max(history::newest(&histories).timeline))
+}
+
+/// The only node, which waits for nobody; a database on `timeline` is promoted like any other.
+fn first_assignment(timeline: Timeline) -> Assignment {
     let generation = Generation(1);
     Assignment {
         generation,
         node: FIRST,
         incarnation: DataIncarnation(1),
         promoted: generation,
-        timeline: Timeline(2),
-        start: WalPosition { timeline: Timeline(1), lsn: Lsn(0) },
+        timeline: Timeline(timeline.0 + 1),
+        start: WalPosition { timeline, lsn: Lsn(0) },
         why: AssignmentReason::Bootstrap,
         voter_sets: vec![[FIRST].into()],
         commit_sets: vec![CommitSet::none()],

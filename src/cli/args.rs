@@ -63,7 +63,7 @@ pub struct NodeFlags {
     /// Port of PostgreSQL; default: 5432
     #[arg(long, value_name = "PORT")]
     pub postgres_port: Option<String>,
-    /// PostgreSQL's data directory, also one that exists; default: pgdata in the data directory
+    /// PostgreSQL's data directory; default: pgdata in the data directory
     #[arg(long, alias = "pgdata", value_name = "DIR")]
     pub postgres_data_dir: Option<String>,
     /// Folder of PostgreSQL's programs; default: found by version
@@ -102,6 +102,13 @@ pub struct BeginFlags {
 pub enum Command {
     /// Start a new cluster with this node as its first
     Start {
+        /// Take over the database in this data directory of PostgreSQL instead of making one; example:
+        /// /var/lib/postgresql/15/main
+        #[arg(long, value_name = "DIR", conflicts_with = "postgres_data_dir")]
+        adopt: Option<String>,
+        /// Stop the server that runs in the adopted directory: its clients lose their connections for some seconds
+        #[arg(long, requires = "adopt")]
+        stop_running: bool,
         /// The node.
         #[command(flatten)]
         node: NodeFlags,

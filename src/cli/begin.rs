@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+use nix::unistd::{Gid, Uid, geteuid};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
@@ -24,11 +25,14 @@ use crate::node::error::{ErrorCode, HandleError};
 use crate::node::handle::{Answer, Request};
 use crate::node::options;
 use crate::node::status::{RaftRole, Status};
+use crate::postgres::adopt::Adoption;
 
 /// How long the token that `start` prints admits nodes.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// How long `start` waits for PostgreSQL to take writes: initdb and a first start, on a slow disk.
 const START_LIMIT: Duration = Duration::from_secs(180);
+/// How long the server in an adopted directory may take to end.
+const STOP_LIMIT: Duration = Duration::from_secs(120);
 /// How often a node that comes up is asked how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -74,9 +78,13 @@ pub enum Daemon {
 pub fn prepare_daemon(cli: &Cli) -> Result<Option<Daemon>, CliError> {
     let json = cli.reach.json;
     match &cli.command {
-        Command::Start { node, begin } => {
+        Command::Start { node, begin, adopt, stop_running } => {
             let options = options::parse(&begin.options).map_err(|error| CliError::Usage(error.to_string()))?;
-            set_out(cli, node, begin, json, || Ok(Begin::Start { options })).map(Some)
+            let mut node = node.clone();
+            let folder = adopt.as_ref().map(|folder| folder.trim_end_matches('/').to_owned());
+            node.postgres_data_dir = folder.or(node.postgres_data_dir);
+            let ask = || Ok(Begin::Start { options, adopt: adopt.is_some() });
+            set_out(cli, &node, begin, json, *stop_running, ask).map(Some)
         }
         Command::Join { members, token, token_file, node, begin } => {
             let options = options::parse(&begin.options).map_err(|error| CliError::Usage(error.to_string()))?;
@@ -91,7 +99,7 @@ pub fn prepare_daemon(cli: &Cli) -> Result<Option<Daemon>, CliError> {
             }
             let ask =
                 || Ok(Begin::Join { targets, token: join_token(token.as_deref(), token_file.as_deref())?, options });
-            set_out(cli, node, begin, json, ask).map(Some)
+            set_out(cli, node, begin, json, false, ask).map(Some)
         }
         Command::Run { node, .. } => {
             let Local { config, .. } = Local::load(&cli.reach, node)?;
@@ -122,6 +130,7 @@ fn set_out(
     node: &NodeFlags,
     flags: &BeginFlags,
     json: bool,
+    stop_running: bool,
     ask: impl FnOnce() -> Result<Begin, CliError>,
 ) -> Result<Daemon, CliError> {
     if !flags.foreground && !systemd::is_here() {
@@ -152,7 +161,9 @@ fn set_out(
         );
         return Err(CliError::Refused(text));
     }
+    // an earlier try may have been killed at any point
     if !config.data_dir.join(REMEMBERED).exists()
+        && begin_before == Begin::Run
         && let Some(found) = first_entry(&config.data_dir)
     {
         let text = format!(
@@ -166,6 +177,16 @@ fn set_out(
         systemd::check(&config, owner)?;
     }
     let begin = ask()?;
+    let adoption = match &begin {
+        // an interrupted start goes on with what it took over
+        _ if app::is_member(&config.data_dir) => None,
+        Begin::Start { adopt: true, .. } => Some(adoptable(&config, owner, stop_running)?),
+        Begin::Start { .. } => {
+            app::refuse_foreign_database(&config).map_err(|error| CliError::Refused(error.to_string()))?;
+            None
+        }
+        Begin::Join { .. } | Begin::Run => None,
+    };
     let mut remembered = format!("# What this node was told when it began.\n{}", config::render(&sources)?);
     if !flags.foreground && write_node_file(&config, &sources)? {
         "# What this node was told when it began is in the node file.\n".clone_into(&mut remembered);
@@ -175,6 +196,10 @@ fn set_out(
     begin.save(&config.data_dir, owner).context("keep what was asked for")?;
     begin::keep(&config.data_dir.join(REMEMBERED), remembered.as_bytes(), 0o644, owner)
         .context("remember the flags")?;
+    if let Some(Err(refused)) = adoption.map(|adoption| adoption.stop_server(STOP_LIMIT)) {
+        Begin::forget(&config.data_dir).context("forget what was asked for")?;
+        return Err(CliError::Refused(refused.to_string()));
+    }
     let announce = (!flags.no_wait).then_some(json);
     Ok(if flags.foreground {
         Daemon::Node { config, begin, announce }
@@ -183,9 +208,39 @@ fn set_out(
     })
 }
 
+/// Looks whether the database can be adopted, and says what that will change.
+fn adoptable(config: &Config, owner: Option<(Uid, Gid)>, stop_running: bool) -> Result<Adoption, CliError> {
+    let user = owner.map_or_else(geteuid, |(user, _)| user);
+    let found = app::inspect_adoption(config, user.as_raw()).map_err(|error| CliError::Refused(error.to_string()))?;
+    if let Some(postmaster) = found.postmaster {
+        if !stop_running {
+            let text = format!(
+                "a server runs in {} (process {postmaster}). Nothing was touched. To adopt it, hasup stops it in order and starts it \
+                 again under its guard: clients lose their connections for some seconds. Allow that by --stop-running, or stop it \
+                 yourself first",
+                config.postgres.data_dir.display()
+            );
+            return Err(CliError::Refused(text));
+        }
+        app::require_own_ports(config)?;
+    }
+    let folder = config.postgres.data_dir.display();
+    let mut lines =
+        vec![format!("adopting PostgreSQL {} in {folder}; its roles and databases stay as they are", found.major)];
+    if let Some(postmaster) = found.postmaster {
+        lines.push(format!("its server (process {postmaster}) is stopped in order and started again by hasup"));
+    }
+    lines.extend(found.notes.iter().cloned());
+    for line in lines {
+        writeln!(std::io::stderr(), "{line}").context("write to standard error")?;
+    }
+    Ok(found)
+}
+
 fn first_entry(folder: &Path) -> Option<String> {
-    let entry = fs::read_dir(folder).ok()?.flatten().find(|entry| entry.file_name() != "lost+found")?;
-    Some(entry.file_name().to_string_lossy().into_owned())
+    let names = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    // the last two are what a try that was killed leaves of files it was about to put in place
+    names.into_iter().find(|name| !["lost+found", "begin.new", "node.new"].contains(&name.as_str()))
 }
 
 /// Sees to it that the unit, which names no flags, finds the same folders; returns whether the flags were written to the
@@ -428,7 +483,7 @@ mod tests {
         fs::remove_dir_all(path.join("n1")).unwrap();
         assert_eq!(code("start --foreground --node-name n1 --host-ip ::1 --options nonsense=1"), Err(2));
         let began = code("start --foreground --node-name n1 --host-ip ::1 --options durability=one_node").unwrap();
-        assert!(matches!(&began, Begin::Start { options } if options["durability"] == "one_node"));
+        assert!(matches!(&began, Begin::Start { options, adopt: false } if options["durability"] == "one_node"));
         // Interrupted: whoever runs the node goes on with it, by its own name and address.
         assert_eq!(code("run"), Ok(began));
         Begin::forget(&path.join("n1")).unwrap();

@@ -128,7 +128,11 @@ fn options_text(options: &BTreeMap<String, String>) -> String {
 }
 
 fn dsn_text(dsn: &crate::node::handle::Dsn) -> String {
-    let mut text = format!("{}\nuser {}, database {}\n", dsn.uri, dsn.user, dsn.database);
+    let mut text = if dsn.user.is_empty() {
+        format!("{}\nusers, databases and passwords are those that the adopted cluster has\n", dsn.uri)
+    } else {
+        format!("{}\nuser {}, database {}\n", dsn.uri, dsn.user, dsn.database)
+    };
     if let Some(file) = &dsn.password_file {
         text += &format!("its password is in {file}\n");
     }

@@ -55,7 +55,13 @@ pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliE
         wait_until_silent(socket).await?;
     }
     fs::remove_dir_all(data_dir).with_context(|| format!("delete {}", data_dir.display()))?;
-    let text = format!("{} and everything in it was deleted", data_dir.display());
+    let mut text = format!("{} and everything in it was deleted", data_dir.display());
+    if !is_inside && config.postgres.data_dir.join("standby.signal").exists() {
+        text += &format!(
+            ". The database in {0} stays. To start it without hasup, remove {0}/standby.signal, unless it still belongs to a cluster",
+            config.postgres.data_dir.display()
+        );
+    }
     local::remove_if_there(&config.admin_socket())?;
     out.answer(&json!({"deleted": data_dir}), &text)?;
     Ok(ExitCode::SUCCESS)

@@ -73,6 +73,13 @@ pub struct Echo {
     pub grants: Option<Term>,
 }
 
+impl Echo {
+    /// Returns the echo of a datagram with nothing granted.
+    fn of((boot, incarnation, sequence): (BootId, DaemonIncarnation, u64)) -> Self {
+        Self { boot, incarnation, sequence, grants: None }
+    }
+}
+
 /// What a node says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Report {
@@ -96,6 +103,8 @@ pub struct Report {
     pub hears: BTreeSet<NodeId>,
     /// Whether it is itself willing and able to become active.
     pub is_fit: bool,
+    /// The generation that it would acknowledge now, were it asked; 0 for none. It is no acknowledgement (L2).
+    pub grants: Generation,
 }
 
 /// A node's word about its data.
@@ -308,6 +317,7 @@ impl PulseCore {
             return received;
         }
         let proved_at = datagram.echo.and_then(|echo| self.stamp_of(&echo));
+        let willing = datagram.report.grants;
         let Some(peer) = self.peers.get_mut(&from) else { return received };
         if datagram.from != from {
             return received;
@@ -350,6 +360,12 @@ impl PulseCore {
                     received.is_news |= before.is_none_or(|(_, end)| end < now);
                 }
             }
+        }
+        if !datagram.is_reply && self.lacks_word_of(from, willing, now) {
+            // it was asked before it could acknowledge: the next round would be late
+            let echo = self.peers.get(&from).and_then(|peer| peer.newest).map(Echo::of);
+            let asking = self.datagram(now, echo, false);
+            received.replies.push((from, asking));
         }
         if !datagram.is_reply {
             let accepts_stale = self.rules.broken(Mutation::AcceptStale);
@@ -399,13 +415,16 @@ impl PulseCore {
         self.stance.asks.filter(|_| now <= self.stance.asks_until)
     }
 
+    /// Whether `peer` would acknowledge what is asked for, by its own word, and has not yet.
+    fn lacks_word_of(&self, peer: NodeId, willing: Generation, now: BootTime) -> bool {
+        let granted = self.peers.get(&peer).and_then(|peer| peer.granted);
+        self.asks_at(now) == Some(willing) && granted.is_none_or(|(generation, _)| generation != willing)
+    }
+
     fn round(&mut self, now: BootTime) -> Vec<(NodeId, Datagram)> {
         self.next_round = now + self.timing.pulse;
         let peers: Vec<_> = self.peers.iter().map(|(node, peer)| (*node, peer.newest)).collect();
-        let round = peers.into_iter().map(|(node, newest)| {
-            let echo = newest.map(|(boot, incarnation, sequence)| Echo { boot, incarnation, sequence, grants: None });
-            (node, self.datagram(now, echo, false))
-        });
+        let round = peers.into_iter().map(|(node, newest)| (node, self.datagram(now, newest.map(Echo::of), false)));
         let round = round.collect();
         // a majority of one needs no acknowledgement, only its own pulse
         self.refresh_lease(now);

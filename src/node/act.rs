@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
-use super::database::JobPlace;
+use super::database::{JobPlace, to_postgres};
 use crate::guard::{GuardError, Lease, StopMode};
 use crate::ha::durable::DataState;
 use crate::ha::plan::Step;
@@ -17,9 +17,7 @@ use crate::ha::view::{Followed, Job, NamesInEffect, SyncNames};
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::postgres::basebackup::BaseBackup;
 use crate::postgres::rewind::{self, Rewind};
-use crate::postgres::{
-    Follow, PgError, Source, SslMode, SslPaths, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
-};
+use crate::postgres::{Follow, PgError, Source, SslMode, SslPaths, TimelineHistory, WriteProbe};
 use crate::sys::clock::wall_now;
 use crate::tls::config::MemberProtocol;
 use crate::types::{Generation, Lsn, NodeId, Timeline};
@@ -344,12 +342,19 @@ impl Shared {
 
     /// Makes what every cluster needs, where it is not there: at the first promotion of all, and after an adoption.
     async fn provision(&self) -> Result<(), PgError> {
-        let there = "select to_regclass('hasup.heartbeat') is not null and exists (select from pg_database where datname = 'app')";
-        let rows = self.postgres.postgres.run_sql("look for hasup's schema", there, SHORT).await?;
+        // in an adopted cluster `app` may be somebody's, and clients have what they need
+        let is_adopted = self.postgres.postgres.layout().adopted_file().exists();
+        let there = format!(
+            "select to_regclass('hasup.heartbeat') is not null and ({is_adopted} or exists (select from pg_database where datname = 'app'))"
+        );
+        let rows = self.postgres.postgres.run_sql("look for hasup's schema", &there, SHORT).await?;
         if rows.into_iter().flatten().flatten().next().as_deref() == Some("t") {
             return Ok(());
         }
         self.postgres.postgres.provision(CHECKPOINT_LIMIT).await?;
+        if is_adopted {
+            return Ok(());
+        }
         self.postgres.postgres.provision_application("app", CHECKPOINT_LIMIT).await.map(drop)
     }
 
@@ -520,13 +525,6 @@ impl Shared {
     fn end_of(&self, node: NodeId) -> Option<Lsn> {
         let view = self.pulses.view();
         Some(view.peers.get(&node)?.report.data?.position?.lsn)
-    }
-}
-
-fn to_postgres(names: &SyncNames) -> PostgresNames {
-    match names {
-        SyncNames::Set(set) => PostgresNames::of(set),
-        SyncNames::Nobody => PostgresNames::Nobody,
     }
 }
 

@@ -424,14 +424,18 @@ impl Shared {
         let hosts: Vec<String> =
             data.map(|member| format!("{}:{}", bracketed(&member.postgres_host), member.postgres_port)).collect();
         let ca_file = self.ca_file.display().to_string();
+        // an adopted cluster has roles and databases of its own
+        let is_adopted = self.postgres.postgres.layout().adopted_file().exists();
+        let (user, database) = if is_adopted { ("", "") } else { ("app", "app") };
+        let at = if is_adopted { "" } else { "@" };
         Dsn {
             uri: format!(
-                "postgresql://app@{}/app?target_session_attrs=read-write&connect_timeout=2&sslmode=verify-ca&sslrootcert={ca_file}",
+                "postgresql://{user}{at}{}/{database}?target_session_attrs=read-write&connect_timeout=2&sslmode=verify-ca&sslrootcert={ca_file}",
                 hosts.join(",")
             ),
-            user: "app".to_owned(),
-            database: "app".to_owned(),
-            password_file: Some(self.password_file.display().to_string()),
+            user: user.to_owned(),
+            database: database.to_owned(),
+            password_file: (!is_adopted).then(|| self.password_file.display().to_string()),
             ca_file: Some(ca_file),
         }
     }

@@ -14,9 +14,11 @@ use tokio::sync::{Notify, watch};
 
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
-use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView};
+use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
 use crate::postgres::observe::LiveFacts;
-use crate::postgres::{Divergence, PgError, Postgres, PostgresFacts, TimelineHistory, WriteProbe};
+use crate::postgres::{
+    Divergence, PgError, Postgres, PostgresFacts, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
+};
 use crate::sys::clock::boot_now;
 use crate::types::{BootTime, DataIncarnation, Generation, Lsn, NodeId, NodeName, Timeline, WalPosition};
 
@@ -141,6 +143,8 @@ impl Database {
             let began = boot_now();
             let running = process();
             let facts = match running {
+                // it lets nobody in: each try would only slow it down
+                Some(_) if self.memory.lock().job == Some(Job::StoppingCleanly) => PostgresFacts::NotReady,
                 Some(_) => self.postgres.observe(OBSERVE_LIMIT).await,
                 None => PostgresFacts::Stopped,
             };
@@ -168,12 +172,24 @@ impl Database {
                 memory.promoted_at = self.promotion_of(live.timeline);
             }
         }
+        if memory.job.is_none()
+            && observation.began >= memory.changed_at
+            && let PostgresFacts::Live(live) = &observation.facts
+            && let Some(noted) = memory.names.take_if(|noted| !live.shows(&to_postgres(&noted.names)))
+        {
+            let (noted, shown) = (to_postgres(&noted.names).render(), &live.sync_names_shown);
+            tracing::warn!(%noted, %shown, "synchronous_standby_names were changed past hasup (L18): commits of this moment may \
+                have waited for nobody; they are set again");
+        }
         let changed_at = memory.changed_at;
         // never both locks at once: the channel has one of its own
         drop(memory);
         let mut is_news = false;
+        let is_hot = self.is_hot.load(Ordering::Relaxed);
         self.observed.send_modify(|known| {
-            is_news = differs(&known.facts, &observation.facts) || known.began < changed_at;
+            is_news = differs(&known.facts, &observation.facts)
+                || (is_hot && has_log_moved(&known.facts, &observation.facts))
+                || known.began < changed_at;
             *known = Arc::new(observation);
         });
         if is_news {
@@ -309,7 +325,10 @@ impl Database {
     }
 
     pub(super) fn note_names(&self, names: NamesInEffect) {
-        self.memory.lock().names = Some(names);
+        let mut memory = self.memory.lock();
+        memory.names = Some(names);
+        // an observation that began before shows the names before
+        memory.changed_at = boot_now();
     }
 
     /// Notes that `process` is a primary now, before the next observation says so.
@@ -509,6 +528,14 @@ impl Drop for JobPlace {
     }
 }
 
+/// Returns the names as the adapter writes them.
+pub(super) fn to_postgres(names: &SyncNames) -> PostgresNames {
+    match names {
+        SyncNames::Set(set) => PostgresNames::of(set),
+        SyncNames::Nobody => PostgresNames::Nobody,
+    }
+}
+
 /// The end of valid log by L10: while nobody is followed, only once all of it is known to have been read.
 fn position(live: &LiveFacts, follows_nobody: bool) -> Option<WalPosition> {
     if live.in_recovery {
@@ -550,6 +577,14 @@ fn last_bytes(path: &std::path::Path, bytes: u64) -> String {
 /// language, which hasup's databases have set to C.
 fn says_log_is_gone(line: &str) -> bool {
     line.contains("requested WAL segment") && line.contains("has already been removed")
+}
+
+/// Whether standbys hold more of the log than before: while a promotion waits for just that, the loop should look.
+fn has_log_moved(before: &PostgresFacts, after: &PostgresFacts) -> bool {
+    match (before, after) {
+        (PostgresFacts::Live(before), PostgresFacts::Live(after)) => standbys(before) != standbys(after),
+        _ => false,
+    }
 }
 
 /// Whether the loop should look: something other than the growing log differs.

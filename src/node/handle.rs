@@ -283,9 +283,9 @@ pub struct CaBundle {
 pub struct Dsn {
     /// A libpq URI that names every data node and finds the one that takes writes; holds no password.
     pub uri: String,
-    /// The user.
+    /// The user; empty where the cluster was adopted and has users of its own.
     pub user: String,
-    /// The database.
+    /// The database; empty as the user is.
     pub database: String,
     /// The file on every node that holds the password; absent where the operator keeps it.
     pub password_file: Option<String>,

@@ -15,14 +15,15 @@ use parking_lot::Mutex;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
+use super::adopt;
 use super::client::{Rows, Session};
 use super::history::{self, TimelineHistory};
 use super::layout::{Layout, remove_dir, remove_file, sync_dir};
 use super::observe::{Observed, observe_with};
 use super::position::position_of;
 use super::settings::{
-    self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, parse_dynamic, render_config,
-    render_dynamic, render_hba, render_ident,
+    self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, parse_dynamic, render_adopted_hba,
+    render_config, render_dynamic, render_hba, render_ident,
 };
 use super::{PgError, Programs, file_error};
 use crate::guard::StartSpec;
@@ -151,7 +152,10 @@ impl Postgres {
         }
         self.clear_auto_conf()?;
         history::tidy_placeholders(&layout.wal_dir())?;
-        layout.write(&layout.config_file(), render_config(layout, settings).as_bytes())?;
+        layout.write(
+            &layout.config_file(),
+            render_config(layout, settings, adopt::adopted(layout).as_ref()).as_bytes(),
+        )?;
         self.write_access_rules(members)?;
         let primary_conninfo = match follow {
             Some(follow) => self.admit(follow)?,
@@ -189,11 +193,17 @@ impl Postgres {
     /// Writes who may connect and which certificates are members'. Takes effect with the next [`reload`](Self::reload).
     pub fn write_access_rules(&self, members: &BTreeSet<NodeName>) -> Result<(), PgError> {
         let PostgresSetup { layout, settings, .. } = &self.setup;
-        if !settings.own_access_rules {
-            return Ok(());
+        let (mut hba, mut ident) = (render_hba(), render_ident(&settings.local_user, members));
+        if layout.adopted_file().exists() {
+            let path = layout.pgdata.join("pg_hba.conf");
+            let theirs = fs::read(&path).map_err(file_error("read", &path))?;
+            hba = render_adopted_hba(&String::from_utf8_lossy(&theirs));
+            // a map of users may be absent
+            let theirs = fs::read(layout.pgdata.join("pg_ident.conf")).unwrap_or_default();
+            ident.push_str(&String::from_utf8_lossy(&theirs));
         }
-        layout.write(&layout.hba_file(), render_hba().as_bytes())?;
-        layout.write(&layout.ident_file(), render_ident(&settings.local_user, members).as_bytes())
+        layout.write(&layout.hba_file(), hba.as_bytes())?;
+        layout.write(&layout.ident_file(), ident.as_bytes())
     }
 
     fn change_dynamic(&self, change: impl FnOnce(&mut Dynamic)) -> Result<(), PgError> {
@@ -201,7 +211,7 @@ impl Postgres {
         let path = self.setup.layout.dynamic_file();
         let mut dynamic = fs::read_to_string(&path).map(|text| parse_dynamic(&text)).unwrap_or_default();
         change(&mut dynamic);
-        self.setup.layout.write(&path, render_dynamic(&dynamic).as_bytes())
+        self.setup.layout.write_settings(&path, &render_dynamic(&dynamic))
     }
 
     /// Makes a running PostgreSQL read its settings again. Needs no connection; does nothing where none runs.
@@ -389,6 +399,7 @@ impl Postgres {
         if cuts && !is_standby {
             self.cut_senders(&mut session, left()).await?;
         }
+        self.clear_auto_conf()?;
         self.change_dynamic(|dynamic| dynamic.sync_names.clone_from(&rendered))?;
         self.reload();
         let mut shown = None;

@@ -36,6 +36,12 @@ pub struct ControlData {
     pub checksums: bool,
     /// Size of a file of the log, in bytes.
     pub wal_segment_bytes: u64,
+    /// Whether it is a standby, running or stopped, or restores an archive.
+    pub is_standby: bool,
+    /// Whether its log holds too little for standbys.
+    pub is_minimal: bool,
+    /// How many WAL senders it was set to have; 0 where that is not told.
+    pub max_wal_senders: u64,
 }
 
 impl ControlData {
@@ -74,6 +80,9 @@ impl ControlData {
             min_recovery_end: lsn("Minimum recovery ending location")?,
             checksums: number("Data page checksum version")? > 0,
             wal_segment_bytes: number("Bytes per WAL segment")?,
+            is_standby: matches!(get("Database cluster state")?, "shut down in recovery" | "in archive recovery"),
+            is_minimal: fields.get("wal_level setting") == Some(&"minimal"),
+            max_wal_senders: fields.get("max_wal_senders setting").and_then(|text| text.parse().ok()).unwrap_or(0),
         })
     }
 }

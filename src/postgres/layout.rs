@@ -84,6 +84,11 @@ impl Layout {
         self.pgdata.join("standby.signal")
     }
 
+    /// What marks a cluster that was adopted; in the data directory, so that copies of it are marked too.
+    pub fn adopted_file(&self) -> PathBuf {
+        self.pgdata.join("hasup-adopted.conf")
+    }
+
     /// Where a copy is made before it takes the place of `pgdata`: beside it, so that a rename suffices.
     pub fn pgdata_new(&self) -> PathBuf {
         sibling(&self.pgdata, "new")
@@ -147,10 +152,36 @@ impl Layout {
         path.parent().map_or(Ok(()), sync_dir)
     }
 
+    /// Writes text that PostgreSQL reads as settings: as [`write`](Self::write) does, or over the old text where the disk is full and
+    /// the new one is no longer. A bar must not fail for want of room, and such a file lies within one block of the disk.
+    pub fn write_settings(&self, path: &Path, content: &str) -> Result<(), PgError> {
+        match self.write(path, content.as_bytes()) {
+            Err(PgError::File { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                // the half-written copy may be what fills the disk
+                remove_file(&sibling(path, "tmp"))?;
+                overwrite(path, content).map_err(file_error("write", path))
+            }
+            other => other,
+        }
+    }
+
     /// Puts `standby.signal` in place, durably.
     pub fn put_standby_signal(&self) -> Result<(), PgError> {
         put_standby_signal(self, &self.pgdata)
     }
+}
+
+/// Replaces a file's text by one that is no longer, filled up with empty lines: no block is needed for it.
+fn overwrite(path: &Path, content: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    if content.len() > length {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    let mut bytes = content.as_bytes().to_vec();
+    bytes.resize(length, b'\n');
+    file.write_all(&bytes)?;
+    file.sync_all()
 }
 
 /// Puts `standby.signal` into a data directory that may not yet be the node's.
@@ -201,4 +232,23 @@ pub fn remove_dir(path: &Path) -> Result<(), PgError> {
 pub fn free_bytes(path: &Path) -> Result<u64, PgError> {
     let stat = rustix::fs::statvfs(path).map_err(|error| file_error("measure free space of", path)(error.into()))?;
     Ok(stat.f_bavail * stat.f_frsize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shorter_text_goes_over_the_old_one_and_a_longer_one_does_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("dynamic.conf");
+        fs::write(&path, "primary_conninfo = 'host=a'\n").expect("written");
+        overwrite(&path, "primary_conninfo = ''\n").expect("it is shorter");
+        let text = fs::read_to_string(&path).expect("read");
+        assert_eq!(text.trim_end(), "primary_conninfo = ''");
+        assert_eq!(text.len(), "primary_conninfo = 'host=a'\n".len());
+        let error = overwrite(&path, &"x".repeat(100)).expect_err("there is no room");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read_to_string(&path).expect("read"), text);
+    }
 }

@@ -44,14 +44,22 @@ pub struct StaticSettings {
     pub wal_keep_mib: u32,
     /// The operating system's user that runs hasup and so is the superuser over the local socket.
     pub local_user: String,
-    /// Whether `hba_file` and `ident_file` are hasup's; an adopted cluster keeps its own.
-    pub own_access_rules: bool,
     /// More settings, which cannot override hasup's own.
     pub extra: BTreeMap<String, String>,
 }
 
+/// What counts for a cluster that hasup adopted, on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Adopted {
+    /// Folders in which its local clients look for a socket.
+    pub socket_dirs: Vec<PathBuf>,
+}
+
+/// How many WAL senders and replication slots a server has at least.
+pub(super) const REPLICATION_PLACES: u64 = 16;
+
 /// Settings that nobody else may change: with another value of these, a promise of hasup does not hold.
-pub const OWNED: [&str; 34] = [
+pub const OWNED: [&str; 37] = [
     "archive_cleanup_command",
     "archive_mode",
     "config_file",
@@ -62,7 +70,10 @@ pub const OWNED: [&str; 34] = [
     "hba_file",
     "hot_standby",
     "ident_file",
+    "lc_messages",
     "listen_addresses",
+    "log_destination",
+    "logging_collector",
     "max_replication_slots",
     "max_wal_senders",
     "port",
@@ -93,8 +104,9 @@ pub fn is_owned(name: &str) -> bool {
     OWNED.contains(&name.to_ascii_lowercase().as_str())
 }
 
-/// Renders `hasup.conf`: the operator's file first, then hasup's settings, then the dynamic file.
-pub fn render_config(layout: &Layout, settings: &StaticSettings) -> String {
+/// Renders `hasup.conf`: the operator's file first, then hasup's settings, what outlives them in an adopted cluster, and the
+/// dynamic file.
+pub fn render_config(layout: &Layout, settings: &StaticSettings, adopted: Option<&Adopted>) -> String {
     let mut text =
         String::from("# Written by hasup at each start of PostgreSQL; edit postgresql.conf or use `hasup pg set`.\n");
     let mut include = |keyword: &str, path: &Path| {
@@ -109,8 +121,14 @@ pub fn render_config(layout: &Layout, settings: &StaticSettings) -> String {
     }
     set("port", &settings.port.to_string());
     set("listen_addresses", &settings.listen_addresses.join(","));
-    set("unix_socket_directories", &layout.socket_dir().to_string_lossy());
-    set("unix_socket_permissions", "0700");
+    set("data_directory", &layout.pgdata.to_string_lossy());
+    let mut socket_dirs = vec![layout.socket_dir().to_string_lossy().into_owned()];
+    match adopted {
+        // hasup's own folder is closed to others in any case
+        Some(adopted) => socket_dirs.extend(adopted.socket_dirs.iter().map(|path| path.to_string_lossy().into_owned())),
+        None => set("unix_socket_permissions", "0700"),
+    }
+    set("unix_socket_directories", &socket_dirs.join(","));
     set("external_pid_file", "");
     set("ssl", "on");
     set("ssl_cert_file", &settings.ssl.certificate.to_string_lossy());
@@ -122,8 +140,12 @@ pub fn render_config(layout: &Layout, settings: &StaticSettings) -> String {
     set("fsync", "on");
     set("full_page_writes", "on");
     set("synchronous_commit", "on");
-    set("max_wal_senders", "16");
-    set("max_replication_slots", "16");
+    set("max_wal_senders", &REPLICATION_PLACES.to_string());
+    set("max_replication_slots", &REPLICATION_PLACES.to_string());
+    // hasup reads what PostgreSQL says there, in its own words
+    set("log_destination", "stderr");
+    set("logging_collector", "off");
+    set("lc_messages", "C");
     set("wal_keep_size", &format!("{}MB", settings.wal_keep_mib));
     // On from the start, so that archiving can be turned on later without a restart.
     set("archive_mode", "on");
@@ -145,9 +167,11 @@ pub fn render_config(layout: &Layout, settings: &StaticSettings) -> String {
         set(name, "");
     }
     set("recovery_min_apply_delay", "0");
-    if settings.own_access_rules {
-        set("hba_file", &layout.hba_file().to_string_lossy());
-        set("ident_file", &layout.ident_file().to_string_lossy());
+    set("hba_file", &layout.hba_file().to_string_lossy());
+    set("ident_file", &layout.ident_file().to_string_lossy());
+    if adopted.is_some() {
+        let _infallible = writeln!(text, "include {}", quoted(&layout.adopted_file().to_string_lossy()));
+    } else {
         set("password_encryption", "scram-sha-256");
     }
     let _infallible = writeln!(text, "include {}", quoted(&layout.dynamic_file().to_string_lossy()));
@@ -166,6 +190,19 @@ pub fn render_hba() -> String {
          host    all          {REWIND_ROLE}      all reject\n\
          host    all          {SUPERUSER}        all reject\n\
          hostssl all          all               all scram-sha-256\n"
+    )
+}
+
+/// Renders `hba.conf` of an adopted cluster: hasup's own rows, then `theirs`.
+pub fn render_adopted_hba(theirs: &str) -> String {
+    format!(
+        "# Written by hasup. Its own rows first; those below are of pg_hba.conf in the data directory.\n\
+         local   postgres     {SUPERUSER}          peer map=hasup_local\n\
+         hostssl replication  {REPLICATION_ROLE} all cert map=hasup\n\
+         hostssl postgres     {REWIND_ROLE}      all cert map=hasup\n\
+         host    all          {REPLICATION_ROLE} all reject\n\
+         host    all          {REWIND_ROLE}      all reject\n\
+         {theirs}"
     )
 }
 
@@ -372,7 +409,7 @@ fn is_setting_name(name: &str) -> bool {
 }
 
 /// Quotes a value for a configuration file, where backslashes are escapes.
-fn quoted(value: &str) -> String {
+pub(super) fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
 }
 
@@ -426,14 +463,13 @@ mod tests {
             ssl: SslPaths { certificate: "/c".into(), key: "/k".into(), ca: "/a".into() },
             wal_keep_mib: 64,
             local_user: "postgres".to_owned(),
-            own_access_rules: true,
             extra: BTreeMap::from([
                 ("fsync".to_owned(), "off".to_owned()),
                 ("work_mem".to_owned(), "8MB".to_owned()),
                 ("bad\nname".to_owned(), "1".to_owned()),
             ]),
         };
-        let text = render_config(&Layout::new("/d"), &settings);
+        let text = render_config(&Layout::new("/d"), &settings, None);
         assert!(
             text.contains("work_mem = '8MB'") && !text.contains("fsync = 'off'") && !text.contains("bad"),
             "{text}"

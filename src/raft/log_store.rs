@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::log_writer::{
-    COMMITTED_KEY, Change, Found, PURGED_KEY, Trees, VOTE_KEY, for_each_entry, guarded, remove_backwards, remove_upto,
-    run, sync,
+    COMMITTED_KEY, Change, Found, PURGED_KEY, SEGMENT_BYTES, Trees, VOTE_KEY, for_each_entry, guarded,
+    remove_backwards, remove_upto, run, sync,
 };
 use super::types::{Entry, LogId, TypeConfig, Vote};
 use crate::codec::{decode, encode};
@@ -252,6 +252,7 @@ impl LogStore {
 
 fn open_trees(path: &Path) -> io::Result<Trees> {
     let config = sled::Config::new().path(path).flush_every_ms(None).cache_capacity(8 << 20);
+    let config = config.segment_size(segment_bytes(path)?);
     let db = config.open().map_err(io::Error::from)?;
     let log = db.open_tree("log").map_err(io::Error::from)?;
     let meta = db.open_tree("meta").map_err(io::Error::from)?;
@@ -264,6 +265,19 @@ fn open_trees(path: &Path) -> io::Result<Trees> {
         fsync_dir(parent)?;
     }
     Ok(Trees { db, log, meta, file: Arc::new(file) })
+}
+
+/// Returns the size of segments that the log in `path` was made with: sled opens it with no other.
+fn segment_bytes(path: &Path) -> io::Result<usize> {
+    let conf = match fs::read(path.join("conf")) {
+        Ok(conf) => conf,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(SEGMENT_BYTES),
+        Err(error) => return Err(error),
+    };
+    // What sled cannot read in there either is its own to complain about.
+    let conf = String::from_utf8_lossy(&conf);
+    let size = conf.lines().find_map(|line| line.strip_prefix("segment_size: ")?.parse().ok());
+    Ok(size.unwrap_or(SEGMENT_BYTES))
 }
 
 /// Reads what the log holds, all of it once, so that damage shows now and not in an election.
@@ -476,6 +490,35 @@ mod tests {
         with_entries(folder.path(), 1, 10).await.close().await;
         let opened = LogStore::open(folder.path(), NodeId(2)).map(drop);
         assert!(matches!(opened, Err(LogError::OtherNode { found: NodeId(1), me: NodeId(2), .. })));
+    }
+
+    #[tokio::test]
+    async fn no_entry_however_long_spills_into_a_file_that_sled_never_syncs() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = with_entries(folder.path(), 60, 900_000).await;
+        log.truncate_after(Some(entry(40, 0).log_id)).await.unwrap();
+        log.purge(entry(20, 0).log_id).await.unwrap();
+        for index in 41..300 {
+            log.blocking_append([entry(index, 1 + index as usize * 37 % 5000)]).await.unwrap();
+        }
+        log.close().await;
+        let spilled = std::fs::read_dir(folder.path().join("blobs")).unwrap().count();
+        assert_eq!(spilled, 0);
+        let mut log = LogStore::open(folder.path(), NodeId(1)).unwrap();
+        assert_eq!(log.try_get_log_entries(21..=40).await.unwrap().len(), 20);
+    }
+
+    #[tokio::test]
+    async fn a_log_made_with_larger_segments_is_opened_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let older =
+            sled::Config::new().path(folder.path()).segment_size(512 << 10).flush_every_ms(None).open().unwrap();
+        drop(older);
+        let mut log = with_entries(folder.path(), 5, 10_000).await;
+        assert_eq!(segment_bytes(folder.path()).unwrap(), 512 << 10);
+        log.close().await;
+        log = LogStore::open(folder.path(), NodeId(1)).unwrap();
+        assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(entry(4, 0).log_id));
     }
 
     #[tokio::test]

@@ -12,8 +12,11 @@ use tokio::sync::oneshot;
 use super::log_store::Shared;
 use super::types::TypeConfig;
 
-/// Values never grow beyond this, or sled would move them into files that it never syncs.
-const CHUNK_BYTES: usize = 4 << 10;
+/// Values never grow beyond this. sled keeps up to twenty of them in one record, and moves a record of more than a quarter of
+/// [`SEGMENT_BYTES`] into a file that it never syncs.
+const CHUNK_BYTES: usize = 1 << 10;
+/// sled's own default is four times as much; it holds dozens of buffers of this size.
+pub(super) const SEGMENT_BYTES: usize = 128 << 10;
 /// Of the first chunk: format, length (u32), CRC-32 (u32), both little-endian.
 const RECORD_HEADER: usize = 1 + 4 + 4;
 const RECORD_FORMAT: u8 = 1;

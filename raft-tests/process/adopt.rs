@@ -1,0 +1,301 @@
+//! Adoption: a server that somebody else made, in Debian's layout, becomes the first node's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use raft_tests::program::{alone, lacks_postgres, skip};
+
+use crate::node::{Node, contents, pause};
+
+/// A server in Debian's layout below a node's folder: data here, settings there, a socket elsewhere.
+struct Server {
+    bin: PathBuf,
+    root: PathBuf,
+    port: u16,
+    host: String,
+}
+
+fn as_postgres(program: &Path, words: &[&str]) -> String {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups", "--"]).arg(program).args(words);
+    // a server keeps what it is given: pipes of this test would never close
+    let out = tempfile::tempfile().unwrap();
+    let ended = command
+        .env("LC_ALL", "C")
+        .current_dir("/")
+        .stdin(std::process::Stdio::null())
+        .stdout(out.try_clone().unwrap())
+        .stderr(out.try_clone().unwrap())
+        .status()
+        .unwrap();
+    let mut text = String::new();
+    std::io::Seek::rewind(&mut &out).unwrap();
+    std::io::Read::read_to_string(&mut &out, &mut text).unwrap();
+    assert!(ended.success(), "{} {words:?}: {text}", program.display());
+    text
+}
+
+impl Server {
+    /// Makes a stopped server with a role, a database and 1000 rows.
+    fn new(node: &Node) -> Self {
+        let versions = fs::read_dir("/usr/lib/postgresql").unwrap().flatten().map(|entry| entry.path().join("bin"));
+        let bin = versions.filter(|bin| bin.join("initdb").exists()).max().unwrap();
+        let root = node.folder.path().join("debian");
+        for folder in ["", "lib", "lib/main", "etc", "etc/main", "etc/main/conf.d", "run", "archive"] {
+            fs::create_dir(root.join(folder)).unwrap();
+            as_root(&["chown", "postgres:", &root.join(folder).display().to_string()]);
+        }
+        let server = Self { bin, root, port: node.ports[2], host: node.host.clone() };
+        let pgdata = server.pgdata();
+        as_postgres(&server.bin.join("initdb"), &["-D", &pgdata, "-A", "scram-sha-256", "--auth-local=trust", "-N"]);
+        for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+            fs::rename(Path::new(&pgdata).join(name), server.etc().join(name)).unwrap();
+        }
+        let (etc, root) = (server.etc().display().to_string(), server.root.display().to_string());
+        let conf = fs::read_to_string(server.etc().join("postgresql.conf")).unwrap();
+        let conf = format!(
+            "{conf}\ndata_directory = '{pgdata}'\nhba_file = '{etc}/pg_hba.conf'\nident_file = '{etc}/pg_ident.conf'\n\
+             external_pid_file = '{root}/run/main.pid'\nport = {}\nlisten_addresses = '*'\nmax_connections = 150\n\
+             unix_socket_directories = '{root}/run'\ncluster_name = '15/main'\nsynchronous_commit = off\n\
+             archive_mode = on\narchive_command = 'cp %p {root}/archive/%f'\ninclude_dir = 'conf.d'\n",
+            server.port
+        );
+        fs::write(server.etc().join("postgresql.conf"), conf).unwrap();
+        fs::write(server.etc().join("conf.d/shop.conf"), "work_mem = '5MB'\n").unwrap();
+        let hba = fs::read_to_string(server.etc().join("pg_hba.conf")).unwrap();
+        fs::write(server.etc().join("pg_hba.conf"), format!("{hba}\nhost shop shopper all scram-sha-256\n")).unwrap();
+        server.start();
+        server.sql("postgres", "create role shopper login password 'secret'");
+        server.sql("postgres", "create role app login password 'mine'");
+        server.sql("postgres", "create database shop owner shopper");
+        server.sql("shop", "create table orders as select n from generate_series(1, 1000) n");
+        server.sql("shop", "alter table orders owner to shopper");
+        server.sql("shop", "alter system set autovacuum_naptime = '77s'");
+        server.stop();
+        server
+    }
+
+    fn pgdata(&self) -> String {
+        self.root.join("lib/main").display().to_string()
+    }
+
+    fn etc(&self) -> PathBuf {
+        self.root.join("etc/main")
+    }
+
+    /// As `pg_ctlcluster` does.
+    fn start(&self) {
+        let conf = format!("-c config_file=\"{}\"", self.etc().join("postgresql.conf").display());
+        let log = self.root.join("run/log").display().to_string();
+        as_postgres(&self.bin.join("pg_ctl"), &["-D", &self.pgdata(), "-l", &log, "-w", "-s", "-o", &conf, "start"]);
+    }
+
+    fn stop(&self) {
+        as_postgres(&self.bin.join("pg_ctl"), &["-D", &self.pgdata(), "-w", "-s", "-m", "fast", "stop"]);
+    }
+
+    /// Asks over the socket where local clients have always found it.
+    fn sql(&self, database: &str, sql: &str) -> String {
+        let socket = self.root.join("run").display().to_string();
+        self.psql(&format!("host={socket} user=postgres dbname={database}"), sql)
+    }
+
+    /// Asks as a client with a password does.
+    fn client(&self, sql: &str) -> String {
+        self.psql(&format!("host={} user=shopper password=secret dbname=shop", self.host), sql)
+    }
+
+    fn psql(&self, conninfo: &str, sql: &str) -> String {
+        let conninfo = format!("{conninfo} port={}", self.port);
+        as_postgres(&self.bin.join("psql"), &["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &conninfo, "-c", sql])
+            .trim()
+            .to_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let pid = fs::read_to_string(Path::new(&self.pgdata()).join("postmaster.pid")).unwrap_or_default();
+        if let Some(pid) = pid.lines().next() {
+            let _ = Command::new("kill").args(["-QUIT", pid]).status();
+        }
+    }
+}
+
+fn as_root(words: &[&str]) {
+    assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success(), "{words:?}");
+}
+
+#[test]
+fn a_stopped_server_is_adopted_with_all_that_it_has_and_a_standby_of_it_too() {
+    let name = "a_stopped_server_is_adopted_with_all_that_it_has_and_a_standby_of_it_too";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let mut node = Node::new(71);
+    let server = Server::new(&node);
+    let etc = contents(&server.etc());
+    let pgdata = server.pgdata();
+    let before = contents(Path::new(&pgdata));
+    // nobody asked for it
+    node.refused(&["start", "--postgres-data-dir", &pgdata]).fails(3, &["--adopt", "nothing in it was touched"]);
+    assert!(contents(Path::new(&pgdata)) == before, "a refusal touched the data");
+
+    let started = node.start(&["--adopt", &pgdata]);
+    let log = node.log();
+    for told in
+        ["adopting PostgreSQL", "hasup overrules", "synchronous_commit = on (was off)", "pg_hba.conf", "checksums"]
+    {
+        assert!(log.contains(told), "`{told}` is not told: {log}");
+    }
+    assert!(!log.contains("archive_command = /bin/true"), "{log}");
+    assert_eq!(started["dsn"]["user"], "", "{started}");
+    assert_eq!(contents(&server.etc()), etc, "the originals stay");
+    // clients find what they had: over the network by password, and over the socket
+    assert_eq!(server.client("select count(*) from orders"), "1000");
+    server.client("insert into orders values (1001)");
+    for (setting, value) in [("work_mem", "5MB"), ("max_connections", "150"), ("autovacuum_naptime", "77s")] {
+        assert_eq!(server.sql("shop", &format!("show {setting}")), value, "{setting}");
+    }
+    assert!(server.sql("shop", "show archive_command").starts_with("cp %p"));
+    assert_eq!(server.psql(&format!("host={} user=shopper password=secret dbname=shop", server.host), "select 1"), "1");
+    let app = "select rolpassword is not null and rolcanlogin from pg_authid where rolname = 'app'";
+    let verifier = server.sql("shop", "select rolpassword from pg_authid where rolname = 'app'");
+    assert_eq!(server.sql("shop", app), "t", "a role called app is left alone");
+    assert_eq!(server.sql("shop", "select count(*) from pg_database where datname = 'app'"), "0");
+
+    // a copy takes settings and access rules along, and serves the same clients when it is active
+    let mut second = Node::new(72);
+    second.join(&node, started["join_token"].as_str().unwrap());
+    let copy = Server {
+        host: second.host.clone(),
+        port: second.ports[2],
+        bin: server.bin.clone(),
+        root: "/nonexistent".into(),
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while copy.client("select count(*) from orders") != "1001" {
+        assert!(Instant::now() < deadline, "the standby has not the rows");
+        pause();
+    }
+    assert_eq!(copy.client("show max_connections"), "150");
+    assert_eq!(server.sql("shop", "select rolpassword from pg_authid where rolname = 'app'"), verifier);
+
+    // an orderly end and another beginning
+    second.stop();
+    assert_eq!(node.stop(), Some(0), "{}", node.log());
+    node.run();
+    second.run();
+    node.until("an active node again", |status| {
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.iter().any(|node| node["state"] == "active")
+    });
+    assert_eq!(server.client("select count(*) from orders"), "1001");
+}
+
+#[test]
+fn a_running_server_is_stopped_only_where_that_is_allowed_and_kills_on_the_way_lose_nothing() {
+    let name = "a_running_server_is_stopped_only_where_that_is_allowed_and_kills_on_the_way_lose_nothing";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let mut node = Node::new(73);
+    let server = Server::new(&node);
+    let pgdata = server.pgdata();
+    server.start();
+    server.sql("shop", "insert into orders values (1001)");
+    node.refused(&["start", "--adopt", &pgdata]).fails(3, &["a server runs", "--stop-running", "Nothing was touched"]);
+    assert_eq!(server.client("select count(*) from orders"), "1001", "it serves on");
+
+    // killed sooner and later on the way: each time the server is its owner's, or the node's to take over again
+    for after in [50, 150, 250, 350, 450, 600, 750, 900, 1200, 1600] {
+        let mut begun = node.spawn(&["start", "--adopt", &pgdata, "--stop-running"]);
+        let until = Instant::now() + Duration::from_millis(after);
+        while Instant::now() < until && begun.try_wait().unwrap().is_none() {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        begun.kill().unwrap();
+        begun.wait().unwrap();
+        let is_marked = Path::new(&pgdata).join("standby.signal").exists();
+        if !is_marked && !Path::new(&pgdata).join("postmaster.pid").exists() {
+            server.start();
+            assert_eq!(server.client("select count(*) from orders"), "1001", "after {after} ms");
+        }
+    }
+    let has_begun = node.data_dir().join("identity.json").exists() && !node.data_dir().join("begin.json").exists();
+    if has_begun {
+        node.run();
+    } else {
+        node.start(&["--adopt", &pgdata, "--stop-running"]);
+    }
+    node.until("the adopted server to take writes", |status| status["active_ready"] == true);
+    assert_eq!(server.client("select count(*) from orders"), "1001");
+    server.client("insert into orders values (1002)");
+}
+
+#[test]
+fn what_cannot_be_adopted_is_refused_and_not_touched() {
+    let name = "what_cannot_be_adopted_is_refused_and_not_touched";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let node = Node::new(74);
+    let server = Server::new(&node);
+    let pgdata = server.pgdata();
+    let refused = |words: &[&str]| {
+        let before = contents(&server.root);
+        node.refused(&["start", "--adopt", &pgdata]).fails(3, words);
+        assert!(contents(&server.root) == before, "a refusal touched something: {words:?}");
+        assert!(!node.data_dir().join("begin.json").exists(), "it would be tried again");
+    };
+    let path = |name: &str| Path::new(&pgdata).join(name);
+
+    let etc = server.etc().display().to_string();
+    node.refused(&["start", "--adopt", &etc]).fails(3, &["settings alone", &pgdata]);
+    node.refused(&["start", "--adopt", "/tmp"]).fails(3, &["no data directory"]);
+
+    let version = fs::read_to_string(path("PG_VERSION")).unwrap();
+    fs::write(path("PG_VERSION"), "42\n").unwrap();
+    refused(&["PostgreSQL 42", "postgresql-42"]);
+    fs::write(path("PG_VERSION"), version).unwrap();
+
+    for (mark, words) in [
+        ("standby.signal", "is a standby"),
+        ("recovery.signal", "backup is being restored"),
+        ("backup_label", "backup is being restored"),
+        ("patroni.dynamic.json", "Patroni"),
+    ] {
+        fs::write(path(mark), "").unwrap();
+        refused(&[words]);
+        fs::remove_file(path(mark)).unwrap();
+    }
+
+    let elsewhere = node.folder.path().join("space");
+    fs::create_dir(&elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, path("pg_tblspc/16500")).unwrap();
+    // several reasons are told at once
+    fs::write(path("backup_label"), "").unwrap();
+    refused(&["tablespaces", "space", "set tablespace pg_default", "backup is being restored"]);
+    fs::remove_file(path("backup_label")).unwrap();
+    fs::remove_file(path("pg_tblspc/16500")).unwrap();
+
+    as_root(&["chown", "root:", &server.root.join("lib").display().to_string()]);
+    refused(&["may not write", "chown"]);
+    as_root(&["chown", "root:", &pgdata]);
+    refused(&["belongs to user 0"]);
+    as_root(&["chown", "postgres:", &pgdata]);
+    as_root(&["chown", "postgres:", &server.root.join("lib").display().to_string()]);
+
+    fs::rename(server.etc().join("pg_hba.conf"), server.etc().join("hidden")).unwrap();
+    refused(&["pg_hba.conf", "who may connect"]);
+    fs::rename(server.etc().join("hidden"), server.etc().join("pg_hba.conf")).unwrap();
+    // and it starts as it always did
+    server.start();
+    assert_eq!(server.client("select count(*) from orders"), "1000");
+    server.stop();
+}
