@@ -29,7 +29,6 @@ use super::state::{Due, GuardState};
 use super::{deadline_socket_path, socket_path};
 use crate::sys::clock::boot_now;
 use crate::sys::fs::write_volatile;
-use crate::sys::fs::write_volatile;
 use crate::types::{BootTime, Generation};
 
 /// What a guard is started with.
