@@ -90,6 +90,8 @@
 //! - **L10** The position said is the end of valid WAL on disk. Unsure means "not yet", never less.
 //! - **L11** A generation follows when a majority of the voters barred the one before, *and* for every commit set so many of
 //!   its members stated their position that none of its commits can be missing. A resignation spares the waiting, not these.
+//!   Where commits wait for nobody because an operator said so (`durability=one_node`), the set still names who follows: a
+//!   majority of those is enough, and the record says that what the former active node alone had acknowledged may be lost.
 //! - **L12** Chosen is the furthest (timeline, LSN); then fitness, then priority. Priority never costs data.
 //! - **L13** The record reserves the new timeline's number, so a number has one maker and (timeline, LSN) orders all WAL.
 //! - **L14** A bar is lifted by a higher generation alone. A barred holder that lives on may be assigned again.

@@ -164,12 +164,6 @@ impl Cluster {
         node
     }
 
-    /// Promotes through the guard, armed for `generation` before.
-    pub async fn promote(&self, generation: u64, timeline: Timeline) {
-        let trigger = async { self.guard.promote(Generation(generation)).await.map_err(|error| error.to_string()) };
-        self.postgres.promote(timeline, LIMIT, trigger).await.unwrap();
-    }
-
     /// A node that streams from `primary`, by a base backup.
     pub async fn standby(&self, id: u64, primary: &Node) -> Node {
         let node = self.node(id).await;
@@ -263,6 +257,12 @@ impl Node {
             other => Err(format!("{other:?}\n{}", self.log())),
         })
         .await;
+    }
+
+    /// Promotes through the guard, armed for `generation` before.
+    pub async fn promote(&self, generation: u64, timeline: Timeline) {
+        let trigger = async { self.guard.promote(Generation(generation)).await.map_err(|error| error.to_string()) };
+        self.postgres.promote(timeline, LIMIT, trigger).await.unwrap();
     }
 
     pub async fn arm(&self, generation: u64, span: Duration) {

@@ -156,7 +156,12 @@ impl Holder<'_> {
             newest.members = self.view.postgres.standbys.keys().copied().collect();
             newest.k = newest.k.min(u32::try_from(newest.members.len()).unwrap_or(0));
         }
-        if newest.k == 0 && !self.a.opened { SyncNames::Nobody } else { SyncNames::Set(newest) }
+        match newest.k {
+            0 if !self.a.opened => SyncNames::Nobody,
+            // who is waited for is the same, whoever may follow
+            0 => SyncNames::Set(CommitSet::none()),
+            _ => SyncNames::Set(newest),
+        }
     }
 
     fn bring_up(&self, draft: &mut Draft<'_>) {
@@ -296,7 +301,8 @@ impl Holder<'_> {
             || postgres.promoted_at.is_some_and(|lsn| holders_of(&newest, lsn, true) >= newest.k as usize)
             || self.view.rules.broken(Mutation::OpenTooEarly);
         let is_settled = |in_effect: &NamesInEffect| {
-            in_effect.names == SyncNames::Set(newest.clone())
+            in_effect.names == self.names()
+                && in_effect.names != SyncNames::Nobody
                 && holders_of(&newest, in_effect.since, false) >= newest.k as usize
         };
         ActiveReport {
