@@ -231,6 +231,11 @@ impl World {
             host.disk = writing.durable;
         }
         host.daemon_epoch += 1;
+        if host.pg.is_stopping {
+            // the guard ends what was begun
+            let delay = crate::node::span(self.timing.clean_stop_limit);
+            self.postgres_kill(node, delay);
+        }
         self.note(|| format!("the daemon of node {} is gone", node + 1));
     }
 

@@ -144,3 +144,18 @@ fn a_first_write_that_cannot_come_through_gives_way_to_the_names_that_would_let_
         vec![Armed { trigger: Trigger::SetsChange, delay: (0, 5 * MS), fault, from: 10 * SECOND, times: 3 }];
     holds(&schedule, 60);
 }
+
+#[test]
+fn where_commits_wait_for_nobody_by_order_a_silent_active_node_is_replaced_all_the_same() {
+    let way = |way| vec![(4 * SECOND, Fault::Isolate { target: Target::Active, way, lasts: 9 * SECOND })];
+    for faults in
+        [way(Way::Both), way(Way::Out), vec![(4 * SECOND, Fault::Power { target: Target::Active, lasts: 9 * SECOND })]]
+    {
+        let mut schedule = three(faults);
+        schedule.durability = Durability::OneNode;
+        holds(&schedule, 30);
+        for seed in 0..30 {
+            assert_eq!(play_schedule(seed, &schedule, Rules::default(), false).promotions, 2, "chance {seed}");
+        }
+    }
+}

@@ -59,13 +59,24 @@ pub fn covers_every_commit(current: &Assignment, answers: &BTreeMap<NodeId, Answ
                 answers.get(&member.node).is_some_and(|answer| answer.incarnation == member.incarnation)
             });
             let answered = answered.count();
-            let enough = set.k > 0 && answered + set.k as usize > set.members.len();
+            let enough = if set.may_lose() {
+                answered >= majority_of(set.members.len())
+            } else {
+                set.k > 0 && answered + set.k as usize > set.members.len()
+            };
             if !enough {
                 return Err(Uncovered { generation: record.generation, set: set.clone(), answered });
             }
         }
     }
     Ok(())
+}
+
+/// Whether the answers leave out what the active node may have acknowledged alone, by a set that declares it (L11).
+pub fn leaves_out_commits(current: &Assignment, answers: &BTreeMap<NodeId, Answer>) -> bool {
+    current.opened
+        && current.commit_sets.iter().any(CommitSet::may_lose)
+        && !holder_answered(&current.to_prior(), answers)
 }
 
 /// Whether the node of `record` itself, its role ended and its data of the same life, has stated its final position.
@@ -160,6 +171,19 @@ mod tests {
         assert!(covers_every_commit(&second, &answers).is_err());
         let answers = BTreeMap::from([(NodeId(1), answer(10)), (NodeId(3), answer(9)), (NodeId(2), answer(9))]);
         assert_eq!(covers_every_commit(&second, &answers), Ok(()));
+    }
+
+    #[test]
+    fn where_it_is_declared_a_majority_of_those_who_hold_the_data_goes_on_without_the_rest() {
+        let record = record(vec![set_of(&[2, 3], 0)], true);
+        let one = BTreeMap::from([(NodeId(2), answer(10))]);
+        assert!(covers_every_commit(&record, &one).is_err());
+        let both = BTreeMap::from([(NodeId(2), answer(10)), (NodeId(3), answer(9))]);
+        assert_eq!(covers_every_commit(&record, &both), Ok(()));
+        assert!(leaves_out_commits(&record, &both));
+        let mut own = answer(12);
+        own.resigned = Generation(5);
+        assert!(!leaves_out_commits(&record, &BTreeMap::from([(NodeId(1), own)])));
     }
 
     #[test]

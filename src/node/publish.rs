@@ -9,7 +9,7 @@ use super::status::{CheckStatus, ClusterStatus, NodeStatus, PostgresStatus, Raft
 use crate::ha::plan::Plan;
 use crate::ha::pulse::Report;
 use crate::ha::quorum::majority_of_every;
-use crate::ha::record::{CommitSet, Durability, Member, MemberKind};
+use crate::ha::record::{CommitSet, Member, MemberKind};
 use crate::ha::state::NodeState;
 use crate::ha::view::NodeView;
 use crate::kv::State;
@@ -229,13 +229,13 @@ fn cluster_status(state: &State, view: &NodeView, nodes: &[NodeStatus]) -> Clust
         majority,
         durability: state.options.durability,
         lease_ms: millis(view.timing.lease),
-        failure_cost: failure_cost(state, record.and_then(|record| record.commit_sets.last()), nodes),
+        failure_cost: failure_cost(record.and_then(|record| record.commit_sets.last()), nodes),
         warnings: warnings(state, majority, nodes),
     }
 }
 
 /// What a failure right now would cost, in one plain sentence.
-fn failure_cost(state: &State, set: Option<&CommitSet>, nodes: &[NodeStatus]) -> String {
+fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus]) -> String {
     let reachable = nodes.iter().filter(|node| node.is_reachable).count();
     let data = nodes.iter().filter(|node| node.kind == MemberKind::Data).count();
     match (set, data) {
@@ -247,7 +247,12 @@ fn failure_cost(state: &State, set: Option<&CommitSet>, nodes: &[NodeStatus]) ->
         (Some(_), _) if reachable < nodes.len() => {
             "HA is degraded: one more loss may stop writes. Repair or replace the nodes that are not heard.".to_owned()
         }
-        (Some(set), _) if set.k == 0 || state.options.durability == Durability::OneNode => {
+        (Some(set), _) if set.may_lose() => {
+            let window = "Losing the active node loses the last commits, up to some hundred milliseconds of them or what a standby \
+                          lags behind, as commits wait for nobody (durability=one_node)";
+            format!("{window}; writes go on within seconds. What was lost is kept aside when the node comes back.")
+        }
+        (Some(set), _) if set.k == 0 => {
             "Losing the active node stops writes until it is back, as commits wait for nobody and only it holds them all.".to_owned()
         }
         (Some(_), _) => "Losing any one node loses no acknowledged commit; writes go on within seconds.".to_owned(),
