@@ -429,8 +429,18 @@ async fn announce_up(config: &Config, begin: &Begin, out: Out) -> Result<(), Cli
     };
     let name = config.node_name.as_str();
     if !is_start {
-        let role = status.node(&status.me).map_or("unknown", |node| node.raft.as_str());
-        let text = format!("{name} has joined: {}, Raft {role}", status.state);
+        let raft = status.node(&status.me).map_or(RaftRole::Unknown, |node| node.raft);
+        let role = raft.as_str();
+        let votes = if raft == RaftRole::Learner {
+            format!(
+                "\nIt has no vote, as {} nodes have no better majority than {}: add one more",
+                status.nodes.len(),
+                status.nodes.len().saturating_sub(1)
+            )
+        } else {
+            String::new()
+        };
+        let text = format!("{name} has joined: {}, Raft {role}{votes}", status.state);
         return out.answer(&json!({"node": name, "state": status.state, "raft": role}), &text);
     }
     let other = || HandleError::new(ErrorCode::Internal, "The node gave another answer than was asked for");
