@@ -1,6 +1,6 @@
 //! How answers look: tables and sentences for people, one JSON document for programs.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -37,11 +37,15 @@ impl Out {
         self.bytes(format!("{text}\n").as_bytes())
     }
 
-    /// Prints `bytes` as they are.
+    /// Prints `bytes` as they are. A reader that has seen enough, as `head` has, is no failure.
     pub(super) fn bytes(self, bytes: &[u8]) -> Result<(), CliError> {
         let mut stdout = std::io::stdout().lock();
-        stdout.write_all(bytes).and_then(|()| stdout.flush()).context("write to standard output")?;
-        Ok(())
+        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                Err(CliError::Failed(anyhow::Error::new(error).context("write to standard output")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -106,10 +110,11 @@ pub(super) fn status(status: &Status) -> String {
         Some(name) => format!("{name} is active"),
         None => "no node is active".to_owned(),
     };
+    let id = if cluster.id.is_empty() { "-" } else { &cluster.id };
+    let name =
+        if cluster.name.is_empty() || cluster.name == *id { id.to_owned() } else { format!("{} ({id})", cluster.name) };
     let mut text = format!(
-        "cluster {} ({}), generation {}: {active}, durability {}\n",
-        if cluster.name.is_empty() { "-" } else { &cluster.name },
-        if cluster.id.is_empty() { "-" } else { &cluster.id },
+        "cluster {name}, generation {}: {active}, durability {}\n",
         cluster.generation,
         durability_name(cluster.durability),
     );
