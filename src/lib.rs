@@ -92,7 +92,8 @@
 //!   its members stated their position that none of its commits can be missing. A resignation spares the waiting, not these.
 //!   Where commits wait for nobody because an operator said so (`durability=one_node`), the set still names who follows: a
 //!   majority of those is enough, and the record says that what the former active node alone had acknowledged may be lost.
-//! - **L12** Chosen is the furthest (timeline, LSN); then fitness, then priority. Priority never costs data.
+//! - **L12** Chosen is the furthest (timeline, LSN); then fitness, then priority. Priority never costs data. Where the furthest is
+//!   not fit, one with less is chosen only if fewer than k of each set can hold what it lacks; else nobody is, which status foretells.
 //! - **L13** The record reserves the new timeline's number, so a number has one maker and (timeline, LSN) orders all WAL.
 //! - **L14** A bar is lifted by a higher generation alone. A barred holder that lives on may be assigned again.
 //! - **L15** Nothing is promoted without a lease of its own generation; the guard, which alone tells PostgreSQL to, refuses it.
@@ -113,7 +114,8 @@
 //! - **L23** One node is a majority of one. The third node makes two voters in one change. Even members beyond are spares.
 //! - **L24** With its one standby gone, a witness cluster waits for nobody, and only its active node may succeed itself.
 //! - **L25** After a power cut each node completes its bar, starts PostgreSQL as a standby and states its position.
-//! - **L26** Recovery of a lost majority opens a new cluster generation; nodes of the old stay out until they join empty.
+//! - **L26** Recovery of a lost majority opens a new cluster generation; nodes of the old stay out until they join empty. Who hears of
+//!   a higher one neither asks nor grants, ends what role it has, and waits for a person.
 //! - **L27** A leader that does not hear the active node hands leadership to a voter that does.
 //! - **L28** Writing in a minority begins only after a durable resignation and is no part of the cluster's history.
 //!

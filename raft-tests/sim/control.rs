@@ -216,6 +216,7 @@ impl World {
             postgres,
             job: daemon.running.as_ref().map(|running| running.job.clone()),
             is_stopping: daemon.is_stopping,
+            newer_cluster: None,
             unfit: None,
         }
     }

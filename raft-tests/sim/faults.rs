@@ -123,6 +123,8 @@ pub struct Schedule {
     pub members: usize,
     /// What commits wait for.
     pub durability: Durability,
+    /// Who is never made active by itself.
+    pub nofailover: Option<usize>,
     /// What goes wrong, and when.
     pub faults: Vec<(Time, Fault)>,
     /// What goes wrong at its moment.
@@ -158,6 +160,7 @@ pub fn draw(seed: u64) -> Schedule {
         kinds,
         members,
         durability,
+        nofailover: None,
         faults: Vec::new(),
         armed: Vec::new(),
         heal_at: 32 * SECOND,
@@ -229,6 +232,9 @@ pub fn draw(seed: u64) -> Schedule {
             let at = rng.millis(2_500, 31_000);
             schedule.faults.push((at, Fault::Replay { count: rng.between(1, 60) }));
         }
+    }
+    if members > 2 && rng.chance(100) {
+        schedule.nofailover = Some(rng.between(1, members as u64 - 1) as usize);
     }
     if rng.chance(80) {
         for _ in 0..rng.between(1, 3) {
@@ -467,7 +473,7 @@ impl World {
                 self.after(off, Event::Fault { fault: power });
             }
             Fault::Join { node } => {
-                let info = Info { kind: self.nodes[node].kind, priority: 100 };
+                let info = Info { kind: self.nodes[node].kind, priority: 100, nofailover: false };
                 self.nodes[node].is_powered = true;
                 self.nodes[node].guard.is_alive = true;
                 self.propose(None, 0, Command::AddMember(NodeId(node as u64 + 1), info));

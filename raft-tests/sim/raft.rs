@@ -26,6 +26,8 @@ pub struct Info {
     pub kind: MemberKind,
     /// Breaks ties.
     pub priority: u32,
+    /// Never made active by itself.
+    pub nofailover: bool,
 }
 
 /// What the log amounts to after one of its entries.
@@ -414,7 +416,7 @@ impl World {
             let member = MemberView {
                 kind: info.kind,
                 priority: info.priority,
-                nofailover: false,
+                nofailover: info.nofailover,
                 is_leaving: state.goals.removing.contains(id),
                 report,
                 passes_both_ways: is_me || peer.is_some_and(passes),

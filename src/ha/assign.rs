@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::pulse::{ActiveReport, Report};
-use super::quorum::{Answer, covers_every_commit, leaves_out_commits, majority_of, majority_of_every};
+use super::quorum::{
+    Answer, covers_every_commit, leaves_out_commits, majority_of, majority_of_every, may_lack_commits,
+};
 use super::record::{
     Assignment, AssignmentReason, CommitSet, DataMember, Durability, MemberKind, ResignReason, WhyRecord,
 };
@@ -503,17 +505,32 @@ impl Leader<'_> {
         self.reports().filter_map(answer).collect()
     }
 
-    /// L12: the most log wins; fitness, an ordered switchover and priority decide among equals only.
+    /// L12: the most log wins; fitness, an ordered switchover and priority decide among equals only. Where none of those with the most
+    /// can be assigned, one with less may be, if no acknowledged commit can be missing there.
     fn choose(&self, answers: &BTreeMap<NodeId, Answer>) -> Result<NodeId, Option<AssignWait>> {
         let by_lsn_first = self.view.rules.broken(Mutation::RankLsnBeforeTimeline);
         let rank = |position: WalPosition| {
             let first = if by_lsn_first { 0 } else { position.timeline.0 };
             (first, position.lsn)
         };
-        let most = answers.values().map(|answer| rank(answer.position)).max().ok_or(None)?;
-        let best: Vec<NodeId> =
-            answers.iter().filter(|(_, answer)| rank(answer.position) == most).map(|(node, _)| *node).collect();
-        let able: Vec<NodeId> = best.iter().copied().filter(|node| self.unable(*node).is_none()).collect();
+        let best_of = |of: &dyn Fn(NodeId, &Answer) -> bool| {
+            let counted = || answers.iter().filter(|(node, answer)| of(**node, answer));
+            let most = counted().map(|(_, answer)| rank(answer.position)).max();
+            counted()
+                .filter(|(_, answer)| Some(rank(answer.position)) == most)
+                .map(|(node, _)| *node)
+                .collect::<Vec<NodeId>>()
+        };
+        let best = best_of(&|_, _| true);
+        if best.is_empty() {
+            return Err(None);
+        }
+        let is_able = |node: NodeId| self.unable(node).is_none();
+        let mut able: Vec<NodeId> = best.iter().copied().filter(|node| is_able(*node)).collect();
+        if able.is_empty() && best.iter().all(|node| self.is_lastingly_unable(*node)) {
+            // the furthest of the able ones, where nothing that counts is missing there
+            able = best_of(&|node, answer| is_able(node) && !may_lack_commits(self.a, answers, answer.position));
+        }
         let wished = self.view.goals.switchover.as_ref().filter(|goal| goal.from == self.a.generation);
         let has_failed =
             |node: NodeId| self.view.failed_promotion.get(&node).is_some_and(|until| *until > self.view.now);
@@ -551,6 +568,15 @@ impl Leader<'_> {
         }
     }
 
+    /// Whether a node cannot be assigned for a reason that does not pass by itself in a moment.
+    fn is_lastingly_unable(&self, node: NodeId) -> bool {
+        let Some(member) = self.view.members.get(&node) else { return true };
+        let is_unfit = member.passes_both_ways && member.report.as_ref().is_some_and(|report| !report.is_fit);
+        let timing = &self.view.timing;
+        let is_late = self.view.holder_unheard_for > timing.promise() + timing.hand_over_limit;
+        self.unable(node).is_some() && (member.nofailover || is_unfit || is_late)
+    }
+
     fn hand_to(&self, node: NodeId, answers: &BTreeMap<NodeId, Answer>) -> Assigned {
         let Some(answer) = answers.get(&node) else { return Assigned::default() };
         let generation = self.a.generation.next();
@@ -573,6 +599,13 @@ impl Leader<'_> {
         let stated = |(node, answer): (&NodeId, &Answer)| format!("node {node} stated {}", answer.position);
         let mut facts = vec![fact];
         facts.extend(answers.iter().map(stated));
+        let rank = |answer: &Answer| (answer.position.timeline, answer.position.lsn);
+        if let Some((ahead, _)) =
+            answers.iter().max_by_key(|(_, answer)| rank(answer)).filter(|(_, best)| rank(best) > rank(answer))
+        {
+            let because = self.unable(*ahead).unwrap_or_default();
+            facts.push(format!("node {ahead} holds more log, in which nothing is that counts, and {because}"));
+        }
         if leaves_out_commits(self.a, answers) {
             facts.push(format!(
                 "commits waited for nobody (durability=one_node): what node {} alone acknowledged may be lost; its log is kept aside",
