@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::CliError;
+use crate::ha::state::NodeState;
 use crate::node::handle::EventInfo;
 use crate::node::options::durability_name;
 use crate::node::status::{NodeStatus, Status};
@@ -97,6 +98,10 @@ pub(super) fn nodes(status: &Status) -> String {
     };
     let rows: Vec<_> = status.nodes.iter().map(row).collect();
     let mut text = table(&["NAME", "ADDRESS", "STATE", "RAFT", "PRIORITY", "LAG", "VERSION"], &rows);
+    if let Some(age_ms) = status.stale_ms {
+        text +=
+            &format!("OLD: the loop of {} has not looked for {} s; all this is as old.\n", status.me, age_ms / 1000);
+    }
     if !status.cluster.majority {
         text += "MINORITY: this node hears no majority of the voters; what it shows of others may be old.\n";
     }
@@ -107,7 +112,10 @@ pub(super) fn nodes(status: &Status) -> String {
 pub(super) fn status(status: &Status) -> String {
     let cluster = &status.cluster;
     let active = match &status.active {
-        Some(name) => format!("{name} is active"),
+        Some(name) => match status.node(name).map(|node| node.state) {
+            Some(NodeState::Active) | None => format!("{name} is active"),
+            Some(other) => format!("{name} was made active and is {other}"),
+        },
         None => "no node is active".to_owned(),
     };
     let id = if cluster.id.is_empty() { "-" } else { &cluster.id };
@@ -176,7 +184,6 @@ pub(super) mod tests {
 
     use super::*;
     use crate::ha::record::MemberKind;
-    use crate::ha::state::NodeState;
     use crate::node::status::RaftRole;
     use crate::types::{Generation, Lsn, NodeId, Timeline};
 
@@ -236,6 +243,8 @@ n3    10.0.0.3:7400  failed   unknown   100       silent 12 s  0.1.0
         let mut cut_off = example();
         cut_off.cluster.majority = false;
         assert!(nodes(&cut_off).contains("MINORITY"));
+        cut_off.stale_ms = Some(12_345);
+        assert!(nodes(&cut_off).contains("has not looked for 12 s"));
     }
 
     #[test]

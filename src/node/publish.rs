@@ -56,6 +56,7 @@ impl Publisher {
             cluster,
             me: shared.name.to_string(),
             published_at: boot_now(),
+            stale_ms: None,
             state: plan.state,
             active: record.and_then(|record| name_of(record.node)),
             active_ready: plan.serves_until.is_some(),
@@ -240,6 +241,9 @@ fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus]) -> String {
     let data = nodes.iter().filter(|node| node.kind == MemberKind::Data).count();
     match (set, data) {
         (None, _) => "The cluster has no active node yet; nothing is served.".to_owned(),
+        _ if !nodes.iter().any(|node| node.state == NodeState::Active) => {
+            "No node takes writes at present; what is waited for stands below, or on the node that was made active.".to_owned()
+        }
         (Some(_), 0 | 1) => "This is the only node: its loss stops writes, and loses what is not in a backup.".to_owned(),
         (Some(_), 2) if nodes.len() == 2 => {
             "Losing the other node costs no data; losing the active one stops writes until it is back, as two nodes have no majority. Add a third.".to_owned()
