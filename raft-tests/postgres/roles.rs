@@ -79,7 +79,7 @@ async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost(
     best.postgres.set_sync_names(&one_of(&[other.id, 1]), false, LIMIT).await.unwrap();
     best.arm(2, Duration::from_secs(600)).await;
     let began = Instant::now();
-    best.postgres.promote(Timeline(5), LIMIT).await.unwrap();
+    best.promote(2, Timeline(5)).await;
     println!("promotion took {:?}", began.elapsed());
     assert!(best.postgres.has_standby_signal());
     other.postgres.follow(&other.follow(best, 2)).unwrap();
@@ -205,7 +205,7 @@ async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
     second.arm(2, Duration::from_secs(600)).await;
     second.postgres.write_sync_names(&SyncNames::Empty).unwrap();
     second.postgres.set_sync_names(&SyncNames::Empty, false, LIMIT).await.unwrap();
-    second.postgres.promote(Timeline(4), LIMIT).await.unwrap();
+    second.promote(2, Timeline(4)).await;
     second.sql("insert into t select generate_series(5001, 5100)").await;
     second.postgres.checkpoint(LIMIT).await.unwrap();
 

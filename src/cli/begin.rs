@@ -429,9 +429,15 @@ async fn announce_up(config: &Config, begin: &Begin, out: Out) -> Result<(), Cli
     };
     let name = config.node_name.as_str();
     if !is_start {
-        let role = status.node(&status.me).map_or("unknown", |node| node.raft.as_str());
+        let raft = status.node(&status.me).map_or(RaftRole::Unknown, |node| node.raft);
+        let role = raft.as_str();
         let warnings = status.postgres.warnings.clone().unwrap_or_default();
         let mut text = format!("{name} has joined: {}, Raft {role}", status.state);
+        if raft == RaftRole::Learner {
+            let nodes = status.nodes.len();
+            let fewer = nodes.saturating_sub(1);
+            text += &format!("\nIt has no vote, as {nodes} nodes have no better majority than {fewer}: add one more");
+        }
         warnings.iter().for_each(|warning| text += &format!("\nwarning: {warning}"));
         return out.answer(&json!({"node": name, "state": status.state, "raft": role, "warnings": warnings}), &text);
     }
