@@ -79,7 +79,7 @@ async fn a_promoted_standby_has_kept_the_log_for_the_third_node() {
     first.stop().await;
     second.postgres.set_sync_names(&SyncNames::Empty, true, LIMIT).await.unwrap();
     second.arm(2, LIMIT * 10).await;
-    second.postgres.promote(Timeline(3), LIMIT).await.unwrap();
+    second.promote(2, Timeline(3)).await;
     third.start(Some(&third.follow(&second, 2))).await;
     third.streams(2).await;
 
