@@ -514,13 +514,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_log_made_with_larger_segments_is_opened_as_it_is() {
+    async fn a_log_made_with_other_segments_is_opened_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let older =
-            sled::Config::new().path(folder.path()).segment_size(512 << 10).flush_every_ms(None).open().unwrap();
+            sled::Config::new().path(folder.path()).segment_size(128 << 10).flush_every_ms(None).open().unwrap();
         drop(older);
         let mut log = with_entries(folder.path(), 5, 10_000).await;
-        assert_eq!(segment_bytes(folder.path()).unwrap(), 512 << 10);
+        assert_eq!(segment_bytes(folder.path()).unwrap(), 128 << 10);
         log.close().await;
         log = LogStore::open(folder.path(), NodeId(1)).unwrap();
         assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(entry(4, 0).log_id));
