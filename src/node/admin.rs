@@ -16,7 +16,7 @@ use super::handle::{
 use super::options;
 use super::propose::WriteError;
 use crate::config::Secret;
-use crate::ha::record::{Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
+use crate::ha::record::{Event, Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
 use crate::kv::{Bytes, Command, KvCommand, State, Watch};
 use crate::peer::join::TokenText;
 use crate::peer::{PeerRequest, PeerResponse};
@@ -32,6 +32,8 @@ const WRITE_LIMIT: Duration = Duration::from_secs(8);
 const SHOW_LIMIT: Duration = Duration::from_secs(1);
 /// How long an ordered switchover may take before the asker is told to look for himself.
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(50);
+/// How often an order is written anew when the leader or another operator was quicker.
+const GOAL_TRIES: u32 = 5;
 /// Orders worked on at once: watches wait for minutes each.
 const ORDERS_MAX: usize = 1024;
 
@@ -237,7 +239,6 @@ impl Shared {
             _ => {}
         }
         let from = record.generation;
-        let goals = Goals { switchover: Some(SwitchoverGoal { from, to: target }), ..(*state.goals.value).clone() };
         let why = WhyRecord {
             facts: vec![format!(
                 "an operator asked for a switchover{}",
@@ -247,9 +248,29 @@ impl Shared {
             step: format!("ends generation {from} in order"),
         };
         let event = self.event("switchover_ordered", from, why);
-        let command = Command::SetGoals { expected: Some(state.goals.index), goals };
-        self.write(command, Some(event), WRITE_LIMIT).await?;
+        let goal = SwitchoverGoal { from, to: target };
+        self.change_goals(Some(event), |goals| Goals { switchover: Some(goal.clone()), ..goals.clone() }).await?;
         self.wait_for_handover(from).await
+    }
+
+    /// Changes what the leader is to bring about; once more from the present goals where these have changed meanwhile.
+    async fn change_goals(&self, event: Option<Event>, change: impl Fn(&Goals) -> Goals) -> Result<(), WriteError> {
+        let mut states = self.consensus.state();
+        for _ in 1..GOAL_TRIES {
+            let state = self.state();
+            let command = Command::SetGoals { expected: Some(state.goals.index), goals: change(&state.goals.value) };
+            match self.write(command, event.clone(), WRITE_LIMIT).await {
+                Err(WriteError::Conflict { current }) => {
+                    let is_known = states.wait_for(|applied| applied.state.goals.index >= current);
+                    // where this node stays behind, the next try says so
+                    let _ = timeout(READ_LIMIT, is_known).await;
+                }
+                done => return done.map(drop),
+            }
+        }
+        let state = self.state();
+        let command = Command::SetGoals { expected: Some(state.goals.index), goals: change(&state.goals.value) };
+        self.write(command, event, WRITE_LIMIT).await.map(drop)
     }
 
     async fn wait_for_handover(&self, from: Generation) -> Outcome {
@@ -310,8 +331,7 @@ impl Shared {
             step: format!("removes node {name}"),
         };
         let generation = state.assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
-        let goals = state.goals.value.removing(id);
-        self.write(Command::SetGoals { expected: Some(state.goals.index), goals }, None, WRITE_LIMIT).await?;
+        self.change_goals(None, |goals| goals.removing(id)).await?;
         // the leader takes the node out of voters and commit set first; then nothing counts on it any more
         let mut states = self.consensus.state();
         let is_out = states.wait_for(|applied| {
