@@ -4,6 +4,7 @@ pub mod begin;
 mod found;
 mod identity;
 mod join;
+pub mod mend;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -153,7 +154,10 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
         tasks.spawn("watchdog", feed_watchdog(node.rounds(), limit));
     }
 
-    let ended = until_stopped(&node, tasks).await;
+    let ended = tokio::select! {
+        ended = until_stopped(&node, tasks) => ended,
+        () = mend::until_a_start_mends_raft(consensus.leadership(), &node, &raft_folder) => Ended::Failed,
+    };
     notify_supervisor(&[sd_notify::NotifyState::Stopping]);
     if let Ended::InOrder = ended {
         tracing::info!("stopping in order: the active role is handed over, then PostgreSQL stops");
@@ -176,7 +180,7 @@ enum Ended {
     InOrder,
     /// The daemon alone ends; guard and PostgreSQL go on.
     Restart,
-    /// A task has panicked.
+    /// A task has panicked, or Raft has stopped.
     Failed,
 }
 

@@ -18,12 +18,14 @@
 pub mod adopt;
 pub mod basebackup;
 pub mod client;
+pub mod collation;
 pub mod conf_file;
 pub mod control;
 pub mod controldata;
 pub mod history;
 pub mod initdb;
 pub mod layout;
+pub mod log;
 pub mod observe;
 pub mod position;
 pub mod programs;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hasup::ha::record::CommitSet;
+use hasup::postgres::log::LogReader;
 use hasup::postgres::rewind::{self, Rewind};
 use hasup::postgres::{Divergence, PostgresFacts, SyncNames, WriteProbe, diverged};
 use hasup::types::{Lsn, Timeline, WalPosition};
@@ -105,6 +106,44 @@ async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost(
     first.stop().await;
     first.start(None).await;
     assert!(live(&first).await.in_recovery);
+}
+
+/// Aim: a commit whose wait its client cancelled is found in the log of a real server, whatever its client says.
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_waits_are_read_from_the_log() {
+    if !goes_on("roles::cancelled_waits_are_read_from_the_log") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let first = cluster.primary(1).await;
+    first.sql("create table t (id bigint primary key)").await;
+    first.postgres.set_sync_names(&SyncNames::Nobody, true, LIMIT).await.unwrap();
+    let log = std::cell::RefCell::new(LogReader::at_end(first.postgres.layout().log_file()));
+    let mut writer = first.postgres.new_session(LIMIT).await.unwrap();
+    let cancel = async {
+        eventually("the commit waits", async || {
+            let sql = "select count(pg_cancel_backend(pid)) from pg_stat_activity where wait_event = 'SyncRep'";
+            if first.sql(sql).await == "1" { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
+    };
+    let (written, ()) = tokio::join!(writer.query("insert", "insert into t values (1)", LIMIT), cancel);
+    written.unwrap();
+    eventually("the log tells", async || {
+        if log.borrow_mut().cancelled_waits().unwrap() == 1 { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
+    first
+        .postgres
+        .run_sql(
+            "speak of it",
+            "set log_min_duration_statement = 0; set log_min_error_statement = 'log'; \
+         select 'WARNING:  canceling wait for synchronous replication'",
+            LIMIT,
+        )
+        .await
+        .unwrap();
+    assert_eq!(log.borrow_mut().cancelled_waits().unwrap(), 0, "what clients write counts for nothing");
 }
 
 /// Aim: names are in force when the step returns, also with k = 2, where all senders are cut first; and commits wait for a

@@ -72,6 +72,12 @@ impl Server {
         server.sql("postgres", "create database shop owner shopper");
         server.sql("shop", "create table orders as select n from generate_series(1, 1000) n");
         server.sql("shop", "alter table orders owner to shopper");
+        // as if it had been made on a machine with another ICU
+        server.sql(
+            "postgres",
+            "create database tales template template0 encoding utf8 locale_provider icu icu_locale 'en-US'",
+        );
+        server.sql("postgres", "update pg_database set datcollversion = '1.5' where datname = 'tales'");
         server.sql("shop", "alter system set autovacuum_naptime = '77s'");
         server.stop();
         server
@@ -169,7 +175,22 @@ fn a_stopped_server_is_adopted_with_all_that_it_has_and_a_standby_of_it_too() {
 
     // a copy takes settings and access rules along, and serves the same clients when it is active
     let mut second = Node::new(72);
-    second.join(&node, started["join_token"].as_str().unwrap());
+    let joined = second.join(&node, started["join_token"].as_str().unwrap());
+    // indexes that were built with other collations are told, on each machine, with the cure
+    let cure = "ALTER DATABASE \"tales\" REFRESH COLLATION VERSION";
+    let warned = |text: &str| text.contains("ICU 1.5") && text.contains("REINDEX DATABASE") && text.contains(cure);
+    assert!(warned(joined["warnings"][0].as_str().unwrap()), "{joined}");
+    for member in [&node, &second] {
+        let checked = member.hasup(&["check"]);
+        assert!(checked.code == Some(1) && warned(&checked.out), "{checked:?}");
+        assert!(warned(&member.hasup(&["status"]).out), "{:?}", member.hasup(&["status"]));
+    }
+    server.sql("tales", "alter database tales refresh collation version");
+    for member in [&node, &second] {
+        member.until("the cure to be seen", |status| {
+            status["postgres"]["warnings"].as_array().is_some_and(Vec::is_empty)
+        });
+    }
     let copy = Server {
         host: second.host.clone(),
         port: second.ports[2],

@@ -43,7 +43,7 @@ pub(super) async fn join(
         extra_names: vec![config.host.to_string()],
         version: env!("CARGO_PKG_VERSION").to_owned(),
         postgres_major: (!config.is_witness).then_some(programs.major),
-        free_disk_bytes: free_bytes(&config.data_dir).context("measure the free disk")?,
+        free_disk_bytes: free_bytes(existing(&config.postgres.data_dir)).context("measure the free disk")?,
         probe_key: probe_key.clone(),
     };
     let listeners = listen(&config.peer, "peer").await?;
@@ -89,6 +89,11 @@ fn refuse_unless_empty(config: &Config) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the nearest folder on the way to `path` that is there: where the database will lie, its disk is.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"))
 }
 
 fn is_empty(folder: &Path) -> anyhow::Result<bool> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -384,6 +385,9 @@ impl Guard {
             }
             _ => {}
         }
+        for lock in &spec.socket_locks {
+            remove_stale_lock(lock, &spec.pgdata)?;
+        }
         let pid = spawn(spec).map_err(|error| format!("start {}: {error}", spec.program.display()))?;
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("the kernel gave no process id")?;
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
@@ -488,6 +492,23 @@ impl Connection {
 
 fn private(path: &Path) -> Result<(), GuardRunError> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(os(format!("make {} private", path.display())))
+}
+
+/// Removes a socket's lock file that an earlier PostgreSQL of `pgdata` left behind, for the same reason as `postmaster.pid`. A power
+/// cut may have left it empty. Another server's is not touched.
+fn remove_stale_lock(lock: &Path, pgdata: &Path) -> Result<(), String> {
+    let failed = |error: io::Error| format!("remove {}: {error}", lock.display());
+    match fs::read(lock) {
+        Ok(text) => {
+            let owner = text.split(|byte| *byte == b'\n').nth(1);
+            if text.is_empty() || owner == Some(pgdata.as_os_str().as_bytes()) {
+                fs::remove_file(lock).map_err(failed)?;
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Starts PostgreSQL through `exec-postgres` of this very program, even where the file has been replaced since.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Shared;
 use super::error::{ErrorCode, HandleError};
@@ -28,6 +28,8 @@ use crate::types::{Generation, NodeId};
 /// How long a majority may take to confirm that a read is of the present.
 const READ_LIMIT: Duration = Duration::from_secs(2);
 const WRITE_LIMIT: Duration = Duration::from_secs(8);
+/// How long an answer is held back until the node's status shows what was done.
+const SHOW_LIMIT: Duration = Duration::from_secs(1);
 /// How long an ordered switchover may take before the asker is told to look for himself.
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(50);
 /// Orders worked on at once: watches wait for minutes each.
@@ -48,7 +50,7 @@ pub(super) async fn serve(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>
                     tokio::select! {
                         // nobody waits any more: reads stop here, and a write that was sent is on its way all the same
                         () = reply.closed() => {}
-                        answer = timeout_at(limit, shared.answer(request)) => {
+                        answer = timeout_at(limit, shared.answer_and_show(request)) => {
                             let late = || HandleError::new(ErrorCode::Unknown, "The node did not finish in time. It may have been done or not. Look at `hasup status`");
                             let _ = reply.send(answer.unwrap_or_else(|_| Err(late())));
                         }
@@ -81,6 +83,33 @@ impl From<WriteError> for HandleError {
 }
 
 impl Shared {
+    /// Answers, and for an order that this node's status shows, only once it does.
+    async fn answer_and_show(&self, request: Request) -> Outcome {
+        let is_shown = !request.is_read()
+            && !matches!(request, Request::Shutdown { .. } | Request::KvPut { .. } | Request::KvDelete { .. });
+        let answer = self.answer(request).await;
+        if is_shown && answer.is_ok() {
+            // done all the same where it cannot be shown in time
+            let _late = timeout(SHOW_LIMIT, self.show_what_was_done()).await;
+        }
+        answer
+    }
+
+    /// Waits until this node has applied what the leader has, and published it.
+    async fn show_what_was_done(&self) {
+        if self.read(true).await.is_err() {
+            return;
+        }
+        let mut rounds = self.rounds.subscribe();
+        // the round that goes on may have begun before
+        for _ in 0..2 {
+            self.news.notify_one();
+            if rounds.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn answer(&self, request: Request) -> Outcome {
         match request {
             Request::Switchover { to } => self.switchover(to).await,

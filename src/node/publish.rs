@@ -46,12 +46,17 @@ impl Publisher {
             .map(|member| node_status(shared, view, plan, &leadership, member, active_lsn))
             .collect();
         let lease = view.pulse.lease.filter(|_| view.guard.armed.is_some());
+        let mut cluster = cluster_status(state, view, &nodes);
+        let collations = shared.postgres.collation_warnings();
+        let here = collations.iter().flatten().map(|warning| format!("{}: {warning}", shared.name));
+        cluster.warnings.extend(here);
         let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
         waiting_on.extend(shared.assigned.borrow().waiting_on.iter().map(|wait| format!("as leader: {wait}")));
         Status {
-            cluster: cluster_status(state, view, &nodes),
+            cluster,
             me: shared.name.to_string(),
             published_at: boot_now(),
+            stale_ms: None,
             state: plan.state,
             active: record.and_then(|record| name_of(record.node)),
             active_ready: plan.serves_until.is_some(),
@@ -207,7 +212,8 @@ fn postgres_status(shared: &Shared, view: &NodeView) -> PostgresStatus {
         replayed_lsn: live.and_then(|live| live.replay_lsn),
         standbys: view.postgres.standbys.keys().map(ToString::to_string).collect(),
         synchronous_standby_names: live.map(|live| live.sync_names_shown.clone()),
-        cancelled_waits: 0,
+        cancelled_waits: shared.postgres.cancelled_waits(),
+        warnings: shared.postgres.collation_warnings(),
     }
 }
 
@@ -235,6 +241,9 @@ fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus]) -> String {
     let data = nodes.iter().filter(|node| node.kind == MemberKind::Data).count();
     match (set, data) {
         (None, _) => "The cluster has no active node yet; nothing is served.".to_owned(),
+        _ if !nodes.iter().any(|node| node.state == NodeState::Active) => {
+            "No node takes writes at present; what is waited for stands below, or on the node that was made active.".to_owned()
+        }
         (Some(_), 0 | 1) => "This is the only node: its loss stops writes, and loses what is not in a backup.".to_owned(),
         (Some(_), 2) if nodes.len() == 2 => {
             "Losing the other node costs no data; losing the active one stops writes until it is back, as two nodes have no majority. Add a third.".to_owned()

@@ -152,10 +152,12 @@ impl Postgres {
         }
         self.clear_auto_conf()?;
         history::tidy_placeholders(&layout.wal_dir())?;
-        layout.write(
-            &layout.config_file(),
-            render_config(layout, settings, adopt::adopted(layout).as_ref()).as_bytes(),
-        )?;
+        let adopted = adopt::adopted(layout);
+        layout.write(&layout.config_file(), render_config(layout, settings, adopted.as_ref()).as_bytes())?;
+        let socket_locks = settings::socket_dirs(layout, adopted.as_ref())
+            .iter()
+            .map(|folder| folder.join(format!(".s.PGSQL.{}.lock", settings.port)))
+            .collect();
         self.write_access_rules(members)?;
         let primary_conninfo = match follow {
             Some(follow) => self.admit(follow)?,
@@ -173,6 +175,7 @@ impl Postgres {
             program: programs.path("postgres"),
             args: settings::start_args(layout),
             pgdata: layout.pgdata.clone(),
+            socket_locks,
             log: layout.log_file(),
             run_as: layout.owner,
         })

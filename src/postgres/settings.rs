@@ -104,11 +104,16 @@ pub fn is_owned(name: &str) -> bool {
     OWNED.contains(&name.to_ascii_lowercase().as_str())
 }
 
+/// Returns the folders of PostgreSQL's sockets: hasup's own first.
+pub(super) fn socket_dirs(layout: &Layout, adopted: Option<&Adopted>) -> Vec<PathBuf> {
+    let theirs = adopted.into_iter().flat_map(|adopted| adopted.socket_dirs.iter().cloned());
+    std::iter::once(layout.socket_dir()).chain(theirs).collect()
+}
+
 /// Renders `hasup.conf`: the operator's file first, then hasup's settings, what outlives them in an adopted cluster, and the
 /// dynamic file.
 pub fn render_config(layout: &Layout, settings: &StaticSettings, adopted: Option<&Adopted>) -> String {
-    let mut text =
-        String::from("# Written by hasup at each start of PostgreSQL; edit postgresql.conf or use `hasup pg set`.\n");
+    let mut text = String::from("# Written by hasup at each start of PostgreSQL; edit postgresql.conf.\n");
     let mut include = |keyword: &str, path: &Path| {
         let _infallible = writeln!(text, "{keyword} {}", quoted(&path.to_string_lossy()));
     };
@@ -122,13 +127,12 @@ pub fn render_config(layout: &Layout, settings: &StaticSettings, adopted: Option
     set("port", &settings.port.to_string());
     set("listen_addresses", &settings.listen_addresses.join(","));
     set("data_directory", &layout.pgdata.to_string_lossy());
-    let mut socket_dirs = vec![layout.socket_dir().to_string_lossy().into_owned()];
-    match adopted {
-        // hasup's own folder is closed to others in any case
-        Some(adopted) => socket_dirs.extend(adopted.socket_dirs.iter().map(|path| path.to_string_lossy().into_owned())),
-        None => set("unix_socket_permissions", "0700"),
+    let sockets: Vec<_> = socket_dirs(layout, adopted).iter().map(|path| path.to_string_lossy().into_owned()).collect();
+    if adopted.is_none() {
+        // of an adopted cluster's, hasup's own folder is closed to others in any case
+        set("unix_socket_permissions", "0700");
     }
-    set("unix_socket_directories", &socket_dirs.join(","));
+    set("unix_socket_directories", &sockets.join(","));
     set("external_pid_file", "");
     set("ssl", "on");
     set("ssl_cert_file", &settings.ssl.certificate.to_string_lossy());
