@@ -91,7 +91,8 @@
 //! - **L11** A generation follows when a majority of the voters barred the one before, *and* for every commit set so many of
 //!   its members stated their position that none of its commits can be missing. A resignation spares the waiting, not these.
 //!   Where commits wait for nobody because an operator said so (`durability=one_node`), the set still names who follows: a
-//!   majority of those is enough, and the record says that what the former active node alone had acknowledged may be lost.
+//!   majority of those is enough, and the record says that what the former active node alone had acknowledged may be lost. It
+//!   names only who streams and has held all log up to the change; who lags for long leaves it.
 //! - **L12** Chosen is the furthest (timeline, LSN); then fitness, then priority. Priority never costs data. Where the furthest is
 //!   not fit, one with less is chosen only if fewer than k of each set can hold what it lacks; else nobody is, which status foretells.
 //! - **L13** The record reserves the new timeline's number, so a number has one maker and (timeline, LSN) orders all WAL.

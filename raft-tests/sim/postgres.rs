@@ -6,7 +6,7 @@
 //! - A WAL receiver takes its time to die, or hangs. A promotion begins at the end of the log and takes the next free timeline.
 //! - A replication slot a member, so that one standby never counts twice.
 
-use hasup::ha::record::{CommitSet, DataMember};
+use hasup::ha::record::{CommitSet, DataMember, Durability};
 use hasup::ha::rules::Mutation;
 use hasup::ha::view::{Followed, SyncNames};
 use hasup::types::{Generation, Lsn, NodeId, Timeline, WalPosition};
@@ -385,14 +385,15 @@ impl World {
         }
     }
 
-    /// Whether the record under which `instance` writes declares that what its node alone has acknowledged may be lost.
+    /// Whether the option, or the record under which `instance` writes, declares that what its node alone acknowledges may be lost.
     fn may_lose(&self, instance: usize) -> bool {
         let promoted = self.instances[instance].generation;
         let newest = self.raft.log.iter().rev().find_map(|state| {
             let (record, _) = state.record.as_ref()?;
             (record.promoted.0 == promoted).then_some(record)
         });
-        newest.is_some_and(|record| record.opened && record.commit_sets.iter().any(CommitSet::may_lose))
+        self.raft.newest().options.durability == Durability::OneNode
+            || newest.is_some_and(|record| record.commit_sets.iter().any(CommitSet::may_lose))
     }
 
     /// A sender that lives reads the names.

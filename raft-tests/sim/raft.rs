@@ -483,8 +483,7 @@ pub fn first_state(members: &BTreeMap<NodeId, Info>, durability: Durability) -> 
         .collect();
     let data = standbys.len() + 1;
     let k = if durability == Durability::OneNode { 0 } else { u32::try_from(data / 2).unwrap_or(0) };
-    let is_alone = k == 0 && durability != Durability::OneNode;
-    let set = if is_alone { CommitSet::none() } else { CommitSet { members: standbys, k } };
+    let set = if k == 0 { CommitSet::none() } else { CommitSet { members: standbys, k } };
     let voters: BTreeSet<NodeId> =
         if members.len().is_multiple_of(2) { [NodeId(1)].into() } else { members.keys().copied().collect() };
     let assignment = Assignment {

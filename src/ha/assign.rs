@@ -277,7 +277,7 @@ impl Leader<'_> {
             return None;
         }
         let is_reached = |set: &CommitSet| {
-            set.members.iter().filter(|member| active.streaming.contains(member)).count() >= set.k as usize
+            set.members.iter().filter(|member| active.streaming.contains(member)).count() >= set.needed()
         };
         let is_settled = self.a.opened && self.a.commit_sets.len() == 1;
         if !is_settled && (!active.is_primary || is_reached(&newest) || !is_reached(&wanted)) {
@@ -308,7 +308,7 @@ impl Leader<'_> {
             .filter(answers_for_itself)
             .copied()
             .collect();
-        let may_shrink = data_nodes <= 2 || self.view.durability == Durability::BestEffort;
+        let may_shrink = data_nodes <= 2 || self.view.durability != Durability::TwoNodes;
         let stays = |member: &&DataMember| {
             // its own node says that this life of its data is over: it can neither acknowledge nor answer any more
             let data = self.report_of(member.node).and_then(|report| report.data);
@@ -654,6 +654,10 @@ impl Leader<'_> {
             .filter(|(_, member)| member.kind == MemberKind::Data)
             .map(|(node, _)| *node)
             .collect();
+        if self.view.durability == Durability::OneNode {
+            // whoever follows is named once it does: log that lags behind by days is nobody's
+            return CommitSet::none();
+        }
         let last_known = |node: NodeId| {
             let reported = self.report_of(node).and_then(|report| report.data).map(|data| data.incarnation);
             let recorded = || {
@@ -672,11 +676,7 @@ impl Leader<'_> {
             .filter(|node| counts(node))
             .filter_map(|node| Some(DataMember { node: *node, incarnation: last_known(*node)? }))
             .collect();
-        if self.view.durability == Durability::OneNode {
-            CommitSet { members, k: 0 }
-        } else {
-            majority_commit_set(members)
-        }
+        majority_commit_set(members)
     }
 }
 

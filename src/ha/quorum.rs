@@ -72,8 +72,8 @@ pub fn covers_every_commit(current: &Assignment, answers: &BTreeMap<NodeId, Answ
     Ok(())
 }
 
-/// Whether a log that ends at `position` may lack acknowledged commits, by what those who answered hold (L12). What a set declares
-/// that it may lose is not asked for.
+/// Whether a log that ends at `position` may lack acknowledged commits, by what those who answered hold (L12). Where a set
+/// declares that it may lose some, those are meant that were acknowledged before it came about.
 pub fn may_lack_commits(current: &Assignment, answers: &BTreeMap<NodeId, Answer>, position: WalPosition) -> bool {
     let rank = |position: WalPosition| (position.timeline, position.lsn);
     let mut chain: Vec<PriorAssignment> = current.since_opened.clone();
@@ -94,7 +94,7 @@ pub fn may_lack_commits(current: &Assignment, answers: &BTreeMap<NodeId, Answer>
                 .members
                 .iter()
                 .filter(|member| answer_of(member).is_none_or(|answer| rank(answer.position) > rank(position)));
-            !set.may_lose() && ahead.count() >= set.k as usize
+            ahead.count() >= set.needed()
         };
         !is_void && !is_past && record.commit_sets.iter().any(may_lack)
     })

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::quorum::majority_of;
 use crate::types::{ClusterGeneration, DataIncarnation, Generation, NodeId, NodeName, Timeline, WalPosition};
 
 /// A standby that commits may wait for: the node in one life of its data.
@@ -38,6 +39,11 @@ impl CommitSet {
     /// Returns the set that waits for nobody.
     pub fn none() -> Self {
         Self { members: BTreeSet::new(), k: 0 }
+    }
+
+    /// Returns how many members have to hold the log up to a change for that to be over: what was acknowledged before is in it.
+    pub fn needed(&self) -> usize {
+        if self.may_lose() { majority_of(self.members.len()) } else { self.k as usize }
     }
 
     /// Whether it was declared that a failover may lose what the primary alone has acknowledged.

@@ -158,8 +158,6 @@ impl Holder<'_> {
         }
         match newest.k {
             0 if !self.a.opened => SyncNames::Nobody,
-            // who is waited for is the same, whoever may follow
-            0 => SyncNames::Set(CommitSet::none()),
             _ => SyncNames::Set(newest),
         }
     }
@@ -303,7 +301,7 @@ impl Holder<'_> {
         let is_settled = |in_effect: &NamesInEffect| {
             in_effect.names == self.names()
                 && in_effect.names != SyncNames::Nobody
-                && holders_of(&newest, in_effect.since, false) >= newest.k as usize
+                && holders_of(&newest, in_effect.since, false) >= newest.needed()
         };
         ActiveReport {
             generation: self.view.guard.armed.unwrap_or_default(),
