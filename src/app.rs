@@ -31,6 +31,7 @@ use crate::node::tasks::Tasks;
 use crate::node::{Node, NodeParts, default_timing};
 use crate::peer::{self, PeerAddress, PeerClient};
 use crate::postgres::adopt::{self, AdoptRefused, Adoption};
+use crate::postgres::slots::keep_limit_mib;
 use crate::postgres::{Layout, Postgres, PostgresSetup, Programs, SslPaths, StaticSettings};
 use crate::pulse::{PulseConfig, PulseSecret};
 use crate::raft::{Consensus, RaftTiming};
@@ -302,6 +303,11 @@ fn addresses(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {
     listeners.iter().map(|listener| listener.local_addr().context("see the peer port's address")).collect()
 }
 
+/// Returns the nearest folder on the way to `path` that is there: where the database will lie, its disk is.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"))
+}
+
 fn layout(config: &Config) -> Layout {
     Layout { data_dir: config.data_dir.clone(), pgdata: config.postgres.data_dir.clone(), owner: None }
 }
@@ -315,6 +321,8 @@ fn static_settings(config: &Config) -> StaticSettings {
         logical: false,
         ssl: SslPaths { certificate: paths.certificate, key: paths.key, ca: paths.ca },
         wal_keep_mib: WAL_KEEP_MIB,
+        // a disk that cannot be looked at gets the least
+        slot_keep_mib: keep_limit_mib(existing(&config.postgres.data_dir), WAL_KEEP_MIB).unwrap_or(WAL_KEEP_MIB),
         local_user: user_name(),
         extra: config.postgres.settings.clone(),
     }

@@ -11,7 +11,7 @@ mod seal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -69,6 +69,8 @@ struct Shared {
     sealer: Mutex<Sealer>,
     addresses: Mutex<BTreeMap<NodeId, Vec<SocketAddr>>>,
     sockets: Vec<UdpSocket>,
+    /// For peers whose address is of a family that this node does not listen on: sends only, as they answer to where it listens.
+    senders: Vec<UdpSocket>,
     news: Arc<Notify>,
     on_lease: OnLease,
     newer_cluster: Mutex<Option<ClusterGeneration>>,
@@ -97,6 +99,10 @@ impl Pulses {
         news: Arc<Notify>,
     ) -> io::Result<Self> {
         let sockets = config.listen.iter().map(UdpSocket::bind).collect::<io::Result<Vec<_>>>()?;
+        let any: [SocketAddr; 2] = [(Ipv4Addr::UNSPECIFIED, 0).into(), (Ipv6Addr::UNSPECIFIED, 0).into()];
+        let is_missing = |any: &SocketAddr| !config.listen.iter().any(|address| address.is_ipv4() == any.is_ipv4());
+        // a machine without that family has no peers of it either
+        let senders = any.iter().filter(|any| is_missing(any)).filter_map(|any| UdpSocket::bind(any).ok()).collect();
         let core = PulseCore::new(
             config.me,
             config.cluster_generation,
@@ -111,6 +117,7 @@ impl Pulses {
             sealer: Mutex::new(Sealer::new(config.me, &config.cluster_id, config.secret)),
             addresses: Mutex::new(BTreeMap::new()),
             sockets,
+            senders,
             news,
             on_lease: Box::new(on_lease),
             newer_cluster: Mutex::new(None),
@@ -237,7 +244,7 @@ impl Shared {
             for address in addresses {
                 let same_family =
                     |socket: &&UdpSocket| socket.local_addr().is_ok_and(|local| local.is_ipv4() == address.is_ipv4());
-                if let Some(socket) = self.sockets.iter().find(same_family) {
+                if let Some(socket) = self.sockets.iter().chain(&self.senders).find(same_family) {
                     // unreachable peers are told by their silence, which is what the protocol counts
                     let _ = socket.send_to(&packet, address);
                 }
@@ -252,6 +259,10 @@ mod tests {
     use crate::ha::pulse::Report;
 
     fn pulses(me: u64, secret: &PulseSecret) -> (Pulses, Arc<Notify>) {
+        pulses_at(me, secret, "127.0.0.1:0")
+    }
+
+    fn pulses_at(me: u64, secret: &PulseSecret, listen: &str) -> (Pulses, Arc<Notify>) {
         let config = PulseConfig {
             me: NodeId(me),
             cluster_id: "test".to_owned(),
@@ -260,7 +271,7 @@ mod tests {
             incarnation: DaemonIncarnation(me),
             secret: secret.clone(),
             timing: Timing::default(),
-            listen: vec!["127.0.0.1:0".parse().expect("an address")],
+            listen: vec![listen.parse().expect("an address")],
         };
         let news = Arc::new(Notify::new());
         (Pulses::start(config, Duration::from_secs(2), |_, _| {}, Arc::clone(&news)).expect("bind on loopback"), news)
@@ -319,6 +330,22 @@ mod tests {
         for pulses in [one, two, forger] {
             pulses.stop();
         }
+    }
+
+    #[test]
+    fn peers_of_another_address_family_are_heard() {
+        let secrets = [1, 2].map(|_| PulseSecret::generate());
+        let (one, _news) = pulses_at(1, &secrets[0], "[::1]:0");
+        let (two, _) = pulses_at(2, &secrets[1], "127.0.0.1:0");
+        for (here, id, key, there) in [(&one, 2, &secrets[1], &two), (&two, 1, &secrets[0], &one)] {
+            let addresses = vec![there.shared.sockets[0].local_addr().expect("bound")];
+            here.set_peers(&[PulsePeer { id: NodeId(id), key: key.public(), addresses }]);
+        }
+        for here in [&one, &two] {
+            wait_until("the other's pulse", || !here.view().peers.is_empty());
+        }
+        one.stop();
+        two.stop();
     }
 
     #[test]

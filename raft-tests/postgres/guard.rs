@@ -66,8 +66,9 @@ async fn frozen_postgresql_is_killed_at_the_deadline_with_all_its_processes() {
     assert_eq!(status.last_exit.unwrap().signal, Some(9), "{status:?}");
 }
 
-/// Aim: what a power cut leaves behind never keeps PostgreSQL from starting. Method: `postmaster.pid` names a living process of the
-/// same user that is no PostgreSQL, as a thread of hasup's daemon is after a reboot that gives out the same numbers.
+/// Aim: what a power cut leaves behind never keeps PostgreSQL from starting. Method: `postmaster.pid` and
+/// the lock of the socket name a living process of the same user that is no PostgreSQL, as a thread of hasup's daemon is after a reboot
+/// that gives out the same numbers; or the lock is empty.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_process_id_does_not_keep_postgresql_from_starting() {
     if !goes_on("guard::a_stale_process_id_does_not_keep_postgresql_from_starting") {
@@ -83,12 +84,23 @@ async fn a_stale_process_id_does_not_keep_postgresql_from_starting() {
         other.uid(user).gid(group);
     }
     let mut other = other.spawn().unwrap();
-    std::fs::write(layout.pgdata.join("postmaster.pid"), format!("{}\n", other.id())).unwrap();
+    let stale = format!("{}\n{}\n", other.id(), layout.pgdata.display());
+    // Left behind by PostgreSQL's own hand, so that the test knows neither folder nor port.
     node.start(None).await;
     node.answers().await;
+    let sockets = std::fs::read_dir(layout.socket_dir()).unwrap().flatten().map(|entry| entry.path());
+    let locks: Vec<_> = sockets.filter(|path| path.extension().is_some_and(|kind| kind == "lock")).collect();
+    assert_eq!(locks.len(), 1, "{locks:?}");
+    node.stop().await;
+    for left in [stale.as_str(), ""] {
+        std::fs::write(layout.pgdata.join("postmaster.pid"), &stale).unwrap();
+        std::fs::write(&locks[0], left).unwrap();
+        node.start(None).await;
+        node.answers().await;
+        node.stop().await;
+    }
     other.kill().unwrap();
     other.wait().unwrap();
-    node.stop().await;
 }
 
 /// Aim: neither a lost daemon nor a new one disturbs PostgreSQL, and the new one finds generation and deadline; the death of the
@@ -124,6 +136,9 @@ async fn daemon_is_replaced_unnoticed_and_the_guards_death_is_a_fence() {
     node.postgres.layout().put_standby_signal().unwrap();
     fourth.start_postgres(spec).await.unwrap();
     node.answers().await;
+    // what the lost guard was armed for, its successor is not
+    let refused = fourth.promote(Generation(1)).await.unwrap_err().to_string();
+    assert!(refused.contains("not armed") && !pgdata.join("promote").exists(), "{refused}");
     let stopped = fourth.stop(StopMode::Immediate { kill_after: Duration::from_millis(200) }).await.unwrap();
     assert!(stopped.postgres.is_none() && !stopped.processes_left);
     send(stopped.guard_pid, Signal::KILL);

@@ -51,6 +51,9 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
 fn judge(status: &Status) -> (Verdict, Vec<String>) {
     let mut found = Vec::new();
     let mut note = |verdict, reason: String| found.push((verdict, reason));
+    if let Some(age_ms) = status.stale_ms {
+        note(Verdict::Critical, format!("the loop of {} has not looked for {} s", status.me, age_ms / 1000));
+    }
     if !status.cluster.majority {
         note(Verdict::Critical, format!("{} hears no majority of the voters", status.me));
     }

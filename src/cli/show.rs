@@ -1,6 +1,6 @@
 //! How answers look: tables and sentences for people, one JSON document for programs.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::CliError;
+use crate::ha::state::NodeState;
 use crate::node::handle::EventInfo;
 use crate::node::options::durability_name;
 use crate::node::status::{NodeStatus, Status};
@@ -37,11 +38,15 @@ impl Out {
         self.bytes(format!("{text}\n").as_bytes())
     }
 
-    /// Prints `bytes` as they are.
+    /// Prints `bytes` as they are. A reader that has seen enough, as `head` has, is no failure.
     pub(super) fn bytes(self, bytes: &[u8]) -> Result<(), CliError> {
         let mut stdout = std::io::stdout().lock();
-        stdout.write_all(bytes).and_then(|()| stdout.flush()).context("write to standard output")?;
-        Ok(())
+        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                Err(CliError::Failed(anyhow::Error::new(error).context("write to standard output")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -93,6 +98,10 @@ pub(super) fn nodes(status: &Status) -> String {
     };
     let rows: Vec<_> = status.nodes.iter().map(row).collect();
     let mut text = table(&["NAME", "ADDRESS", "STATE", "RAFT", "PRIORITY", "LAG", "VERSION"], &rows);
+    if let Some(age_ms) = status.stale_ms {
+        text +=
+            &format!("OLD: the loop of {} has not looked for {} s; all this is as old.\n", status.me, age_ms / 1000);
+    }
     if !status.cluster.majority {
         text += "MINORITY: this node hears no majority of the voters; what it shows of others may be old.\n";
     }
@@ -103,13 +112,17 @@ pub(super) fn nodes(status: &Status) -> String {
 pub(super) fn status(status: &Status) -> String {
     let cluster = &status.cluster;
     let active = match &status.active {
-        Some(name) => format!("{name} is active"),
+        Some(name) => match status.node(name).map(|node| node.state) {
+            Some(NodeState::Active) | None => format!("{name} is active"),
+            Some(other) => format!("{name} was made active and is {other}"),
+        },
         None => "no node is active".to_owned(),
     };
+    let id = if cluster.id.is_empty() { "-" } else { &cluster.id };
+    let name =
+        if cluster.name.is_empty() || cluster.name == *id { id.to_owned() } else { format!("{} ({id})", cluster.name) };
     let mut text = format!(
-        "cluster {} ({}), generation {}: {active}, durability {}\n",
-        if cluster.name.is_empty() { "-" } else { &cluster.name },
-        if cluster.id.is_empty() { "-" } else { &cluster.id },
+        "cluster {name}, generation {}: {active}, durability {}\n",
         cluster.generation,
         durability_name(cluster.durability),
     );
@@ -171,7 +184,6 @@ pub(super) mod tests {
 
     use super::*;
     use crate::ha::record::MemberKind;
-    use crate::ha::state::NodeState;
     use crate::node::status::RaftRole;
     use crate::types::{Generation, Lsn, NodeId, Timeline};
 
@@ -231,6 +243,8 @@ n3    10.0.0.3:7400  failed   unknown   100       silent 12 s  0.1.0
         let mut cut_off = example();
         cut_off.cluster.majority = false;
         assert!(nodes(&cut_off).contains("MINORITY"));
+        cut_off.stale_ms = Some(12_345);
+        assert!(nodes(&cut_off).contains("has not looked for 12 s"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -29,7 +30,7 @@ use super::state::{Due, GuardState};
 use super::{deadline_socket_path, socket_path};
 use crate::sys::clock::boot_now;
 use crate::sys::fs::write_volatile;
-use crate::types::BootTime;
+use crate::types::{BootTime, Generation};
 
 /// What a guard is started with.
 #[derive(Debug, Clone)]
@@ -327,6 +328,7 @@ impl Guard {
             Request::Status => Ok(()),
             Request::Start(spec) => self.start(&spec),
             Request::Arm(lease) => self.state.arm(lease, now),
+            Request::Promote(generation) => self.promote(generation),
             Request::Disarm(generation) => {
                 let alive = self.stop_strays();
                 self.state.disarm(generation, alive)
@@ -340,6 +342,23 @@ impl Guard {
                 Ok(())
             }
         }
+    }
+
+    /// What `pg_ctl promote` does. The file is what counts: any of its children may have the postmaster look for it.
+    fn promote(&self, generation: Generation) -> Result<(), String> {
+        self.state.may_promote(generation, boot_now())?;
+        let Some(postgres) = &self.postgres else {
+            return Err("PostgreSQL does not run and cannot be promoted".to_owned());
+        };
+        let trigger = self.pgdata.join("promote");
+        write_volatile(&trigger, b"").map_err(|error| format!("write {}: {error}", trigger.display()))?;
+        // a disk may have held that up
+        if let Err(refused) = self.state.may_promote(generation, boot_now()) {
+            let _ = fs::remove_file(&trigger);
+            return Err(refused);
+        }
+        send(postgres.process.pid, Signal::USR1);
+        Ok(())
     }
 
     fn start(&mut self, spec: &StartSpec) -> Result<(), String> {
@@ -365,6 +384,9 @@ impl Guard {
                 return Err(format!("remove {}/postmaster.pid: {error}", spec.pgdata.display()));
             }
             _ => {}
+        }
+        for lock in &spec.socket_locks {
+            remove_stale_lock(lock, &spec.pgdata)?;
         }
         let pid = spawn(spec).map_err(|error| format!("start {}: {error}", spec.program.display()))?;
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("the kernel gave no process id")?;
@@ -470,6 +492,23 @@ impl Connection {
 
 fn private(path: &Path) -> Result<(), GuardRunError> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(os(format!("make {} private", path.display())))
+}
+
+/// Removes a socket's lock file that an earlier PostgreSQL of `pgdata` left behind, for the same reason as `postmaster.pid`. A power
+/// cut may have left it empty. Another server's is not touched.
+fn remove_stale_lock(lock: &Path, pgdata: &Path) -> Result<(), String> {
+    let failed = |error: io::Error| format!("remove {}: {error}", lock.display());
+    match fs::read(lock) {
+        Ok(text) => {
+            let owner = text.split(|byte| *byte == b'\n').nth(1);
+            if text.is_empty() || owner == Some(pgdata.as_os_str().as_bytes()) {
+                fs::remove_file(lock).map_err(failed)?;
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Starts PostgreSQL through `exec-postgres` of this very program, even where the file has been replaced since.

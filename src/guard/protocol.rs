@@ -19,6 +19,9 @@ pub struct StartSpec {
     pub args: Vec<String>,
     /// The data directory: looked at for `standby.signal`, and every process working in it counts as PostgreSQL's.
     pub pgdata: PathBuf,
+    /// The lock files of its sockets: what an earlier life of it left behind there is removed.
+    #[serde(default)]
+    pub socket_locks: Vec<PathBuf>,
     /// Where its output is appended to.
     pub log: PathBuf,
     /// User and group to run it as; needed where the guard runs as root, which PostgreSQL refuses.
@@ -60,6 +63,8 @@ pub enum Request {
     Start(StartSpec),
     /// Sets the deadline of a generation.
     Arm(Lease),
+    /// Promotes PostgreSQL under a generation; refused where that is not armed (L15).
+    Promote(Generation),
     /// Forgets the deadline of a generation that has ended; refused while PostgreSQL runs.
     Disarm(Generation),
     /// Stops PostgreSQL.

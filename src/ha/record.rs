@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::quorum::majority_of;
 use crate::types::{ClusterGeneration, DataIncarnation, Generation, NodeId, NodeName, Timeline, WalPosition};
 
 /// A standby that commits may wait for: the node in one life of its data.
@@ -29,7 +30,8 @@ impl fmt::Display for DataMember {
 pub struct CommitSet {
     /// S of the protocol, without the active node itself.
     pub members: BTreeSet<DataMember>,
-    /// How many of them must hold a commit; 0 means the primary alone.
+    /// How many of them must hold a commit; 0 means the primary alone. With members all the same, an option has said so (`one_node`):
+    /// a majority of them may go on without what the primary alone has acknowledged (L11).
     pub k: u32,
 }
 
@@ -37,6 +39,16 @@ impl CommitSet {
     /// Returns the set that waits for nobody.
     pub fn none() -> Self {
         Self { members: BTreeSet::new(), k: 0 }
+    }
+
+    /// Returns how many members have to hold the log up to a change for that to be over: what was acknowledged before is in it.
+    pub fn needed(&self) -> usize {
+        if self.may_lose() { majority_of(self.members.len()) } else { self.k as usize }
+    }
+
+    /// Whether it was declared that a failover may lose what the primary alone has acknowledged.
+    pub fn may_lose(&self) -> bool {
+        self.k == 0 && !self.members.is_empty()
     }
 }
 

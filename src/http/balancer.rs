@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::Api;
 use super::v1::query::Query;
+use crate::config::Address;
 use crate::ha::state::NodeState;
 use crate::node::status::Status;
 use crate::sys::clock;
@@ -178,7 +179,7 @@ fn amp_states(status: &Status, is_active: bool) -> Value {
             let remote = if is_me { Some(wall_ms) } else { heard };
             let body = json!({
                 "nodeId": node.name,
-                "nodeUri": format!("http://{}/", node.api_address),
+                "nodeUri": format!("{}://{}/", scheme(&node.api_address), node.api_address),
                 "status": word,
                 "priority": node.priority,
                 "localTimestamp": remote,
@@ -188,6 +189,12 @@ fn amp_states(status: &Status, is_active: bool) -> Value {
         })
         .collect();
     json!({"ownId": status.me, "masterId": status.active, "nodes": nodes, "links": {}})
+}
+
+/// The API speaks TLS wherever others can reach it.
+fn scheme(address: &str) -> &'static str {
+    let is_loopback = Address::parse(address, 7401).is_ok_and(|address| address.host.is_loopback());
+    if is_loopback { "http" } else { "https" }
 }
 
 fn patroni_body(status: &Status, is_active: bool) -> Value {

@@ -18,6 +18,7 @@ use super::Api;
 use super::access::Caller;
 use crate::ha::state::NodeState;
 use crate::node::error::{ErrorCode, HandleError};
+use crate::sys::clock::boot_now;
 
 /// How large the body of a request may be: a value of the store with room for its wrapping.
 const BODY_BYTES: usize = 1024 * 1024;
@@ -40,14 +41,15 @@ pub(super) fn failure(error: &HandleError) -> Response {
 
 async fn status(State(api): State<Api>, Extension(caller): Extension<Caller>, headers: HeaderMap) -> Response {
     match api.access.may_read(caller, &headers) {
-        Ok(()) => Json(&*api.handle.status()).into_response(),
+        Ok(()) => Json(&*api.handle.status().told_at(boot_now())).into_response(),
         Err(error) => failure(&error),
     }
 }
 
 async fn health(State(api): State<Api>) -> Response {
     let status = api.handle.status();
-    let is_well = status.state != NodeState::Failed && status.cluster.majority;
+    let status = status.told_at(boot_now());
+    let is_well = status.state != NodeState::Failed && status.cluster.majority && status.stale_ms.is_none();
     let code = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(json!({"ok": is_well, "state": status.state, "majority": status.cluster.majority}))).into_response()
 }

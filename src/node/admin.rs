@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Shared;
 use super::error::{ErrorCode, HandleError};
@@ -16,7 +16,7 @@ use super::handle::{
 use super::options;
 use super::propose::WriteError;
 use crate::config::Secret;
-use crate::ha::record::{Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
+use crate::ha::record::{Event, Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
 use crate::kv::{Bytes, Command, KvCommand, State, Watch};
 use crate::peer::join::TokenText;
 use crate::peer::{PeerRequest, PeerResponse};
@@ -28,8 +28,12 @@ use crate::types::{Generation, NodeId};
 /// How long a majority may take to confirm that a read is of the present.
 const READ_LIMIT: Duration = Duration::from_secs(2);
 const WRITE_LIMIT: Duration = Duration::from_secs(8);
+/// How long an answer is held back until the node's status shows what was done.
+const SHOW_LIMIT: Duration = Duration::from_secs(1);
 /// How long an ordered switchover may take before the asker is told to look for himself.
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(50);
+/// How often an order is written anew when the leader or another operator was quicker.
+const GOAL_TRIES: u32 = 5;
 /// Orders worked on at once: watches wait for minutes each.
 const ORDERS_MAX: usize = 1024;
 
@@ -48,7 +52,7 @@ pub(super) async fn serve(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>
                     tokio::select! {
                         // nobody waits any more: reads stop here, and a write that was sent is on its way all the same
                         () = reply.closed() => {}
-                        answer = timeout_at(limit, shared.answer(request)) => {
+                        answer = timeout_at(limit, shared.answer_and_show(request)) => {
                             let late = || HandleError::new(ErrorCode::Unknown, "The node did not finish in time. It may have been done or not. Look at `hasup status`");
                             let _ = reply.send(answer.unwrap_or_else(|_| Err(late())));
                         }
@@ -81,6 +85,33 @@ impl From<WriteError> for HandleError {
 }
 
 impl Shared {
+    /// Answers, and for an order that this node's status shows, only once it does.
+    async fn answer_and_show(&self, request: Request) -> Outcome {
+        let is_shown = !request.is_read()
+            && !matches!(request, Request::Shutdown { .. } | Request::KvPut { .. } | Request::KvDelete { .. });
+        let answer = self.answer(request).await;
+        if is_shown && answer.is_ok() {
+            // done all the same where it cannot be shown in time
+            let _late = timeout(SHOW_LIMIT, self.show_what_was_done()).await;
+        }
+        answer
+    }
+
+    /// Waits until this node has applied what the leader has, and published it.
+    async fn show_what_was_done(&self) {
+        if self.read(true).await.is_err() {
+            return;
+        }
+        let mut rounds = self.rounds.subscribe();
+        // the round that goes on may have begun before
+        for _ in 0..2 {
+            self.news.notify_one();
+            if rounds.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn answer(&self, request: Request) -> Outcome {
         match request {
             Request::Switchover { to } => self.switchover(to).await,
@@ -208,7 +239,6 @@ impl Shared {
             _ => {}
         }
         let from = record.generation;
-        let goals = Goals { switchover: Some(SwitchoverGoal { from, to: target }), ..(*state.goals.value).clone() };
         let why = WhyRecord {
             facts: vec![format!(
                 "an operator asked for a switchover{}",
@@ -218,9 +248,29 @@ impl Shared {
             step: format!("ends generation {from} in order"),
         };
         let event = self.event("switchover_ordered", from, why);
-        let command = Command::SetGoals { expected: Some(state.goals.index), goals };
-        self.write(command, Some(event), WRITE_LIMIT).await?;
+        let goal = SwitchoverGoal { from, to: target };
+        self.change_goals(Some(event), |goals| Goals { switchover: Some(goal.clone()), ..goals.clone() }).await?;
         self.wait_for_handover(from).await
+    }
+
+    /// Changes what the leader is to bring about; once more from the present goals where these have changed meanwhile.
+    async fn change_goals(&self, event: Option<Event>, change: impl Fn(&Goals) -> Goals) -> Result<(), WriteError> {
+        let mut states = self.consensus.state();
+        for _ in 1..GOAL_TRIES {
+            let state = self.state();
+            let command = Command::SetGoals { expected: Some(state.goals.index), goals: change(&state.goals.value) };
+            match self.write(command, event.clone(), WRITE_LIMIT).await {
+                Err(WriteError::Conflict { current }) => {
+                    let is_known = states.wait_for(|applied| applied.state.goals.index >= current);
+                    // where this node stays behind, the next try says so
+                    let _ = timeout(READ_LIMIT, is_known).await;
+                }
+                done => return done.map(drop),
+            }
+        }
+        let state = self.state();
+        let command = Command::SetGoals { expected: Some(state.goals.index), goals: change(&state.goals.value) };
+        self.write(command, event, WRITE_LIMIT).await.map(drop)
     }
 
     async fn wait_for_handover(&self, from: Generation) -> Outcome {
@@ -281,8 +331,7 @@ impl Shared {
             step: format!("removes node {name}"),
         };
         let generation = state.assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
-        let goals = state.goals.value.removing(id);
-        self.write(Command::SetGoals { expected: Some(state.goals.index), goals }, None, WRITE_LIMIT).await?;
+        self.change_goals(None, |goals| goals.removing(id)).await?;
         // the leader takes the node out of voters and commit set first; then nothing counts on it any more
         let mut states = self.consensus.state();
         let is_out = states.wait_for(|applied| {

@@ -139,9 +139,9 @@ impl ControlLoop {
         shared.postgres.set_hot(is_in_motion(&plan));
         self.log(&plan);
         shared.plan.send_replace(Arc::new(plan.clone()));
-        shared.rounds.send_modify(|round| *round += 1);
         let status = self.publisher.status(&shared, &state, &view, &plan);
         self.published.send_replace(Arc::new(status));
+        shared.rounds.send_modify(|round| *round += 1);
 
         let mut has_failed = false;
         for step in plan.steps.clone() {
@@ -193,6 +193,7 @@ impl ControlLoop {
             postgres,
             job: shared.postgres.job(now),
             is_stopping,
+            newer_cluster: shared.pulses.newer_cluster(),
             unfit: None,
         }
     }

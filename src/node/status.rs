@@ -1,12 +1,17 @@
 //! What a node says about itself and the cluster: published by the control loop, read by API, command line and metrics.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ha::record::{Durability, MemberKind};
 use crate::ha::state::NodeState;
 use crate::types::{BootTime, ClusterGeneration, Generation, Lsn, NodeId, Timeline};
+
+/// A node's loop looks several times a second; what is older than this is told as old.
+const STALE_AFTER: Duration = Duration::from_secs(3);
 
 /// A node's word about itself and the cluster at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,6 +22,9 @@ pub struct Status {
     pub me: String,
     /// When it was published, on this machine's boot-time clock: by its age the control loop is known to be alive.
     pub published_at: BootTime,
+    /// How old it was when it was told, in milliseconds; absent where it is of the present. What hangs says nothing new.
+    #[serde(default)]
+    pub stale_ms: Option<u64>,
     /// Its own state.
     pub state: NodeState,
     /// The name of the active node, by the newest record applied.
@@ -175,8 +183,12 @@ pub struct PostgresStatus {
     pub standbys: Vec<String>,
     /// What `synchronous_standby_names` was last seen to be.
     pub synchronous_standby_names: Option<String>,
-    /// Commits whose wait for a standby was cancelled, since the daemon started.
+    /// Commits that their clients were told of although their wait for a standby was cancelled, since the daemon started.
     pub cancelled_waits: u64,
+    /// What it says of itself that an operator should look at, like collations that differ from those its indexes were built
+    /// with; absent before it has been asked.
+    #[serde(default)]
+    pub warnings: Option<Vec<String>>,
 }
 
 /// Versions of programs on a node.
@@ -195,6 +207,7 @@ impl Status {
             cluster: ClusterStatus::default(),
             me: me.into(),
             published_at: BootTime::default(),
+            stale_ms: None,
             state: NodeState::Empty,
             active: None,
             active_ready: false,
@@ -216,6 +229,23 @@ impl Status {
         self.active_ready && self.active_until.is_some_and(|until| now < until)
     }
 
+    /// Returns what is to be told of it at `now`: itself, or where the node's loop has not looked for long, a copy that says so.
+    pub fn told_at(&self, now: BootTime) -> Cow<'_, Self> {
+        let age = now.since(self.published_at);
+        if self.published_at == BootTime::default() || age < STALE_AFTER {
+            return Cow::Borrowed(self);
+        }
+        let mut told = self.clone();
+        told.stale_ms = Some(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        let warning = format!(
+            "{}'s loop has not looked for {} s: all this is as old. Its supervisor restarts a daemon that hangs; see its log",
+            self.me,
+            age.as_secs()
+        );
+        told.cluster.warnings.insert(0, warning);
+        Cow::Owned(told)
+    }
+
     /// Returns the member named `name`.
     pub fn node(&self, name: &str) -> Option<&NodeStatus> {
         self.nodes.iter().find(|node| node.name == name)
@@ -234,6 +264,17 @@ mod tests {
         status.active_until = Some(BootTime::from_millis(10));
         assert!(status.is_active_at(BootTime::from_millis(9)));
         assert!(!status.is_active_at(BootTime::from_millis(10)));
+    }
+
+    #[test]
+    fn what_a_hung_loop_left_behind_is_told_as_old() {
+        let mut status = Status::starting("n1");
+        assert_eq!(status.told_at(BootTime::from_millis(60_000)).stale_ms, None, "it has not looked yet, and says so");
+        status.published_at = BootTime::from_millis(1000);
+        assert_eq!(status.told_at(BootTime::from_millis(3999)).stale_ms, None);
+        let told = status.told_at(BootTime::from_millis(13_500));
+        assert_eq!(told.stale_ms, Some(12_500));
+        assert!(told.cluster.warnings[0].contains("has not looked for 12 s"), "{:?}", told.cluster.warnings);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Accepts connections on the peer port.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +62,15 @@ struct Shared {
     gate: Mutex<HandshakeGate>,
     throttle: Mutex<JoinThrottle>,
     joins: Semaphore,
+    /// Former members that asked for a connection, so that each is told of once.
+    strangers: Mutex<BTreeSet<NodeId>>,
+}
+
+impl Shared {
+    /// Notes a caller that is no member; returns whether that is news.
+    fn note_stranger(&self, caller: &NodeIdentity) -> bool {
+        self.strangers.lock().insert(caller.node)
+    }
 }
 
 /// Serves the peer port until dropped; dropping it ends all its connections. A panic in the service comes out of here.
@@ -71,6 +81,7 @@ pub async fn serve(listener: TcpListener, tls: Arc<TlsContext>, service: Arc<dyn
         gate: Mutex::default(),
         throttle: Mutex::default(),
         joins: Semaphore::new(JOINS_MAX),
+        strangers: Mutex::default(),
     });
     let mut connections = JoinSet::new();
     loop {
@@ -165,12 +176,15 @@ impl Member {
         let (mut reader, mut writer) = split(stream);
         let mut changes = self.shared.tls.changes();
         if !self.is_present() {
-            tracing::warn!(remote = %self.remote, node = %self.identity.node, name = %self.identity.name,
-                "a node that is no member asked for a connection; it was removed or replaced and must join again, empty");
+            if self.shared.note_stranger(&self.identity) {
+                tracing::warn!(remote = %self.remote, node = %self.identity.node, name = %self.identity.name,
+                    "a node that is no member asks for connections; it was removed or replaced and must join again, empty");
+            }
             let refused = send(&mut writer, 0, &codec::encode(&Welcome::NotAMember)).await;
             let _ = writer.shutdown().await;
             return refused;
         }
+        self.shared.strangers.lock().remove(&self.identity.node);
         let me = self.shared.tls.identity().node;
         let welcome = Welcome::Member { node: me, version: env!("CARGO_PKG_VERSION").to_owned() };
         send(&mut writer, 0, &codec::encode(&welcome)).await?;
