@@ -4,6 +4,7 @@ pub mod begin;
 mod found;
 mod identity;
 mod join;
+pub mod lock;
 pub mod mend;
 
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ pub use begin::Begin;
 
 use self::begin::Failure;
 use self::identity::Identity;
+use self::lock::DaemonLock;
 use crate::config::{Config, Endpoint, PostgresConfig, Secret};
 use crate::guard::{self, GuardOptions};
 use crate::ha::record::MemberKind;
@@ -50,6 +52,8 @@ const WAL_KEEP_MIB: u32 = 1024;
 /// # Errors
 /// The node cannot begin, or ended in a way that its supervisor should know.
 pub async fn run(config: Config, begin: Begin) -> anyhow::Result<()> {
+    // before all else, also before a failure is noted: that would be told as the other daemon's
+    let _lock = DaemonLock::take(&config.data_dir)?;
     let tasks = Tasks::new();
     let ended = run_node(&config, begin, &tasks).await;
     tasks.drain().await;

@@ -70,6 +70,28 @@ fn nothing_begins_where_the_port_of_postgresql_is_taken() {
 }
 
 #[test]
+fn a_second_daemon_on_a_running_node_is_refused_and_disturbs_nothing() {
+    let name = "a_second_daemon_on_a_running_node_is_refused_and_disturbs_nothing";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let mut first = Node::new(44);
+    first.start(&[]);
+    let owner = fs::read_to_string(first.data_dir().join("daemon.lock")).unwrap();
+    let told =
+        format!("another hasup runs with the data directory {} (pid {})", first.data_dir().display(), owner.trim());
+    let second = first.hasup(&["run", "--foreground"]);
+    second.fails(3, &[&told, "nothing was touched"]);
+    assert!(!second.err.contains("damaged") && !second.err.contains("destroy"), "{second:?}");
+    assert_eq!(first.json(&["status"])["active_ready"], true);
+    // once it has ended, the next one begins
+    assert_eq!(first.stop(), Some(0), "{}", first.log());
+    first.run();
+    first.until("the same node active again", |status| status["active_ready"] == true);
+}
+
+#[test]
 fn a_member_that_is_not_there_is_told() {
     let node = Node::new(42);
     let file = node.folder.path().join("token");

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Gid, Uid, fchown};
 use serde::{Deserialize, Serialize};
 
+use super::lock::LockError;
 use crate::config::Secret;
 use crate::peer::join::JoinError;
 use crate::postgres::adopt::AdoptRefused;
@@ -125,7 +126,9 @@ pub enum FailureKind {
 impl FailureKind {
     /// Returns the kind of `error`.
     pub fn of(error: &anyhow::Error) -> Self {
-        if error.chain().any(|cause| cause.is::<AdoptRefused>()) {
+        let is_locked =
+            |cause: &&(dyn std::error::Error + 'static)| matches!(cause.downcast_ref(), Some(LockError::Taken { .. }));
+        if error.chain().any(|cause| cause.is::<AdoptRefused>() || is_locked(&cause)) {
             return Self::Refused;
         }
         match error.chain().find_map(|cause| cause.downcast_ref::<JoinError>()) {
