@@ -5,6 +5,7 @@ mod found;
 mod identity;
 mod join;
 pub mod lock;
+pub mod memory;
 pub mod mend;
 
 use std::ffi::OsString;
@@ -82,6 +83,9 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
         if !config.is_witness {
             require_free_port(&config.postgres).await?;
         }
+    }
+    if identity.is_some() && begin == Begin::Run {
+        memory::require(&config.data_dir, config.node_name.as_str())?;
     }
     let identity = match (identity, &begin) {
         (Some(identity), _) => identity,
@@ -173,6 +177,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
         }
     }
     node.stop_pulses();
+    node.note_log().await;
     consensus.shutdown().await;
     match ended {
         Ended::Failed => anyhow::bail!("a part of the daemon failed; it ends so that its supervisor starts it anew"),

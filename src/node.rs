@@ -60,13 +60,16 @@ use crate::kv::{Command, State};
 use crate::peer::{PeerClient, PeerService};
 use crate::postgres::Postgres;
 use crate::pulse::{PulseConfig, Pulses};
-use crate::raft::{Consensus, RaftTransport};
+use crate::raft::{Consensus, LogMark, RaftTransport};
 use crate::sys::clock::wall_now;
 use crate::tls::{ClusterSecret, TlsContext};
 use crate::types::{BootTime, Generation, NodeId, NodeName};
 
 /// How long an event for the history may wait for a leader before it is dropped: it is told to the log in any case.
 const EVENT_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often it is noted how far Raft's log has come.
+const MARK_EVERY: Duration = Duration::from_secs(5);
 
 /// What a node is made of, opened and bound by the composition root.
 pub struct NodeParts {
@@ -110,6 +113,21 @@ pub enum NodeError {
     /// Its durable facts.
     #[error("open this node's durable facts; it does not know what it promised, so it takes no part")]
     Durable(#[source] std::io::Error),
+    /// Its Raft log is not what it was.
+    #[error(
+        "this node's Raft log has less than it once had: it ends at term {} and committed entry {}, after term {} and entry {}. \
+         Part of it is missing, or it is an older copy; the node does not start with it, as it could vote twice. Put back what \
+         was moved; if it is lost, run `hasup nodes remove {name}` on another member, `hasup destroy` here, and join again",
+        found.term, found.committed, once.term, once.committed
+    )]
+    Forgotten {
+        /// How far the log has come.
+        found: LogMark,
+        /// How far it once had.
+        once: LogMark,
+        /// The node.
+        name: NodeName,
+    },
     /// The pulse port.
     #[error("open the pulse port; this node would not be heard, so it takes no part. Is another hasup running here?")]
     Pulses(#[source] std::io::Error),
@@ -161,6 +179,10 @@ impl Node {
     /// Its durable facts cannot be read, or the pulse port cannot be bound.
     pub fn start(parts: NodeParts) -> Result<Self, NodeError> {
         let durable = DurableFile::open(&parts.data_dir.join("promises")).map_err(NodeError::Durable)?;
+        let (found, once) = (parts.consensus.mark(), durable.mark());
+        if !found.covers(once) {
+            return Err(NodeError::Forgotten { found, once, name: parts.name });
+        }
         let news = Arc::new(Notify::new());
         let place = GuardPlace {
             data_dir: parts.data_dir.clone(),
@@ -221,6 +243,7 @@ impl Node {
         tasks.spawn("admin", admin::serve(Arc::clone(&shared), orders));
         tasks.spawn("wake on store", wake_on_store(Arc::clone(&shared)));
         tasks.spawn("wake on guard", wake_on_guard(Arc::clone(&shared)));
+        tasks.spawn("log mark", keep_mark(Arc::clone(&shared)));
         tasks.spawn("certificates", publish::keep_certificate(Arc::clone(&shared)));
         Ok(Self { shared, handle })
     }
@@ -262,6 +285,11 @@ impl Node {
     /// Ends the guard, if nothing is left that it would have to stop; no other is started.
     pub fn end_guard(&self) {
         self.shared.guard.dismiss();
+    }
+
+    /// Notes how far Raft's log has come, ahead of the end. Waits for the disk.
+    pub async fn note_log(&self) {
+        note_mark(&self.shared).await;
     }
 
     /// Ends the pulses: the last thing before the process ends.
@@ -343,6 +371,22 @@ async fn wake_on_store(shared: Arc<Shared>) {
     while states.changed().await.is_ok() {
         states.mark_unchanged();
         shared.news.notify_one();
+    }
+}
+
+/// Notes, now and then, how far Raft's log has come: a later start knows by it a log that is not all there.
+async fn keep_mark(shared: Arc<Shared>) {
+    loop {
+        note_mark(&shared).await;
+        tokio::time::sleep(MARK_EVERY).await;
+    }
+}
+
+async fn note_mark(shared: &Arc<Shared>) {
+    let noting = Arc::clone(shared);
+    let noted = tokio::task::spawn_blocking(move || noting.durable.note_mark(noting.consensus.mark())).await;
+    if let Ok(Err(error)) = noted {
+        tracing::debug!(%error, "how far Raft's log has come is not noted");
     }
 }
 

@@ -28,7 +28,7 @@ pub mod state_machine;
 pub mod types;
 
 pub use consensus::{
-    Compaction, Consensus, Foundation, Leadership, LogHandle, OpenError, ProposeError, RaftTiming, ReadError,
+    Compaction, Consensus, Foundation, Leadership, LogHandle, LogMark, OpenError, ProposeError, RaftTiming, ReadError,
 };
 pub use network::{Lane, RaftRpc, RaftTransport, TransportError};
 pub use state_machine::Applied;

@@ -92,6 +92,49 @@ fn a_second_daemon_on_a_running_node_is_refused_and_disturbs_nothing() {
 }
 
 #[test]
+fn a_node_that_has_forgotten_its_votes_or_promises_does_not_start() {
+    let name = "a_node_that_has_forgotten_its_votes_or_promises_does_not_start";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let mut node = Node::new(48);
+    node.start(&[]);
+    assert_eq!(node.stop(), Some(0), "{}", node.log());
+    let (data_dir, aside) = (node.data_dir(), node.folder.path().join("aside"));
+    let words = ["does not start", "hasup nodes remove n48", "hasup destroy", "join again"];
+    for missing in ["promises", "raft", "raft/log/db"] {
+        let path = data_dir.join(missing);
+        fs::rename(&path, &aside).unwrap();
+        let refused = node.hasup(&["run", "--foreground"]);
+        refused.fails(3, &words);
+        assert!(refused.err.contains(&path.display().to_string()), "{refused:?}");
+        assert!(!path.exists(), "made anew, {missing} would be believed the next time");
+        fs::rename(&aside, &path).unwrap();
+    }
+
+    // an older copy of the log
+    let copied = Command::new("cp").arg("-a").args([&data_dir.join("raft"), &aside]).status();
+    assert!(copied.is_ok_and(|ended| ended.success()));
+    node.run();
+    node.until("the node active again", |status| status["active_ready"] == true);
+    for number in 0..20 {
+        node.json(&["kv", "put", &format!("key/{number}"), "x"]);
+    }
+    assert_eq!(node.stop(), Some(0), "{}", node.log());
+    let newer = node.folder.path().join("newer");
+    fs::rename(data_dir.join("raft"), &newer).unwrap();
+    fs::rename(&aside, data_dir.join("raft")).unwrap();
+    let refused = node.hasup(&["run", "--foreground"]);
+    refused.fails(3, &words);
+    assert!(refused.err.contains("less than it once had"), "{refused:?}");
+    fs::remove_dir_all(data_dir.join("raft")).unwrap();
+    fs::rename(&newer, data_dir.join("raft")).unwrap();
+    node.run();
+    node.until("the node active with its own log", |status| status["active_ready"] == true);
+}
+
+#[test]
 fn a_member_that_is_not_there_is_told() {
     let node = Node::new(42);
     let file = node.folder.path().join("token");

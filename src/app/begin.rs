@@ -11,7 +11,9 @@ use nix::unistd::{Gid, Uid, fchown};
 use serde::{Deserialize, Serialize};
 
 use super::lock::LockError;
+use super::memory::ForgottenError;
 use crate::config::Secret;
+use crate::node::NodeError;
 use crate::peer::join::JoinError;
 use crate::postgres::adopt::AdoptRefused;
 
@@ -126,9 +128,13 @@ pub enum FailureKind {
 impl FailureKind {
     /// Returns the kind of `error`.
     pub fn of(error: &anyhow::Error) -> Self {
-        let is_locked =
-            |cause: &&(dyn std::error::Error + 'static)| matches!(cause.downcast_ref(), Some(LockError::Taken { .. }));
-        if error.chain().any(|cause| cause.is::<AdoptRefused>() || is_locked(&cause)) {
+        let is_refusal = |cause: &(dyn std::error::Error + 'static)| {
+            cause.is::<AdoptRefused>()
+                || cause.is::<ForgottenError>()
+                || matches!(cause.downcast_ref(), Some(LockError::Taken { .. }))
+                || matches!(cause.downcast_ref(), Some(NodeError::Forgotten { .. }))
+        };
+        if error.chain().any(is_refusal) {
             return Self::Refused;
         }
         match error.chain().find_map(|cause| cause.downcast_ref::<JoinError>()) {

@@ -10,6 +10,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::storage::RaftLogStorage;
 use openraft::{Config, Instant, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
@@ -82,8 +83,26 @@ pub trait LogHandle: Send + Sync + 'static {
     fn bytes(&self) -> usize;
     /// Returns why it can no longer be written, if so.
     fn failed(&self) -> Option<String>;
+    /// Returns how far it has come on disk.
+    fn mark(&self) -> LogMark;
     /// Lets the disk go.
     fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// How far a log has come, by what is on disk: neither number ever goes back in the life of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LogMark {
+    /// The newest term that the node voted in.
+    pub term: u64,
+    /// The index up to which it knew entries to be committed.
+    pub committed: u64,
+}
+
+impl LogMark {
+    /// Returns whether a log at `self` can be one that had been at `earlier`.
+    pub fn covers(self, earlier: Self) -> bool {
+        self.term >= earlier.term && self.committed >= earlier.committed
+    }
 }
 
 /// What Raft is started on.
@@ -400,6 +419,11 @@ impl Consensus {
     /// Returns what this node knows about the group. Wakes when anything but an age changes; needs [`drive`](Self::drive).
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership.subscribe()
+    }
+
+    /// Returns how far the log has come on disk.
+    pub fn mark(&self) -> LogMark {
+        self.inner.log.mark()
     }
 
     /// Returns this node's number.

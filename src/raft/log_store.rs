@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::consensus::LogHandle;
+use super::consensus::{LogHandle, LogMark};
 use super::log_writer::{
     COMMITTED_KEY, Change, Found, PURGED_KEY, SEGMENT_BYTES, Trees, VOTE_KEY, for_each_entry, guarded,
     remove_backwards, remove_upto, run, sync,
@@ -240,6 +240,15 @@ impl LogHandle for LogStore {
     /// Returns why the disk can no longer be written, if so. Nothing heals that but a restart.
     fn failed(&self) -> Option<String> {
         self.shared.memory.lock().failed.clone()
+    }
+
+    fn mark(&self) -> LogMark {
+        // both are noted in memory only once they are on disk
+        let memory = self.shared.memory.lock();
+        LogMark {
+            term: memory.vote.map_or(0, |vote| vote.leader_id.term),
+            committed: memory.committed.map_or(0, |committed| committed.index),
+        }
     }
 
     /// Ends the writer thread and lets the folder go, so that it can be opened again. Whatever is asked later fails.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use hasup::codec::encode;
 use hasup::ha::rules::{Mutation, Rules};
-use hasup::raft::LogHandle;
 use hasup::raft::types::{Entry, LogId, TypeConfig, Vote};
+use hasup::raft::{LogHandle, LogMark};
 use hasup::types::NodeId;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use tokio::sync::{Notify, oneshot};
@@ -189,6 +189,14 @@ impl LogHandle for ModelLog {
 
     fn failed(&self) -> Option<String> {
         None
+    }
+
+    fn mark(&self) -> LogMark {
+        let image = &self.memory.lock().unwrap().0;
+        LogMark {
+            term: image.vote.map_or(0, |vote| vote.leader_id.term),
+            committed: image.committed.map_or(0, |committed| committed.index),
+        }
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
