@@ -113,6 +113,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
         .await
         .context("open the replicated store")?;
     tasks.spawn("raft", consensus.clone().drive());
+    tasks.spawn("raft failure", mend::tell_failure(consensus.leadership()));
 
     let paths = TrustPaths::below(&config.data_dir);
     let password_file = layout.config_dir().join("app.password");

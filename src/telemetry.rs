@@ -85,8 +85,12 @@ fn priority(level: Level) -> u8 {
 }
 
 /// Raft tells each of its steps as news, and warns of each heartbeat that a dead peer does not answer; what of it matters to an
-/// operator hasup says itself. A filter that names targets is
+/// operator hasup says itself, and that Raft has stopped once, not for each call of a peer. A filter that names targets is
 /// taken as it is.
 fn with_quiet_libraries(level: &str) -> String {
-    if level.contains('=') { level.to_owned() } else { format!("{level},openraft=error,sled=warn") }
+    if level.contains('=') {
+        level.to_owned()
+    } else {
+        format!("{level},openraft=error,openraft::raft::raft_inner=off,sled=warn")
+    }
 }

@@ -19,17 +19,21 @@ const PROBE_BYTES: usize = 4 << 20;
 /// Resolves when Raft has stopped on this node and a new start of the daemon may mend it: the disk takes writes again, and the
 /// node is not active. An active one hands over first, and stays as it is while nobody can take over.
 pub(super) async fn until_a_start_mends_raft(leadership: watch::Receiver<Leadership>, node: &Node, folder: &Path) {
+    let mut told = None;
     loop {
         until_failed_disk_takes_writes(leadership.clone(), folder).await;
         let holds_office = || node.handle().status().lease_remaining_ms.is_some();
         if holds_office() {
-            tracing::warn!(
-                "Raft has stopped on this node, which is active: it hands over before its daemon is started anew"
-            );
             let asked = node.handle().request(Request::Switchover { to: None }).await;
-            if let Err(error) = asked {
-                tracing::warn!("nobody took over: {error}");
+            let refused = asked.err().map(|error| error.to_string());
+            if refused.is_some() && refused != told {
+                tracing::warn!(
+                    "Raft has stopped on this node, which is active: it hands over before its daemon is started anew, and \
+                     nobody took over yet: {}",
+                    refused.as_deref().unwrap_or_default()
+                );
             }
+            told = refused;
         }
         if !holds_office() {
             tracing::error!(
@@ -46,12 +50,8 @@ pub async fn until_failed_disk_takes_writes(mut leadership: watch::Receiver<Lead
         // Raft is being shut down in order.
         return std::future::pending().await;
     }
-    let failed = leadership.borrow().failed.clone().unwrap_or_default();
-    tracing::error!(
-        "Raft has stopped on this node: {failed}. It votes for nothing and learns of no change until its disk takes writes \
-         again; look for a full disk or disk errors"
-    );
     let mut wait = TRY_FIRST;
+    let mut told = None;
     loop {
         tokio::time::sleep(wait).await;
         let probe = folder.join("probe");
@@ -61,11 +61,26 @@ pub async fn until_failed_disk_takes_writes(mut leadership: watch::Receiver<Lead
             let _ = std::fs::remove_file(&probe);
             written
         });
-        match tried.await {
+        let failed = match tried.await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => tracing::warn!("{} takes no writes yet: {error}", folder.display()),
-            Err(error) => tracing::warn!("the disk cannot be tried: {error}"),
+            Ok(Err(error)) => format!("{} takes no writes yet: {error}", folder.display()),
+            Err(error) => format!("the disk cannot be tried: {error}"),
+        };
+        if told.as_ref() != Some(&failed) {
+            tracing::warn!("{failed}");
+            told = Some(failed);
         }
         wait = (wait * 2).min(TRY_MOST);
+    }
+}
+
+/// Says once why Raft has stopped on this node.
+pub(super) async fn tell_failure(mut leadership: watch::Receiver<Leadership>) {
+    if let Ok(known) = leadership.wait_for(|known| known.failed.is_some()).await {
+        tracing::error!(
+            "Raft has stopped on this node: {}. It votes for nothing and learns of no change until its disk takes writes again; \
+             look for a full disk or disk errors",
+            known.failed.clone().unwrap_or_default()
+        );
     }
 }
