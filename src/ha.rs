@@ -6,6 +6,7 @@
 pub mod record;
 pub mod rules;
 pub mod timing;
+pub mod trouble;
 
 pub mod durable;
 pub mod pulse;

@@ -20,6 +20,7 @@ mod act;
 mod admin;
 mod control_loop;
 mod database;
+mod disk;
 mod durable_file;
 pub mod error;
 mod guard_link;
@@ -56,6 +57,7 @@ use crate::ha::durable::DataState;
 use crate::ha::plan::Plan;
 use crate::ha::record::{Event, MemberKind, ResignReason, WhyRecord};
 use crate::ha::timing::Timing;
+use crate::ha::trouble::Trouble;
 use crate::kv::{Command, State};
 use crate::peer::{PeerClient, PeerService};
 use crate::postgres::Postgres;
@@ -161,6 +163,8 @@ pub(crate) struct Shared {
     plan: watch::Sender<Arc<Plan>>,
     assigned: watch::Sender<Arc<Assigned>>,
     shutdown: watch::Sender<Option<bool>>,
+    /// What is wrong with this node's disks.
+    disk: watch::Sender<Option<Trouble>>,
     /// The highest generation under which this node may have had a primary.
     acted_under: Mutex<Generation>,
 }
@@ -218,6 +222,7 @@ impl Node {
             rounds: watch::Sender::new(0),
             assigned: watch::Sender::new(Arc::new(Assigned::default())),
             shutdown: watch::Sender::new(None),
+            disk: watch::Sender::new(None),
             name: parts.name,
             pulses,
             guard,
@@ -243,6 +248,7 @@ impl Node {
         tasks.spawn("admin", admin::serve(Arc::clone(&shared), orders));
         tasks.spawn("wake on store", wake_on_store(Arc::clone(&shared)));
         tasks.spawn("wake on guard", wake_on_guard(Arc::clone(&shared)));
+        tasks.spawn("disk", disk::watch(Arc::clone(&shared)));
         tasks.spawn("log mark", keep_mark(Arc::clone(&shared)));
         tasks.spawn("certificates", publish::keep_certificate(Arc::clone(&shared)));
         Ok(Self { shared, handle })

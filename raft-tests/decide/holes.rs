@@ -3,6 +3,7 @@
 use hasup::ha::durable::DataState;
 use hasup::ha::plan::{Step, WaitingOn};
 use hasup::ha::record::ResignReason;
+use hasup::ha::trouble::Trouble;
 use hasup::ha::view::{Job, Lineage, SyncNames};
 use hasup::types::{DataIncarnation, Generation, Lsn, NodeId, Timeline};
 
@@ -216,6 +217,26 @@ fn a_primary_armed_before_the_daemon_started_is_not_given_up_because_nobody_gets
     script.node(1).postgres.stalled_for = std::time::Duration::from_secs(31);
     script.tick(&[1, 2, 3]);
     assert!(does(&script, 1, |step| matches!(step, Step::Fence { .. })), "{:?}", script.plans[&1]);
+}
+
+#[test]
+fn a_primary_on_a_full_disk_is_given_up_only_where_another_node_has_room() {
+    let mut script = Script::new("", 3);
+    let gives_up = |script: &mut Script| {
+        script.extend();
+        script.tick(&[1, 2, 3]);
+        script.tick(&[1, 2, 3]);
+        does(script, 1, |step| matches!(step, Step::Fence { .. }))
+    };
+    script.node(1).troubles = [Trouble::DiskFull].into();
+    script.node(2).troubles = [Trouble::DiskLow].into();
+    script.node(3).troubles = [Trouble::RaftStoppedDiskFull, Trouble::DiskFull].into();
+    assert!(!gives_up(&mut script), "nobody could do better: {:?}", script.plans[&1]);
+    script.node(2).troubles.clear();
+    script.node(1).troubles = [Trouble::DiskLow].into();
+    assert!(!gives_up(&mut script), "it still takes writes: {:?}", script.plans[&1]);
+    script.node(1).troubles = [Trouble::DiskFull].into();
+    assert!(gives_up(&mut script), "{:?}", script.plans[&1]);
 }
 
 #[test]

@@ -131,6 +131,7 @@ impl Script {
             is_stopping: false,
             newer_cluster: None,
             unfit: None,
+            troubles: Default::default(),
         };
         self.nodes.insert(node, view);
     }

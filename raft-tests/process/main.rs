@@ -4,5 +4,6 @@
 mod adopt;
 mod begin;
 mod cluster;
+mod full;
 mod node;
 mod settings;

@@ -166,6 +166,18 @@ impl Node {
         }
     }
 
+    /// Waits until the daemon ends by itself.
+    #[track_caller]
+    pub(crate) fn ends(&mut self) {
+        let deadline = Instant::now() + BEGIN_LIMIT;
+        let child = self.daemon.as_mut().unwrap();
+        while child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "{} does not end", self.name);
+            pause();
+        }
+        self.daemon = None;
+    }
+
     /// Runs the daemon again after [`stop`](Self::stop).
     pub(crate) fn run(&mut self) {
         let log = File::options().append(true).open(self.folder.path().join("log")).unwrap();

@@ -218,6 +218,7 @@ impl World {
             is_stopping: daemon.is_stopping,
             newer_cluster: None,
             unfit: None,
+            troubles: Default::default(),
         }
     }
 

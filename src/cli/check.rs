@@ -70,6 +70,9 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
         } else if node.state == NodeState::Failed {
             note(Verdict::Warning, format!("{} needs a person", node.name));
         }
+        for trouble in node.troubles.iter().filter(|trouble| node.is_reachable && trouble.is_critical) {
+            note(Verdict::Critical, trouble.text.clone());
+        }
         for (name, check) in node.checks.iter().filter(|(_, check)| !check.is_passing) {
             note(Verdict::Warning, format!("{} {name}: {}", node.name, check.detail));
         }
@@ -81,6 +84,9 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
         note(Verdict::Warning, warning.clone());
     }
     found.sort_by_key(|(verdict, _)| std::cmp::Reverse(*verdict));
+    // a critical one is among the warnings, too
+    let mut told = std::collections::BTreeSet::new();
+    found.retain(|(_, reason)| told.insert(reason.clone()));
     match found.first() {
         None => {
             let active = status.active.as_deref().unwrap_or_default();
@@ -94,6 +100,7 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
 mod tests {
     use super::*;
     use crate::cli::show::tests::example;
+    use crate::node::status::TroubleStatus;
 
     #[test]
     fn the_worst_decides_and_comes_first() {
@@ -104,6 +111,11 @@ mod tests {
             judge(&status),
             (Verdict::Critical, vec!["no node is active".to_owned(), "n3 is silent".to_owned()])
         );
+        let mut full = example();
+        let text = "n1's disk is full".to_owned();
+        full.nodes[0].troubles = vec![TroubleStatus { text: text.clone(), is_critical: true }];
+        full.cluster.warnings.push(text.clone());
+        assert_eq!(judge(&full), (Verdict::Critical, vec![text, "n3 is silent".to_owned()]), "and is said once");
         let mut well = example();
         well.nodes.truncate(2);
         assert_eq!(judge(&well), (Verdict::Ok, vec!["n1 is active, 2 nodes".to_owned()]));

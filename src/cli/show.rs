@@ -207,6 +207,7 @@ pub(super) mod tests {
             lag_bytes: lag,
             version: "0.1.0".to_owned(),
             checks: BTreeMap::new(),
+            troubles: Vec::new(),
         };
         let mut status = Status::starting("n1");
         status.cluster.id = "c0ffee".to_owned();

@@ -125,6 +125,7 @@ impl<'a> Draft<'a> {
             // filled in by the pulses as each datagram leaves
             hears: BTreeSet::new(),
             grants: self.grants.map_or(Generation(0), |(_, generation)| generation),
+            troubles: view.troubles.clone(),
             is_fit: answers && view.unfit.is_none() && !view.is_stopping && view.guard.is_present,
         };
         let stance = Stance {

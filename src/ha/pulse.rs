@@ -18,6 +18,7 @@ use super::record::{CommitSet, DataMember, ResignReason};
 use super::rules::{Mutation, Rules};
 use super::state::NodeState;
 use super::timing::Timing;
+use super::trouble::Trouble;
 use crate::types::{
     BootId, BootTime, ClusterGeneration, DaemonIncarnation, DataIncarnation, Generation, NodeId, WalPosition,
 };
@@ -105,6 +106,8 @@ pub struct Report {
     pub is_fit: bool,
     /// The generation that it would acknowledge now, were it asked; 0 for none. It is no acknowledgement (L2).
     pub grants: Generation,
+    /// What is wrong with its machine.
+    pub troubles: BTreeSet<Trouble>,
 }
 
 /// A node's word about its data.

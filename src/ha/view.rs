@@ -8,6 +8,7 @@ use super::pulse::PulseView;
 use super::record::{Assignment, CommitSet, DataMember, Durability, Goals, MemberKind, ResignReason};
 use super::rules::Rules;
 use super::timing::Timing;
+use super::trouble::Trouble;
 use crate::types::{BootTime, ClusterGeneration, Generation, Lsn, NodeId, Timeline, WalPosition};
 
 /// The newest record that this node has applied.
@@ -61,6 +62,8 @@ pub struct NodeView {
     pub newer_cluster: Option<ClusterGeneration>,
     /// Why this node is not fit to become active, if so (operator's order, disk, checks).
     pub unfit: Option<String>,
+    /// What is wrong with this node's machine.
+    pub troubles: BTreeSet<Trouble>,
 }
 
 impl NodeView {

@@ -195,6 +195,7 @@ impl ControlLoop {
             is_stopping,
             newer_cluster: shared.pulses.newer_cluster(),
             unfit: None,
+            troubles: shared.troubles(),
         }
     }
 

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
-use super::status::{CheckStatus, ClusterStatus, NodeStatus, PostgresStatus, RaftRole, Status, Versions};
+use super::status::{
+    CheckStatus, ClusterStatus, NodeStatus, PostgresStatus, RaftRole, Status, TroubleStatus, Versions,
+};
 use crate::ha::plan::Plan;
 use crate::ha::pulse::Report;
 use crate::ha::quorum::majority_of_every;
 use crate::ha::record::{CommitSet, Member, MemberKind};
 use crate::ha::state::NodeState;
+use crate::ha::trouble::Trouble;
 use crate::ha::view::NodeView;
 use crate::kv::State;
 use crate::postgres::PostgresFacts;
@@ -140,8 +143,15 @@ fn node_status(
         lsn,
         lag_bytes: active_lsn.zip(lsn).map(|(active, own)| active.0.saturating_sub(own.0)),
         version: member.version.clone(),
+        troubles: report
+            .map(|report| report.troubles.iter().map(|trouble| trouble_status(*trouble, member)).collect())
+            .unwrap_or_default(),
         checks: if member.id == shared.me { checks(shared, view, leadership) } else { BTreeMap::new() },
     }
+}
+
+fn trouble_status(trouble: Trouble, member: &Member) -> TroubleStatus {
+    TroubleStatus { text: trouble.of(member.name.as_str()), is_critical: trouble.is_critical() }
 }
 
 /// This node's own checks, by the names of the ancestors.
@@ -273,6 +283,9 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
             "{} is not heard: repair it, or remove it with `hasup nodes remove {}` and add another",
             node.name, node.name
         ));
+    }
+    for node in nodes.iter().filter(|node| node.is_reachable) {
+        warnings.extend(node.troubles.iter().map(|trouble| trouble.text.clone()));
     }
     if nodes.len() > 1 && nodes.len().is_multiple_of(2) {
         warnings.push(format!(

@@ -141,6 +141,18 @@ pub struct NodeStatus {
     pub version: String,
     /// Its checks by name.
     pub checks: BTreeMap<String, CheckStatus>,
+    /// What is wrong with its machine, by its last word.
+    #[serde(default)]
+    pub troubles: Vec<TroubleStatus>,
+}
+
+/// Something that is wrong with a node's machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TroubleStatus {
+    /// One sentence.
+    pub text: String,
+    /// Whether what the node is needed for has stopped already.
+    pub is_critical: bool,
 }
 
 /// A check of a node.

@@ -8,6 +8,7 @@ use crate::ha::quorum::majority_of_every;
 use crate::ha::record::{Assignment, CommitSet, ResignReason, SwitchoverGoal};
 use crate::ha::rules::Mutation;
 use crate::ha::state::NodeState;
+use crate::ha::trouble::Trouble;
 use crate::ha::view::{AppliedRecord, Job, NamesInEffect, NodeView, SyncNames};
 use crate::types::{BootTime, Generation, Lsn, NodeId};
 
@@ -94,6 +95,17 @@ impl Holder<'_> {
                 is_data && peer.report.is_fit && peer.is_fresh(view.now, &view.timing)
             })
         };
+        let can_write_elsewhere = || {
+            view.pulse.peers.values().any(|peer| {
+                let is_data = peer.report.data.is_some_and(|data| data.is_intact);
+                let has_room = !peer.report.troubles.iter().any(|trouble| trouble.is_of_disk());
+                is_data && peer.report.is_fit && has_room && peer.is_fresh(view.now, &view.timing)
+            })
+        };
+        // small writes may still succeed where there is room in a file; those that clients need do not
+        if is_primary && view.troubles.contains(&Trouble::DiskFull) && can_write_elsewhere() {
+            return Some(ResignReason::PostgresFailed);
+        }
         if may_be_primary && view.postgres.stalled_for > view.timing.write_stall_limit && can_be_replaced() {
             return Some(ResignReason::PostgresFailed);
         }

@@ -1,0 +1,40 @@
+//! What is wrong with a node's machine: said in its pulses, so that every node can tell an operator.
+
+use serde::{Deserialize, Serialize};
+
+/// What is wrong with a node's machine. New variants are added at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Trouble {
+    /// Raft has stopped there, as its disk is full: the node votes for nothing until it has room.
+    RaftStoppedDiskFull,
+    /// Raft has stopped there for another reason.
+    RaftStopped,
+    /// A disk of it takes no writes.
+    DiskFull,
+    /// A disk of it is nearly full.
+    DiskLow,
+}
+
+impl Trouble {
+    /// Returns whether what it is needed for has stopped already.
+    pub fn is_critical(self) -> bool {
+        self != Self::DiskLow
+    }
+
+    /// Returns it as a sentence about the node `name`.
+    pub fn of(self, name: &str) -> String {
+        match self {
+            Self::RaftStoppedDiskFull => {
+                format!("{name}'s Raft has stopped: disk full; it goes on by itself once there is room")
+            }
+            Self::RaftStopped => format!("{name}'s Raft has stopped; its log tells why"),
+            Self::DiskFull => format!("{name}'s disk is full: free some space there"),
+            Self::DiskLow => format!("{name}'s disk is nearly full: free some space there"),
+        }
+    }
+
+    /// Returns whether a node with it should not be chosen where another is as good.
+    pub fn is_of_disk(self) -> bool {
+        matches!(self, Self::DiskFull | Self::DiskLow | Self::RaftStoppedDiskFull)
+    }
+}

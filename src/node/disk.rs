@@ -1,0 +1,115 @@
+//! Looks after the room on the disks of data directory and database, beside the loop: a disk may hang.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Shared;
+use crate::ha::trouble::Trouble;
+use crate::postgres::layout::{free_bytes, size_bytes};
+use crate::sys::fs::write_durably;
+
+/// How often the disks are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A disk with less room is nearly full, as is one with less than a hundredth of it free, if that is not plenty.
+const LOW_BYTES: u64 = 64 << 20;
+const PLENTY_BYTES: u64 = 1 << 30;
+/// What is written to a disk that is nearly full, to see whether it takes writes.
+const PROBE_BYTES: usize = 256 << 10;
+/// A disk is called full after so many such writes in a row have failed for want of room.
+const FAILURES: u32 = 2;
+
+/// How much room a disk has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Room {
+    Enough,
+    Low,
+    Full,
+}
+
+impl Room {
+    /// Judges a disk of `size` bytes with `free` of them; `is_written` tries to write.
+    fn of(size: u64, free: u64, is_written: impl FnOnce() -> bool) -> Self {
+        if free >= LOW_BYTES.max((size / 100).min(PLENTY_BYTES)) {
+            Self::Enough
+        } else if is_written() {
+            Self::Low
+        } else {
+            Self::Full
+        }
+    }
+
+    /// Looks at the disk under `folder`. One that cannot be looked at is not called full.
+    fn look(folder: &Path) -> Self {
+        let (Ok(size), Ok(free)) = (size_bytes(folder), free_bytes(folder)) else { return Self::Enough };
+        Self::of(size, free, || {
+            // of a name that no copy of a database takes along
+            let probe = folder.join("pgsql_tmp.hasup");
+            let written = write_durably(&probe, &vec![0xA5; PROBE_BYTES], 0o600);
+            // One that failed may have left nothing to remove.
+            let _ = std::fs::remove_file(&probe);
+            let is_full =
+                |error: std::io::Error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+            !written.is_err_and(is_full)
+        })
+    }
+}
+
+/// Keeps `shared.room` up to date. Ends with the node.
+pub(super) async fn watch(shared: Arc<Shared>) {
+    let layout = shared.postgres.postgres.layout();
+    let folders = [shared.data_dir.clone(), layout.pgdata.clone(), layout.wal_dir()];
+    let mut failures = 0;
+    loop {
+        let seen = look(folders.clone()).await;
+        failures = if seen == Some(Room::Full) { failures + 1 } else { 0 };
+        let trouble = match seen {
+            Some(Room::Full) if failures >= FAILURES => Some(Trouble::DiskFull),
+            Some(Room::Full | Room::Low) => Some(Trouble::DiskLow),
+            Some(Room::Enough) | None => None,
+        };
+        let is_new = shared.disk.send_if_modified(|known| std::mem::replace(known, trouble) != trouble);
+        if is_new {
+            match trouble {
+                Some(trouble) => tracing::error!("{}", trouble.of(shared.name.as_str())),
+                None => tracing::info!("the disk has room again"),
+            }
+            shared.news.notify_one();
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn look(folders: [PathBuf; 3]) -> Option<Room> {
+    let looked = tokio::task::spawn_blocking(move || folders.iter().map(|folder| Room::look(folder)).max());
+    looked.await.ok().flatten()
+}
+
+impl Shared {
+    /// Returns what is wrong with this node's machine.
+    pub(super) fn troubles(&self) -> BTreeSet<Trouble> {
+        let raft = self.consensus.leadership().borrow().failed.clone().map(|failed| {
+            let is_full = failed.contains("No space left") || failed.contains("os error 28");
+            if is_full { Trouble::RaftStoppedDiskFull } else { Trouble::RaftStopped }
+        });
+        raft.into_iter().chain(*self.disk.borrow()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_low_by_its_size_and_full_only_when_it_takes_no_write() {
+        let of = |size: u64, free: u64| Room::of(size << 20, free << 20, || free > 0);
+        assert_eq!(of(1000, 65), Room::Enough);
+        assert_eq!(of(1000, 63), Room::Low);
+        assert_eq!(of(20_000, 199), Room::Low);
+        assert_eq!(of(4_000_000, 2000), Room::Enough, "two gigabytes are plenty");
+        assert_eq!(of(4_000_000, 1000), Room::Low);
+        assert_eq!(of(1000, 0), Room::Full);
+    }
+}
