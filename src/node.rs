@@ -242,7 +242,7 @@ impl Node {
             tasks.spawn("slots", slots::keep(Arc::clone(&shared)));
             tasks.spawn("collations", Arc::clone(&shared.postgres).compare_collations());
         }
-        tasks.spawn("postgres log", Arc::clone(&shared.postgres).follow_log());
+        tasks.spawn("postgres log", Arc::clone(&shared.postgres).follow_log(shared.data_dir.clone()));
         tasks.spawn("control loop", control_loop::run(Arc::clone(&shared), published));
         tasks.spawn("leader", leader::lead(Arc::clone(&shared)));
         tasks.spawn("admin", admin::serve(Arc::clone(&shared), orders));

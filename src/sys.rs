@@ -3,3 +3,4 @@
 pub mod clock;
 pub mod exec;
 pub mod fs;
+pub mod rotate;

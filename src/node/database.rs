@@ -4,6 +4,7 @@
 //! log's end or the receiver counts only if it began after the last step that changed them ended.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::postgres::{
     Divergence, PgError, Postgres, PostgresFacts, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
 };
 use crate::sys::clock::boot_now;
+use crate::sys::rotate::{LOG_BYTES_MAX, rotate};
 use crate::types::{BootTime, DataIncarnation, Generation, Lsn, NodeId, NodeName, Timeline, WalPosition};
 
 /// How long PostgreSQL may take to say how it is.
@@ -380,13 +382,28 @@ impl Database {
         }
     }
 
-    /// Reads PostgreSQL's log for commits whose wait for a standby was cancelled: no query tells. Ends with the node.
-    pub(super) async fn follow_log(self: Arc<Self>) {
+    /// Reads PostgreSQL's log for commits whose wait for a standby was cancelled: no query tells. Keeps that log short, and the
+    /// guard's, in `data_dir`. Ends with the node.
+    pub(super) async fn follow_log(self: Arc<Self>, data_dir: PathBuf) {
         let mut log = LogReader::at_end(self.postgres.layout().log_file());
         loop {
-            match log.cancelled_waits() {
+            let guard_log = data_dir.join("guard.log");
+            let looked = tokio::task::spawn_blocking(move || {
+                let count = log.cancelled_waits().and_then(|count| Ok(count + log.rotate(LOG_BYTES_MAX)?));
+                let count = count.and_then(|count| rotate(&guard_log, LOG_BYTES_MAX, || ()).map(|_| count));
+                (log, count)
+            });
+            let count;
+            (log, count) = match looked.await {
+                Ok(looked) => looked,
+                Err(error) => {
+                    tracing::debug!(%error, "PostgreSQL's log is not read any more");
+                    return;
+                }
+            };
+            match count {
                 Ok(count) => drop(self.cancelled_waits.fetch_add(count, Ordering::Relaxed)),
-                Err(error) => tracing::debug!(%error, "PostgreSQL's log is not read"),
+                Err(error) => tracing::debug!(%error, "PostgreSQL's log is not read, or not rotated"),
             }
             tokio::time::sleep(LOG_FOLLOW_EVERY).await;
         }

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 
+use crate::sys::rotate::rotate;
+
 /// The most that is read at once; the rest comes the next time.
 const BYTES_MAX: u64 = 1 << 20;
 
@@ -42,6 +44,33 @@ impl LogReader {
         let whole: Vec<u8> = self.rest.drain(..=end).collect();
         let count = String::from_utf8_lossy(&whole).lines().filter(|line| is_cancelled_wait(line)).count();
         Ok(count as u64)
+    }
+
+    /// Rotates the log where it has more than `bytes_max` bytes, and returns what [`Self::cancelled_waits`] would have.
+    ///
+    /// # Errors
+    /// It is not rotated.
+    pub fn rotate(&mut self, bytes_max: u64) -> io::Result<u64> {
+        let path = self.path.clone();
+        let mut count = Ok(0);
+        if rotate(&path, bytes_max, || count = self.read_out())? {
+            // it may be as long as before by the time that it is read
+            self.at = 0;
+            self.rest.clear();
+        }
+        count
+    }
+
+    /// Reads to the end.
+    fn read_out(&mut self) -> io::Result<u64> {
+        let mut count = 0;
+        loop {
+            let before = self.at;
+            count += self.cancelled_waits()?;
+            if self.at == before {
+                return Ok(count);
+            }
+        }
     }
 
     fn read(&mut self) -> io::Result<Vec<u8>> {
@@ -99,5 +128,19 @@ mod tests {
         assert_eq!(reader.cancelled_waits().unwrap(), 1, "a log that was replaced is read from its beginning");
         std::fs::remove_file(&path).unwrap();
         assert_eq!(reader.cancelled_waits().unwrap(), 0);
+    }
+
+    #[test]
+    fn no_line_goes_uncounted_when_the_log_is_rotated() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut file = File::options().create(true).append(true).open(&path).unwrap();
+        let mut reader = LogReader::at_end(path);
+        let lines = 3 * usize::try_from(BYTES_MAX).unwrap() / LINE.len();
+        file.write_all(LINE.repeat(lines).as_bytes()).unwrap();
+        assert_eq!(reader.rotate(1 << 20).unwrap(), lines as u64);
+        file.write_all(LINE.repeat(lines / 2).as_bytes()).unwrap();
+        assert_eq!(reader.rotate(10 << 20).unwrap(), 0, "it is short");
+        assert_eq!(reader.read_out().unwrap(), (lines / 2) as u64);
     }
 }
