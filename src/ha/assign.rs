@@ -534,10 +534,6 @@ impl Leader<'_> {
         let wished = self.view.goals.switchover.as_ref().filter(|goal| goal.from == self.a.generation);
         let has_failed =
             |node: NodeId| self.view.failed_promotion.get(&node).is_some_and(|until| *until > self.view.now);
-        let has_full_disk = |node: NodeId| {
-            let report = self.view.members.get(&node).and_then(|member| member.report.as_ref());
-            report.is_some_and(|report| report.troubles.iter().any(|trouble| trouble.is_of_disk()))
-        };
         let preference = |node: &NodeId| {
             let member = self.view.members.get(node);
             let is_wished = wished.is_some_and(|goal| goal.to.map_or(*node != self.a.node, |to| to == *node));
@@ -548,7 +544,7 @@ impl Leader<'_> {
                 is_wished,
                 !resigned_just_now,
                 // never at the price of data, so that full disks everywhere keep nobody from being chosen
-                !has_full_disk(*node),
+                member.and_then(|member| member.report.as_ref()).is_some_and(|report| report.has_room()),
                 member.map_or(0, |member| member.priority),
                 std::cmp::Reverse(*node),
             )

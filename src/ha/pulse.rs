@@ -110,6 +110,13 @@ pub struct Report {
     pub troubles: BTreeSet<Trouble>,
 }
 
+impl Report {
+    /// Returns whether the node says nothing of a disk that is full or will be soon.
+    pub fn has_room(&self) -> bool {
+        !self.troubles.iter().any(|trouble| trouble.is_of_disk())
+    }
+}
+
 /// A node's word about its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataReport {

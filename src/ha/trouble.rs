@@ -33,7 +33,7 @@ impl Trouble {
         }
     }
 
-    /// Returns whether a node with it should not be chosen where another is as good.
+    /// Returns whether it is about a disk that is full, or will be soon.
     pub fn is_of_disk(self) -> bool {
         matches!(self, Self::DiskFull | Self::DiskLow | Self::RaftStoppedDiskFull)
     }

@@ -390,17 +390,10 @@ impl Database {
             let guard_log = data_dir.join("guard.log");
             let looked = tokio::task::spawn_blocking(move || {
                 let count = log.cancelled_waits().and_then(|count| Ok(count + log.rotate(LOG_BYTES_MAX)?));
-                let count = count.and_then(|count| rotate(&guard_log, LOG_BYTES_MAX, || ()).map(|_| count));
-                (log, count)
+                (log, count.and_then(|count| rotate(&guard_log, LOG_BYTES_MAX, || ()).map(|_| count)))
             });
-            let count;
-            (log, count) = match looked.await {
-                Ok(looked) => looked,
-                Err(error) => {
-                    tracing::debug!(%error, "PostgreSQL's log is not read any more");
-                    return;
-                }
-            };
+            let Ok((same, count)) = looked.await else { return };
+            log = same;
             match count {
                 Ok(count) => drop(self.cancelled_waits.fetch_add(count, Ordering::Relaxed)),
                 Err(error) => tracing::debug!(%error, "PostgreSQL's log is not read, or not rotated"),

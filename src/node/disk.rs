@@ -18,8 +18,9 @@ const LOW_BYTES: u64 = 64 << 20;
 const PLENTY_BYTES: u64 = 1 << 30;
 /// What is written to a disk that is nearly full, to see whether it takes writes.
 const PROBE_BYTES: usize = 256 << 10;
-/// A disk is called full after so many such writes in a row have failed for want of room.
-const FAILURES: u32 = 2;
+/// A disk is called full after so many such writes in a row have failed for want of room, and nearly full meanwhile: of nodes that
+/// share a disk, none gives the role up to another.
+const FAILURES: u32 = 3;
 
 /// How much room a disk has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

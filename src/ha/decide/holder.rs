@@ -98,8 +98,7 @@ impl Holder<'_> {
         let can_write_elsewhere = || {
             view.pulse.peers.values().any(|peer| {
                 let is_data = peer.report.data.is_some_and(|data| data.is_intact);
-                let has_room = !peer.report.troubles.iter().any(|trouble| trouble.is_of_disk());
-                is_data && peer.report.is_fit && has_room && peer.is_fresh(view.now, &view.timing)
+                is_data && peer.report.is_fit && peer.report.has_room() && peer.is_fresh(view.now, &view.timing)
             })
         };
         // small writes may still succeed where there is room in a file; those that clients need do not
