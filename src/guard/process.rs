@@ -345,7 +345,7 @@ impl Guard {
     }
 
     /// What `pg_ctl promote` does. The file is what counts: any of its children may have the postmaster look for it.
-    fn promote(&self, generation: Generation) -> Result<(), String> {
+    fn promote(&mut self, generation: Generation) -> Result<(), String> {
         self.state.may_promote(generation, boot_now())?;
         let Some(postgres) = &self.postgres else {
             return Err("PostgreSQL does not run and cannot be promoted".to_owned());
@@ -354,7 +354,10 @@ impl Guard {
         write_volatile(&trigger, b"").map_err(|error| format!("write {}: {error}", trigger.display()))?;
         // a disk may have held that up
         if let Err(refused) = self.state.may_promote(generation, boot_now()) {
-            let _ = fs::remove_file(&trigger);
+            if fs::remove_file(&trigger).is_err() {
+                // it would promote at any later signal, past the lease (L15)
+                self.state.begin_fence(boot_now(), Duration::ZERO);
+            }
             return Err(refused);
         }
         send(postgres.process.pid, Signal::USR1);

@@ -81,6 +81,8 @@ struct Memory {
     cleanly_stopped: Option<(Generation, WalPosition)>,
     lineage: Option<(Generation, Lineage, Option<Parted>)>,
     job: Option<Job>,
+    /// Work that failed, and when it may be tried again: other work may have taken its place meanwhile.
+    retries: Vec<(Job, BootTime)>,
     changed_at: BootTime,
     started_at: Option<BootTime>,
     log_read_at: BootTime,
@@ -294,6 +296,11 @@ impl Database {
     /// Takes the one place for long work; none while other work holds it.
     pub(super) fn begin_job(self: &Arc<Self>, job: Job) -> Option<JobPlace> {
         let mut memory = self.memory.lock();
+        let now = boot_now();
+        memory.retries.retain(|(_, retry_at)| *retry_at > now);
+        if memory.retries.iter().any(|(work, _)| *work == job) {
+            return None;
+        }
         // what has failed gives its place up to other work
         if memory.job.as_ref().is_some_and(|job| !matches!(job, Job::Failed { .. })) {
             return None;
@@ -323,6 +330,7 @@ impl Database {
         *memory = Memory {
             lineage: memory.lineage,
             job: memory.job.take(),
+            retries: std::mem::take(&mut memory.retries),
             started_at,
             changed_at: boot_now(),
             ..Memory::default()
@@ -384,7 +392,11 @@ impl Database {
     pub(super) async fn follow_log(self: Arc<Self>) {
         let mut log = LogReader::at_end(self.postgres.layout().log_file());
         loop {
-            match log.cancelled_waits() {
+            // a disk may hold it up
+            let look = move || (log.cancelled_waits(), log);
+            let Ok((count, back)) = tokio::task::spawn_blocking(look).await else { return };
+            log = back;
+            match count {
                 Ok(count) => drop(self.cancelled_waits.fetch_add(count, Ordering::Relaxed)),
                 Err(error) => tracing::debug!(%error, "PostgreSQL's log is not read"),
             }
@@ -402,7 +414,12 @@ impl Database {
     pub(super) async fn compare_collations(self: Arc<Self>) {
         loop {
             let answers = matches!(self.last_observation().facts, PostgresFacts::Live(_));
-            let found = if answers { self.postgres.collation_warnings(SIZE_LIMIT).await.ok() } else { None };
+            let found = if answers { Some(self.postgres.collation_warnings(SIZE_LIMIT).await) } else { None };
+            let found = found.map(|found| {
+                let told =
+                    |error| vec![format!("whether this machine sorts text as the others do is not known: {error}")];
+                found.unwrap_or_else(told)
+            });
             let pause = if found.is_some() { COLLATIONS_EVERY } else { COLLATIONS_AGAIN };
             if let Some(warnings) = found {
                 let mut known = self.collation_warnings.lock();
@@ -571,8 +588,10 @@ pub(super) struct JobPlace {
 impl JobPlace {
     /// Ends the work as failed; it is tried again after `pause` at the earliest.
     pub(super) fn fail(mut self, error: String, pause: Duration) {
+        let retry_at = boot_now() + pause;
         let work = Box::new(self.job.clone());
-        self.outcome = Some(Some(Job::Failed { work, error, retry_at: boot_now() + pause }));
+        self.database.memory.lock().retries.push((self.job.clone(), retry_at));
+        self.outcome = Some(Some(Job::Failed { work, error, retry_at }));
     }
 
     /// Says that the work is something else by now.
