@@ -4,6 +4,7 @@ pub mod begin;
 mod found;
 mod identity;
 mod join;
+pub mod mend;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -30,6 +31,7 @@ use crate::node::tasks::Tasks;
 use crate::node::{Node, NodeParts, default_timing};
 use crate::peer::{self, PeerAddress, PeerClient};
 use crate::postgres::adopt::{self, AdoptRefused, Adoption};
+use crate::postgres::slots::keep_limit_mib;
 use crate::postgres::{Layout, Postgres, PostgresSetup, Programs, SslPaths, StaticSettings};
 use crate::pulse::{PulseConfig, PulseSecret};
 use crate::raft::{Consensus, RaftTiming};
@@ -153,7 +155,10 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
         tasks.spawn("watchdog", feed_watchdog(node.rounds(), limit));
     }
 
-    let ended = until_stopped(&node, tasks).await;
+    let ended = tokio::select! {
+        ended = until_stopped(&node, tasks) => ended,
+        () = mend::until_a_start_mends_raft(consensus.leadership(), &node, &raft_folder) => Ended::Failed,
+    };
     notify_supervisor(&[sd_notify::NotifyState::Stopping]);
     if let Ended::InOrder = ended {
         tracing::info!("stopping in order: the active role is handed over, then PostgreSQL stops");
@@ -176,7 +181,7 @@ enum Ended {
     InOrder,
     /// The daemon alone ends; guard and PostgreSQL go on.
     Restart,
-    /// A task has panicked.
+    /// A task has panicked, or Raft has stopped.
     Failed,
 }
 
@@ -298,6 +303,11 @@ fn addresses(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {
     listeners.iter().map(|listener| listener.local_addr().context("see the peer port's address")).collect()
 }
 
+/// Returns the nearest folder on the way to `path` that is there: where the database will lie, its disk is.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"))
+}
+
 fn layout(config: &Config) -> Layout {
     Layout { data_dir: config.data_dir.clone(), pgdata: config.postgres.data_dir.clone(), owner: None }
 }
@@ -311,6 +321,8 @@ fn static_settings(config: &Config) -> StaticSettings {
         logical: false,
         ssl: SslPaths { certificate: paths.certificate, key: paths.key, ca: paths.ca },
         wal_keep_mib: WAL_KEEP_MIB,
+        // a disk that cannot be looked at gets the least
+        slot_keep_mib: keep_limit_mib(existing(&config.postgres.data_dir), WAL_KEEP_MIB).unwrap_or(WAL_KEEP_MIB),
         local_user: user_name(),
         extra: config.postgres.settings.clone(),
     }

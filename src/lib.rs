@@ -71,7 +71,8 @@
 //! - **L1** The lease ends one span after the *sending* of the newest pulse that a majority acknowledged, on the boot-time
 //!   clock. Only echoes of this life of the daemon and this generation count. The span travels in the pulse that asks and in the
 //!   acknowledgement: what each node believes of the options at that moment changes nothing.
-//! - **L2** A voter acknowledges only the newest record it has applied, and never a generation it barred. It then promises to
+//! - **L2** A voter acknowledges only the newest record it has applied, and never a generation it barred. What is applied is on
+//!   its disk before, as is the mark that it is committed: a power cut takes back nothing that was acted upon. It then promises to
 //!   support nobody else for the span plus margin: an instant, which no option moves. Longer spans than are on its disk it does not
 //!   acknowledge, and after its own start it assumes that it had promised that much.
 //! - **L3** Pulses ask for the lease, and acknowledge it, only while the control loop is alive; a network thread alone keeps no
@@ -89,17 +90,22 @@
 //! - **L10** The position said is the end of valid WAL on disk. Unsure means "not yet", never less.
 //! - **L11** A generation follows when a majority of the voters barred the one before, *and* for every commit set so many of
 //!   its members stated their position that none of its commits can be missing. A resignation spares the waiting, not these.
-//! - **L12** Chosen is the furthest (timeline, LSN); then fitness, then priority. Priority never costs data.
+//!   Where commits wait for nobody because an operator said so (`durability=one_node`), the set still names who follows: a
+//!   majority of those is enough, and the record says that what the former active node alone had acknowledged may be lost.
+//! - **L12** Chosen is the furthest (timeline, LSN); then fitness, then priority. Priority never costs data. Where the furthest is
+//!   not fit, one with less is chosen only if fewer than k of each set can hold what it lacks; else nobody is, which status foretells.
 //! - **L13** The record reserves the new timeline's number, so a number has one maker and (timeline, LSN) orders all WAL.
 //! - **L14** A bar is lifted by a higher generation alone. A barred holder that lives on may be assigned again.
-//! - **L15** Nothing is promoted without a lease of its own generation.
+//! - **L15** Nothing is promoted without a lease of its own generation; the guard, which alone tells PostgreSQL to, refuses it.
 //! - **L16** The new commit set comes from who answered; older records retire only when the new one has *opened*: k of its
 //!   members hold all WAL up to the promotion.
-//! - **L17** Who does not manage to promote in time resigns and stays out of the choice for a while.
+//! - **L17** Who does not manage to promote in time resigns and stays out of the choice for a while. A primary whose daemon
+//!   started anew and gets no connection is not one of those: it is given up only if it answers nobody, and others can take over.
 //!
 //! **Commit sets, rebuilds, guard, membership**
 //!
-//! - **L18** A set changes by way of both: record with old and new, in effect in PostgreSQL, caught up, record with the new.
+//! - **L18** A set changes by way of both: record with old and new, in effect in PostgreSQL, caught up, record with the new. The
+//!   active node's word that it is so names the record, by its place in the log, and counts for no other.
 //! - **L19** A rewind or a copy makes a new data incarnation, which answers nothing until it is whole again. Nobody deletes data
 //!   that a commit may still need.
 //! - **L20** The guard holds the deadline and the list of what it kills. Services follow only a certain end of their former host.
@@ -108,7 +114,8 @@
 //! - **L23** One node is a majority of one. The third node makes two voters in one change. Even members beyond are spares.
 //! - **L24** With its one standby gone, a witness cluster waits for nobody, and only its active node may succeed itself.
 //! - **L25** After a power cut each node completes its bar, starts PostgreSQL as a standby and states its position.
-//! - **L26** Recovery of a lost majority opens a new cluster generation; nodes of the old stay out until they join empty.
+//! - **L26** Recovery of a lost majority opens a new cluster generation; nodes of the old stay out until they join empty. Who hears of
+//!   a higher one neither asks nor grants, ends what role it has, and waits for a person.
 //! - **L27** A leader that does not hear the active node hands leadership to a voter that does.
 //! - **L28** Writing in a minority begins only after a durable resignation and is no part of the cluster's history.
 //!

@@ -29,6 +29,7 @@ pub mod options;
 mod propose;
 mod publish;
 mod service;
+mod slots;
 pub mod status;
 pub mod tasks;
 mod views;
@@ -215,6 +216,11 @@ impl Node {
         let watched = Arc::clone(&shared);
         tasks.spawn("postgres watch", Arc::clone(&shared.postgres).watch_postgres(move || watched.postgres_process()));
         tasks.spawn("write probe", Arc::clone(&shared.postgres).probe_writes());
+        if parts.kind == MemberKind::Data {
+            tasks.spawn("slots", slots::keep(Arc::clone(&shared)));
+            tasks.spawn("collations", Arc::clone(&shared.postgres).compare_collations());
+        }
+        tasks.spawn("postgres log", Arc::clone(&shared.postgres).follow_log());
         tasks.spawn("control loop", control_loop::run(Arc::clone(&shared), published));
         tasks.spawn("leader", leader::lead(Arc::clone(&shared)));
         tasks.spawn("admin", admin::serve(Arc::clone(&shared), orders));

@@ -18,18 +18,21 @@
 pub mod adopt;
 pub mod basebackup;
 pub mod client;
+pub mod collation;
 pub mod conf_file;
 pub mod control;
 pub mod controldata;
 pub mod history;
 pub mod initdb;
 pub mod layout;
+pub mod log;
 pub mod observe;
 pub mod position;
 pub mod programs;
 pub mod provision;
 pub mod rewind;
 pub mod settings;
+pub mod slots;
 
 pub use client::Session;
 pub use control::{Postgres, PostgresSetup};

@@ -22,10 +22,13 @@ pub mod log_store;
 mod log_writer;
 pub mod members;
 pub mod network;
+pub mod runtime;
 mod serve;
 pub mod state_machine;
 pub mod types;
 
-pub use consensus::{Consensus, Leadership, OpenError, ProposeError, RaftTiming, ReadError};
+pub use consensus::{
+    Compaction, Consensus, Foundation, Leadership, LogHandle, OpenError, ProposeError, RaftTiming, ReadError,
+};
 pub use network::{Lane, RaftRpc, RaftTransport, TransportError};
 pub use state_machine::Applied;

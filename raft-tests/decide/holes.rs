@@ -219,6 +219,35 @@ fn a_primary_armed_before_the_daemon_started_is_not_given_up_because_nobody_gets
 }
 
 #[test]
+fn a_word_about_an_earlier_record_settles_nothing_of_this_one() {
+    let mut script = Script::new("", 3);
+    script.tick(&[1, 2, 3]);
+    // the set is the same again as when node 1 last looked, and another was in between
+    script.record.0.commit_sets = vec![set(&[2], 1), set(&[2, 3], 1)];
+    script.record.1 += 2;
+    script.lead(2, &[1, 2, 3]);
+    assert_eq!(script.record.0.commit_sets.len(), 2, "the old set stays until node 1 speaks of this record");
+    script.tick(&[1, 2, 3]);
+    script.lead(2, &[1, 2, 3]);
+    assert_eq!(script.record.0.commit_sets.len(), 1);
+}
+
+#[test]
+fn who_hears_of_a_later_life_of_the_cluster_ends_its_role_and_helps_nobody() {
+    let mut script = Script::new("", 3);
+    for node in [1, 2] {
+        script.node(node).newer_cluster = Some(hasup::types::ClusterGeneration(2));
+    }
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 1, |step| matches!(step, Step::Fence { .. })), "{:?}", script.plans[&1]);
+    for node in [1, 2] {
+        let stance = &script.plans[&node].stance;
+        assert_eq!((stance.asks, stance.grants, stance.report.suspects), (None, None, Generation(0)), "node {node}");
+        assert_eq!(script.plans[&node].serves_until, None);
+    }
+}
+
+#[test]
 fn senders_stay_only_where_old_and_new_copies_of_the_names_cannot_err() {
     let names = |nodes: &[u64], k: u32| SyncNames::Set(set(nodes, k));
     assert!(names(&[2], 1).may_mix_with(&names(&[2, 3], 1)));

@@ -129,6 +129,7 @@ impl Script {
             },
             job: None,
             is_stopping: false,
+            newer_cluster: None,
             unfit: None,
         };
         self.nodes.insert(node, view);

@@ -140,7 +140,8 @@ impl Cluster {
             listen_addresses: vec!["127.0.0.1".to_owned()],
             logical: false,
             ssl: self.write_certificate(&layout.data_dir, id),
-            wal_keep_mib: 128,
+            wal_keep_mib: 32,
+            slot_keep_mib: 320,
             local_user: "postgres".to_owned(),
             extra: [("shared_buffers".to_owned(), "16MB".to_owned())].into(),
         };
@@ -159,7 +160,7 @@ impl Cluster {
         node.start(None).await;
         node.postgres.set_sync_names(&SyncNames::Empty, true, LIMIT).await.unwrap();
         node.arm(1, Duration::from_secs(600)).await;
-        node.postgres.promote(Timeline(2), LIMIT).await.unwrap();
+        node.promote(1, Timeline(2)).await;
         node.postgres.provision(LIMIT).await.unwrap();
         node
     }
@@ -257,6 +258,12 @@ impl Node {
             other => Err(format!("{other:?}\n{}", self.log())),
         })
         .await;
+    }
+
+    /// Promotes through the guard, armed for `generation` before.
+    pub async fn promote(&self, generation: u64, timeline: Timeline) {
+        let trigger = async { self.guard.promote(Generation(generation)).await.map_err(|error| error.to_string()) };
+        self.postgres.promote(timeline, LIMIT, trigger).await.unwrap();
     }
 
     pub async fn arm(&self, generation: u64, span: Duration) {

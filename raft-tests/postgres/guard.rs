@@ -136,6 +136,9 @@ async fn daemon_is_replaced_unnoticed_and_the_guards_death_is_a_fence() {
     node.postgres.layout().put_standby_signal().unwrap();
     fourth.start_postgres(spec).await.unwrap();
     node.answers().await;
+    // what the lost guard was armed for, its successor is not
+    let refused = fourth.promote(Generation(1)).await.unwrap_err().to_string();
+    assert!(refused.contains("not armed") && !pgdata.join("promote").exists(), "{refused}");
     let stopped = fourth.stop(StopMode::Immediate { kill_after: Duration::from_millis(200) }).await.unwrap();
     assert!(stopped.postgres.is_none() && !stopped.processes_left);
     send(stopped.guard_pid, Signal::KILL);

@@ -4,3 +4,4 @@
 mod fixture;
 mod guard;
 mod roles;
+mod slots;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use raft_tests::program::{alone, lacks_postgres, skip};
 
-use crate::node::{Node, contents, pause};
+use crate::node::{Node, as_postgres, contents, pause, programs};
 
 /// A server in Debian's layout below a node's folder: data here, settings there, a socket elsewhere.
 struct Server {
@@ -17,31 +17,10 @@ struct Server {
     host: String,
 }
 
-fn as_postgres(program: &Path, words: &[&str]) -> String {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups", "--"]).arg(program).args(words);
-    // a server keeps what it is given: pipes of this test would never close
-    let out = tempfile::tempfile().unwrap();
-    let ended = command
-        .env("LC_ALL", "C")
-        .current_dir("/")
-        .stdin(std::process::Stdio::null())
-        .stdout(out.try_clone().unwrap())
-        .stderr(out.try_clone().unwrap())
-        .status()
-        .unwrap();
-    let mut text = String::new();
-    std::io::Seek::rewind(&mut &out).unwrap();
-    std::io::Read::read_to_string(&mut &out, &mut text).unwrap();
-    assert!(ended.success(), "{} {words:?}: {text}", program.display());
-    text
-}
-
 impl Server {
     /// Makes a stopped server with a role, a database and 1000 rows.
     fn new(node: &Node) -> Self {
-        let versions = fs::read_dir("/usr/lib/postgresql").unwrap().flatten().map(|entry| entry.path().join("bin"));
-        let bin = versions.filter(|bin| bin.join("initdb").exists()).max().unwrap();
+        let bin = programs();
         let root = node.folder.path().join("debian");
         for folder in ["", "lib", "lib/main", "etc", "etc/main", "etc/main/conf.d", "run", "archive"] {
             fs::create_dir(root.join(folder)).unwrap();
@@ -72,6 +51,12 @@ impl Server {
         server.sql("postgres", "create database shop owner shopper");
         server.sql("shop", "create table orders as select n from generate_series(1, 1000) n");
         server.sql("shop", "alter table orders owner to shopper");
+        // as if it had been made on a machine with another ICU
+        server.sql(
+            "postgres",
+            "create database tales template template0 encoding utf8 locale_provider icu icu_locale 'en-US'",
+        );
+        server.sql("postgres", "update pg_database set datcollversion = '1.5' where datname = 'tales'");
         server.sql("shop", "alter system set autovacuum_naptime = '77s'");
         server.stop();
         server
@@ -169,7 +154,22 @@ fn a_stopped_server_is_adopted_with_all_that_it_has_and_a_standby_of_it_too() {
 
     // a copy takes settings and access rules along, and serves the same clients when it is active
     let mut second = Node::new(72);
-    second.join(&node, started["join_token"].as_str().unwrap());
+    let joined = second.join(&node, started["join_token"].as_str().unwrap());
+    // indexes that were built with other collations are told, on each machine, with the cure
+    let cure = "ALTER DATABASE \"tales\" REFRESH COLLATION VERSION";
+    let warned = |text: &str| text.contains("ICU 1.5") && text.contains("REINDEX DATABASE") && text.contains(cure);
+    assert!(warned(joined["warnings"][0].as_str().unwrap()), "{joined}");
+    for member in [&node, &second] {
+        let checked = member.hasup(&["check"]);
+        assert!(checked.code == Some(1) && warned(&checked.out), "{checked:?}");
+        assert!(warned(&member.hasup(&["status"]).out), "{:?}", member.hasup(&["status"]));
+    }
+    server.sql("tales", "alter database tales refresh collation version");
+    for member in [&node, &second] {
+        member.until("the cure to be seen", |status| {
+            status["postgres"]["warnings"].as_array().is_some_and(Vec::is_empty)
+        });
+    }
     let copy = Server {
         host: second.host.clone(),
         port: second.ports[2],
@@ -191,7 +191,7 @@ fn a_stopped_server_is_adopted_with_all_that_it_has_and_a_standby_of_it_too() {
     second.run();
     node.until("an active node again", |status| {
         let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-        nodes.iter().any(|node| node["state"] == "active")
+        status["postgres"]["is_accepting"] == true && nodes.iter().any(|node| node["state"] == "active")
     });
     assert_eq!(server.client("select count(*) from orders"), "1001");
 }

@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
 
 use raft_tests::program::{alone, lacks_postgres, skip};
 
@@ -75,4 +78,74 @@ fn a_member_that_is_not_there_is_told() {
     let ended = node.refused(&["join", "127.0.0.42:9", "--token-file", &file.display().to_string()]);
     assert!(matches!(ended.code, Some(1..=3)), "{ended:?}");
     assert!(!ended.err.contains("panicked"), "{ended:?}");
+}
+
+/// A small file system of its own; unmounted when dropped.
+struct Disk<'a>(&'a Path);
+
+impl<'a> Disk<'a> {
+    fn mount(folder: &'a Path, size: &str) -> Option<Self> {
+        fs::create_dir(folder).unwrap();
+        let options = format!("size={size},mode=0777");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(folder).status();
+        mounted.is_ok_and(|ended| ended.success()).then_some(Self(folder))
+    }
+}
+
+impl Drop for Disk<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
+    }
+}
+
+/// Returns a folder with PostgreSQL's programs of another major version, as far as anybody asks them.
+fn programs_of(version: &str, folder: &Path) -> String {
+    let bin = folder.join("bin");
+    fs::create_dir(&bin).unwrap();
+    for name in ["postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_controldata", "pg_resetwal"] {
+        let path = bin.join(name);
+        fs::write(&path, format!("#!/bin/sh\necho '{name} (PostgreSQL) {version}'\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    bin.display().to_string()
+}
+
+#[test]
+fn a_join_with_too_little_disk_or_another_postgresql_is_refused_before_anything_is_touched() {
+    let name = "a_join_with_too_little_disk_or_another_postgresql_is_refused_before_anything_is_touched";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let mut first = Node::new(45);
+    let started = first.start(&[]);
+    let token = started["join_token"].as_str().unwrap();
+    let database =
+        |node: &Node| node.data_dir().join("pgdata").exists() || node.data_dir().join("identity.json").exists();
+
+    let other = Node::new(46);
+    let bin = programs_of("14.11", other.folder.path());
+    let ended = other.refused(&["join", &first.peer(), "--token", token, "--postgres-bin-dir", &bin]);
+    ended.fails(3, &["this node has PostgreSQL 14", "Install postgresql-", "--witness"]);
+    assert!(!database(&other), "something was begun");
+
+    // the whole node on a small disk, and the database alone
+    let small = Node::new(47);
+    let (data_dir, elsewhere) = (small.data_dir(), small.folder.path().join("elsewhere"));
+    for (folder, more) in [(&data_dir, None), (&elsewhere, Some(elsewhere.join("main").display().to_string()))] {
+        let Some(disk) = Disk::mount(folder, "64m") else {
+            return skip(name, "no tmpfs can be mounted here");
+        };
+        let mut words = vec!["join".to_owned(), first.peer(), "--token".to_owned(), token.to_owned()];
+        words.extend(more.into_iter().flat_map(|path| ["--postgres-data-dir".to_owned(), path]));
+        let ended = small.refused(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        ended.fails(3, &["bytes are free", "are needed", "--data-dir"]);
+        assert!(!database(&small) && !elsewhere.join("main").exists(), "something was begun");
+        drop(disk);
+        let _ = fs::remove_dir_all(&data_dir);
+    }
+
+    let status = first.json(&["status"]);
+    assert_eq!(status["nodes"].as_array().unwrap().len(), 1, "nobody was admitted: {status}");
+    assert_eq!(status["active_ready"], true, "{status}");
 }

@@ -1,6 +1,8 @@
 //! A cluster that grows to three and shrinks again, by command.
 
 use std::fs;
+use std::io::Write;
+use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use raft_tests::program::{alone, lacks_postgres, skip};
@@ -59,6 +61,7 @@ fn one_node_serves_its_operator() {
     assert!(first.hasup(&["status"]).out.contains("n51 is active"));
 
     keys(&first);
+    hostile_bytes(&first);
     options_and_goals(&first);
     second_begin(&first);
     joins_refused(&first, text(&started["join_token"]));
@@ -115,6 +118,46 @@ fn keys(node: &Node) {
     assert_eq!(node.hasup(&["kv", "get", "a"]).code, Some(1));
     let refused = node.hasup(&["kv", "put", "hasup/next_master", "n9"]);
     assert_ne!(refused.code, Some(0), "hasup's own keys are not for others: {refused:?}");
+}
+
+/// Throws what no peer would say at all three ports; the node goes on as if nothing were.
+fn hostile_bytes(node: &Node) {
+    let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    // what the first bytes promise is not kept: a record of TLS, a request, a length, nothing
+    let beginnings: [&[u8]; 6] = [
+        &[],
+        &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xFC, 0x03, 0x03],
+        b"GET /v1/status HTTP/1.1\r\nHost: ",
+        b"POST /v1/kv HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\n",
+        &[0xFF; 16],
+        &[1, 1, 0, 0, 0, 0, 0, 0, 0],
+    ];
+    let [peer, api, _] = node.ports;
+    let udp = UdpSocket::bind((node.host.as_str(), 0)).unwrap();
+    for round in 0..60 {
+        let length = usize::try_from(random() % 3000).unwrap();
+        let mut bytes = beginnings[round % beginnings.len()].to_vec();
+        bytes.extend((0..length).map(|_| random().to_le_bytes()[0]));
+        for port in [peer, api] {
+            let mut stream = TcpStream::connect((node.host.as_str(), port)).unwrap();
+            // it may have hung up by then, which is right
+            let _ = stream.write_all(&bytes);
+            if round % 2 == 0 {
+                let _ = stream.shutdown(Shutdown::Write);
+            }
+        }
+        let _ = udp.send_to(&bytes[..bytes.len().min(1400)], (node.host.as_str(), peer));
+    }
+    assert_eq!(node.json(&["status"])["active"], node.name.as_str());
+    node.json(&["kv", "put", "after", "it"]);
+    node.json(&["kv", "delete", "after"]);
+    assert!(!node.log().contains("panicked"), "{}", node.log());
 }
 
 fn options_and_goals(node: &Node) {
@@ -206,6 +249,17 @@ fn names_changed_by_hand(active: &Node) {
     assert_eq!(active.sql("show synchronous_standby_names"), names);
 }
 
+/// Waits until the node's PostgreSQL has exactly these replication slots.
+#[track_caller]
+fn keeps_log(node: &Node, slots: &str) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let found = || node.sql("select string_agg(slot_name, ',' order by slot_name) from pg_replication_slots");
+    while found() != slots {
+        assert!(Instant::now() < deadline, "{} has the slots `{}`, not `{slots}`", node.name, found());
+        pause();
+    }
+}
+
 #[test]
 fn a_cluster_grows_to_three_and_shrinks_by_command() {
     let name = "a_cluster_grows_to_three_and_shrinks_by_command";
@@ -252,10 +306,15 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     first.hasup(&["promote", "n63", "--force"]).fails(3, &["Nothing was"]);
     first.hasup(&["nodes", "remove", "n62"]).fails(3, &["is active"]);
 
+    // each keeps log for the two others, whatever its role, and for nobody who has gone
+    keeps_log(&second, "hasup_n1,hasup_n3");
+    keeps_log(&first, "hasup_n2,hasup_n3");
     first.json(&["nodes", "remove", "n63"]);
     let status = first.until("two members", |status| status["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2));
     assert!(status["nodes"].as_array().unwrap().iter().all(|node| node["name"] != "n63"), "{status}");
     third.stop();
+    keeps_log(&first, "hasup_n2");
+    keeps_log(&second, "hasup_n1");
     second.until("writes with two", |status| status["active"] == "n62" && status["cluster"]["majority"] == true);
     for node in [&first, &second, &third] {
         assert!(!node.log().contains("panicked"), "{}", node.log());

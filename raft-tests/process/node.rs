@@ -28,6 +28,7 @@ pub(crate) struct Ended {
 
 impl Ended {
     /// Returns the JSON that it printed, having succeeded.
+    /// Runs a command with `--json`.
     pub(crate) fn json(&self) -> Value {
         assert_eq!(self.code, Some(0), "{self:?}");
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
@@ -91,7 +92,6 @@ impl Node {
         run(words.iter().map(|word| (*word).to_owned()).chain(self.place()), Stdio::null())
     }
 
-    /// Runs a command with `--json`.
     /// Runs a statement as the superuser and returns its first value.
     pub(crate) fn sql(&self, statement: &str) -> String {
         let mut psql = Command::new("psql");
@@ -101,6 +101,7 @@ impl Node {
         String::from_utf8_lossy(&ended.stdout).trim_end().to_owned()
     }
 
+    /// Runs a command with `--json`.
     pub(crate) fn json(&self, words: &[&str]) -> Value {
         self.hasup(&[words, &["--json"]].concat()).json()
     }
@@ -230,6 +231,33 @@ impl Drop for Node {
             pause();
         }
     }
+}
+
+/// Returns the folder of PostgreSQL's newest programs.
+pub(crate) fn programs() -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql").unwrap().flatten().map(|entry| entry.path().join("bin"));
+    versions.filter(|bin| bin.join("initdb").exists()).max().unwrap()
+}
+
+/// Runs a program as PostgreSQL's user and returns what it printed, having succeeded.
+pub(crate) fn as_postgres(program: &Path, words: &[&str]) -> String {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups", "--"]).arg(program).args(words);
+    // a server keeps what it is given: pipes of this test would never close
+    let out = tempfile::tempfile().unwrap();
+    let ended = command
+        .env("LC_ALL", "C")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(out.try_clone().unwrap())
+        .stderr(out.try_clone().unwrap())
+        .status()
+        .unwrap();
+    let mut text = String::new();
+    std::io::Seek::rewind(&mut &out).unwrap();
+    std::io::Read::read_to_string(&mut &out, &mut text).unwrap();
+    assert!(ended.success(), "{} {words:?}: {text}", program.display());
+    text
 }
 
 /// Runs the binary with `words` and waits for its end.

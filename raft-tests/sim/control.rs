@@ -216,6 +216,7 @@ impl World {
             postgres,
             job: daemon.running.as_ref().map(|running| running.job.clone()),
             is_stopping: daemon.is_stopping,
+            newer_cluster: None,
             unfit: None,
         }
     }
@@ -231,6 +232,11 @@ impl World {
             host.disk = writing.durable;
         }
         host.daemon_epoch += 1;
+        if host.pg.is_stopping {
+            // the guard ends what was begun
+            let delay = crate::node::span(self.timing.clean_stop_limit);
+            self.postgres_kill(node, delay);
+        }
         self.note(|| format!("the daemon of node {} is gone", node + 1));
     }
 

@@ -78,6 +78,8 @@ pub enum Fault {
     Remove { target: Target },
     /// An attacker sends old datagrams again.
     Replay { count: u64 },
+    /// An operator changes what commits wait for.
+    Durability { durability: Durability },
     /// An operator changes the length of the lease, for good or until he thinks better of it.
     Multiplier { thousandths: u32 },
 }
@@ -121,6 +123,8 @@ pub struct Schedule {
     pub members: usize,
     /// What commits wait for.
     pub durability: Durability,
+    /// Who is never made active by itself.
+    pub nofailover: Option<usize>,
     /// What goes wrong, and when.
     pub faults: Vec<(Time, Fault)>,
     /// What goes wrong at its moment.
@@ -142,7 +146,9 @@ pub fn draw(seed: u64) -> Schedule {
         58..=61 => (vec![Data; 5], 3, Durability::TwoNodes),
         62..=74 => (vec![Data, Data, Witness], 3, Durability::TwoNodes),
         75..=79 => (vec![Data; 5], 5, Durability::TwoNodes),
-        80..=91 => (vec![Data; 3], 1, Durability::TwoNodes),
+        80..=89 => (vec![Data; 3], 1, Durability::TwoNodes),
+        90 => (vec![Data; 3], 1, Durability::OneNode),
+        91 => (vec![Data; 5], 5, Durability::OneNode),
         92..=93 => (vec![Data; 3], 3, Durability::BestEffort),
         94 => (vec![Data; 5], 5, Durability::BestEffort),
         95..=96 => (vec![Data; 2], 2, Durability::TwoNodes),
@@ -154,6 +160,7 @@ pub fn draw(seed: u64) -> Schedule {
         kinds,
         members,
         durability,
+        nofailover: None,
         faults: Vec::new(),
         armed: Vec::new(),
         heal_at: 32 * SECOND,
@@ -224,6 +231,15 @@ pub fn draw(seed: u64) -> Schedule {
         for _ in 0..rng.between(1, 6) {
             let at = rng.millis(2_500, 31_000);
             schedule.faults.push((at, Fault::Replay { count: rng.between(1, 60) }));
+        }
+    }
+    if members > 2 && rng.chance(100) {
+        schedule.nofailover = Some(rng.between(1, members as u64 - 1) as usize);
+    }
+    if rng.chance(80) {
+        for _ in 0..rng.between(1, 3) {
+            let durability = rng.pick(&[Durability::OneNode, Durability::TwoNodes, Durability::BestEffort]);
+            schedule.faults.push((rng.millis(2_500, 28_000), Fault::Durability { durability }));
         }
     }
     if rng.chance(200) {
@@ -457,7 +473,7 @@ impl World {
                 self.after(off, Event::Fault { fault: power });
             }
             Fault::Join { node } => {
-                let info = Info { kind: self.nodes[node].kind, priority: 100 };
+                let info = Info { kind: self.nodes[node].kind, priority: 100, nofailover: false };
                 self.nodes[node].is_powered = true;
                 self.nodes[node].guard.is_alive = true;
                 self.propose(None, 0, Command::AddMember(NodeId(node as u64 + 1), info));
@@ -467,6 +483,7 @@ impl World {
                 let node = self.resolve(target);
                 self.propose(None, 0, Command::Remove(self.nodes[node].id));
             }
+            Fault::Durability { durability } => self.propose(None, 0, Command::Durability(durability)),
             Fault::Multiplier { thousandths } => self.propose(None, 0, Command::Multiplier(thousandths)),
             Fault::Replay { count } => {
                 let mut delay = 0;

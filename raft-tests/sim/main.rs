@@ -11,6 +11,7 @@ mod mutations;
 mod node;
 mod postgres;
 mod raft;
+mod real;
 mod regressions;
 mod rng;
 mod run;

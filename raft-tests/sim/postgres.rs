@@ -6,7 +6,7 @@
 //! - A WAL receiver takes its time to die, or hangs. A promotion begins at the end of the log and takes the next free timeline.
 //! - A replication slot a member, so that one standby never counts twice.
 
-use hasup::ha::record::DataMember;
+use hasup::ha::record::{CommitSet, DataMember};
 use hasup::ha::rules::Mutation;
 use hasup::ha::view::{Followed, SyncNames};
 use hasup::types::{Generation, Lsn, NodeId, Timeline, WalPosition};
@@ -374,13 +374,25 @@ impl World {
         }
         pg.acknowledged = upto;
         let instance = pg.instance;
-        crate::invariants::on_acknowledged(self, node, instance, upto);
-        self.instances[instance].acknowledged = self.instances[instance].acknowledged.max(upto);
+        if !self.may_lose(instance) {
+            crate::invariants::on_acknowledged(self, node, instance, upto);
+            self.instances[instance].acknowledged = self.instances[instance].acknowledged.max(upto);
+        }
         self.acknowledgements += 1;
         self.last_acknowledged = self.now;
         if self.healed_at.is_some() && self.recovered_at.is_none() {
             self.recovered_at = Some(self.now);
         }
+    }
+
+    /// Whether the record under which `instance` writes declares that what its node alone has acknowledged may be lost.
+    fn may_lose(&self, instance: usize) -> bool {
+        let promoted = self.instances[instance].generation;
+        let newest = self.raft.log.iter().rev().find_map(|state| {
+            let (record, _) = state.record.as_ref()?;
+            (record.promoted.0 == promoted).then_some(record)
+        });
+        newest.is_some_and(|record| record.opened && record.commit_sets.iter().any(CommitSet::may_lose))
     }
 
     /// A sender that lives reads the names.

@@ -26,6 +26,8 @@ pub struct Info {
     pub kind: MemberKind,
     /// Breaks ties.
     pub priority: u32,
+    /// Never made active by itself.
+    pub nofailover: bool,
 }
 
 /// What the log amounts to after one of its entries.
@@ -54,6 +56,8 @@ pub enum Command {
     Forget(NodeId),
     /// An operator orders a switchover of the generation that is active when it is applied.
     Switchover(Option<NodeId>),
+    /// An operator sets what commits wait for.
+    Durability(Durability),
     /// An operator sets `check_ttl_multiplier`, in thousandths.
     Multiplier(u32),
 }
@@ -356,6 +360,7 @@ impl World {
                 let to = to.filter(|to| *to != record.node);
                 state.goals.switchover = Some(SwitchoverGoal { from: record.generation, to });
             }
+            Command::Durability(durability) => state.options.durability = durability,
             Command::Multiplier(thousandths) => state.options.check_ttl_multiplier = Multiplier { thousandths },
         }
         let state = Rc::new(state);
@@ -411,7 +416,7 @@ impl World {
             let member = MemberView {
                 kind: info.kind,
                 priority: info.priority,
-                nofailover: false,
+                nofailover: info.nofailover,
                 is_leaving: state.goals.removing.contains(id),
                 report,
                 passes_both_ways: is_me || peer.is_some_and(passes),
@@ -478,7 +483,8 @@ pub fn first_state(members: &BTreeMap<NodeId, Info>, durability: Durability) -> 
         .collect();
     let data = standbys.len() + 1;
     let k = if durability == Durability::OneNode { 0 } else { u32::try_from(data / 2).unwrap_or(0) };
-    let set = if k == 0 { CommitSet::none() } else { CommitSet { members: standbys, k } };
+    let is_alone = k == 0 && durability != Durability::OneNode;
+    let set = if is_alone { CommitSet::none() } else { CommitSet { members: standbys, k } };
     let voters: BTreeSet<NodeId> =
         if members.len().is_multiple_of(2) { [NodeId(1)].into() } else { members.keys().copied().collect() };
     let assignment = Assignment {

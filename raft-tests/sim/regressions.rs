@@ -14,6 +14,7 @@ fn three(faults: Vec<(Time, Fault)>) -> Schedule {
         kinds: vec![MemberKind::Data; 3],
         members: 3,
         durability: Durability::TwoNodes,
+        nofailover: None,
         faults,
         armed: Vec::new(),
         heal_at: 32 * SECOND,
@@ -143,4 +144,35 @@ fn a_first_write_that_cannot_come_through_gives_way_to_the_names_that_would_let_
     schedule.armed =
         vec![Armed { trigger: Trigger::SetsChange, delay: (0, 5 * MS), fault, from: 10 * SECOND, times: 3 }];
     holds(&schedule, 60);
+}
+
+#[test]
+fn where_commits_wait_for_nobody_by_order_a_silent_active_node_is_replaced_all_the_same() {
+    let way = |way| vec![(4 * SECOND, Fault::Isolate { target: Target::Active, way, lasts: 9 * SECOND })];
+    for faults in
+        [way(Way::Both), way(Way::Out), vec![(4 * SECOND, Fault::Power { target: Target::Active, lasts: 9 * SECOND })]]
+    {
+        let mut schedule = three(faults);
+        schedule.durability = Durability::OneNode;
+        holds(&schedule, 30);
+        for seed in 0..30 {
+            assert_eq!(play_schedule(seed, &schedule, Rules::default(), false).promotions, 2, "chance {seed}");
+        }
+    }
+}
+
+#[test]
+fn the_furthest_that_may_not_become_active_does_not_hold_up_one_that_lacks_nothing() {
+    // five nodes, two copies beside the primary's: what the one alone holds was never acknowledged
+    let slow =
+        |which| Fault::Slow { from: Target::Active, to: Target::Standby(which), extra: 60 * MS, lasts: 20 * SECOND };
+    let cut = (9 * SECOND, Fault::Isolate { target: Target::Active, way: Way::Both, lasts: 12 * SECOND });
+    let mut schedule = three((1..4).map(|which| (4 * SECOND, slow(which))).chain([cut]).collect());
+    schedule.kinds = vec![MemberKind::Data; 5];
+    schedule.members = 5;
+    schedule.nofailover = Some(1);
+    holds(&schedule, 30);
+    for seed in 0..30 {
+        assert_eq!(play_schedule(seed, &schedule, Rules::default(), false).promotions, 2, "chance {seed}");
+    }
 }

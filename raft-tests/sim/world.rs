@@ -77,7 +77,8 @@ impl World {
         let timing = Timing::default();
         let count = schedule.kinds.len();
         let first = Instance { timeline: 1, generation: 0, node: 0, start: Wal::default(), acknowledged: 10 };
-        let info = |node: usize| Info { kind: schedule.kinds[node], priority: 100 };
+        let nofailover = |node| schedule.nofailover == Some(node);
+        let info = |node: usize| Info { kind: schedule.kinds[node], priority: 100, nofailover: nofailover(node) };
         let members: BTreeMap<NodeId, Info> =
             (0..schedule.members).map(|node| (NodeId(node as u64 + 1), info(node))).collect();
         let state: ClusterState = first_state(&members, schedule.durability);

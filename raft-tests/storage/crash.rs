@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use hasup::kv::{self, KvCommand, Proposal};
+use hasup::raft::LogHandle;
 use hasup::raft::log_store::LogStore;
 use hasup::raft::types::{Entry, LogId, Vote};
 use hasup::types::NodeId;

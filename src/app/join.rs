@@ -7,7 +7,7 @@ use anyhow::Context;
 use tokio::net::{TcpListener, UdpSocket};
 
 use super::identity::{Identity, KnownPeer};
-use super::listen;
+use super::{existing, listen};
 use crate::codec;
 use crate::config::{Config, Secret};
 use crate::ha::record::{Member, MemberKind};
@@ -43,7 +43,7 @@ pub(super) async fn join(
         extra_names: vec![config.host.to_string()],
         version: env!("CARGO_PKG_VERSION").to_owned(),
         postgres_major: (!config.is_witness).then_some(programs.major),
-        free_disk_bytes: free_bytes(&config.data_dir).context("measure the free disk")?,
+        free_disk_bytes: free_bytes(existing(&config.postgres.data_dir)).context("measure the free disk")?,
         probe_key: probe_key.clone(),
     };
     let listeners = listen(&config.peer, "peer").await?;

@@ -431,17 +431,15 @@ async fn announce_up(config: &Config, begin: &Begin, out: Out) -> Result<(), Cli
     if !is_start {
         let raft = status.node(&status.me).map_or(RaftRole::Unknown, |node| node.raft);
         let role = raft.as_str();
-        let votes = if raft == RaftRole::Learner {
-            format!(
-                "\nIt has no vote, as {} nodes have no better majority than {}: add one more",
-                status.nodes.len(),
-                status.nodes.len().saturating_sub(1)
-            )
-        } else {
-            String::new()
-        };
-        let text = format!("{name} has joined: {}, Raft {role}{votes}", status.state);
-        return out.answer(&json!({"node": name, "state": status.state, "raft": role}), &text);
+        let warnings = status.postgres.warnings.clone().unwrap_or_default();
+        let mut text = format!("{name} has joined: {}, Raft {role}", status.state);
+        if raft == RaftRole::Learner {
+            let nodes = status.nodes.len();
+            let fewer = nodes.saturating_sub(1);
+            text += &format!("\nIt has no vote, as {nodes} nodes have no better majority than {fewer}: add one more");
+        }
+        warnings.iter().for_each(|warning| text += &format!("\nwarning: {warning}"));
+        return out.answer(&json!({"node": name, "state": status.state, "raft": role, "warnings": warnings}), &text);
     }
     let other = || HandleError::new(ErrorCode::Internal, "The node gave another answer than was asked for");
     let Answer::Dsn(dsn) = client.request(&Request::Dsn).await? else { return Err(other().into()) };
@@ -458,7 +456,8 @@ fn has_joined(status: &Status) -> bool {
     let Some(me) = status.node(&status.me) else { return false };
     let serves = match status.state {
         NodeState::Witness | NodeState::Active => true,
-        NodeState::Standby => status.postgres.is_streaming,
+        // whether its libraries sort as the active node's do is part of the answer
+        NodeState::Standby => status.postgres.is_streaming && status.postgres.warnings.is_some(),
         _ => false,
     };
     let is_voter = matches!(me.raft, RaftRole::Leader | RaftRole::Follower);
@@ -527,6 +526,8 @@ mod tests {
         status.state = NodeState::Standby;
         assert!(!has_joined(&status), "it does not stream");
         status.postgres.is_streaming = true;
+        assert!(!has_joined(&status), "its collations were not compared yet");
+        status.postgres.warnings = Some(Vec::new());
         assert!(has_joined(&status));
         status.nodes[1].raft = RaftRole::Learner;
         assert!(!has_joined(&status), "the third of three becomes a voter");

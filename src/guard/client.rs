@@ -120,6 +120,11 @@ impl GuardClient {
         self.call(Request::Arm(lease)).await
     }
 
+    /// Has PostgreSQL promoted under the armed generation. Returns when it was told to, long before it is the primary.
+    pub async fn promote(&self, generation: Generation) -> Result<(), GuardError> {
+        self.call(Request::Promote(generation)).await
+    }
+
     /// Forgets the lease of a generation that has resigned; refused while any process of PostgreSQL is left.
     pub async fn disarm(&self, generation: Generation) -> Result<(), GuardError> {
         self.call(Request::Disarm(generation)).await

@@ -31,7 +31,7 @@ use super::{deadline_socket_path, socket_path};
 use crate::sys::clock::boot_now;
 use crate::sys::fs::write_volatile;
 use crate::sys::priority;
-use crate::types::BootTime;
+use crate::types::{BootTime, Generation};
 
 /// What a guard is started with.
 #[derive(Debug, Clone)]
@@ -346,6 +346,7 @@ impl Guard {
             Request::Status => Ok(()),
             Request::Start(spec) => self.start(&spec),
             Request::Arm(lease) => self.state.arm(lease, now),
+            Request::Promote(generation) => self.promote(generation),
             Request::Disarm(generation) => {
                 let alive = self.stop_strays();
                 self.state.disarm(generation, alive)
@@ -359,6 +360,23 @@ impl Guard {
                 Ok(())
             }
         }
+    }
+
+    /// What `pg_ctl promote` does. The file is what counts: any of its children may have the postmaster look for it.
+    fn promote(&self, generation: Generation) -> Result<(), String> {
+        self.state.may_promote(generation, boot_now())?;
+        let Some(postgres) = &self.postgres else {
+            return Err("PostgreSQL does not run and cannot be promoted".to_owned());
+        };
+        let trigger = self.pgdata.join("promote");
+        write_volatile(&trigger, b"").map_err(|error| format!("write {}: {error}", trigger.display()))?;
+        // a disk may have held that up
+        if let Err(refused) = self.state.may_promote(generation, boot_now()) {
+            let _ = fs::remove_file(&trigger);
+            return Err(refused);
+        }
+        send(postgres.process.pid, Signal::USR1);
+        Ok(())
     }
 
     fn start(&mut self, spec: &StartSpec) -> Result<(), String> {

@@ -63,6 +63,8 @@ pub enum Request {
     Start(StartSpec),
     /// Sets the deadline of a generation.
     Arm(Lease),
+    /// Promotes PostgreSQL under a generation; refused where that is not armed (L15).
+    Promote(Generation),
     /// Forgets the deadline of a generation that has ended; refused while PostgreSQL runs.
     Disarm(Generation),
     /// Stops PostgreSQL.

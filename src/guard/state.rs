@@ -87,6 +87,17 @@ impl GuardState {
         Ok(())
     }
 
+    /// Tells whether PostgreSQL may be promoted under `generation` now: it is armed, and its fence is not due (L15).
+    pub fn may_promote(&self, generation: Generation, now: BootTime) -> Result<(), String> {
+        let Some(lease) = self.lease.filter(|lease| lease.generation == generation) else {
+            return Err(format!("generation {generation} is not armed here: nothing is promoted under it"));
+        };
+        if self.is_stopping() || now >= lease.deadline.before(lease.fence_lead) {
+            return Err(format!("generation {generation} is being fenced, or its PostgreSQL stopped"));
+        }
+        Ok(())
+    }
+
     /// Extends the deadline: of the armed generation alone, never backwards, never once its fence has begun.
     pub fn extend(&mut self, generation: Generation, deadline: BootTime) {
         if self.is_fencing() {
@@ -243,6 +254,18 @@ mod tests {
         assert!(state.arm(lease(3, 4000), at(30)).is_err());
         assert!(state.arm(lease(4, 4000), at(30)).is_ok());
         assert!(state.arm(lease(5, 4000), at(3950)).is_err(), "over already");
+    }
+
+    #[test]
+    fn only_the_armed_generation_is_promoted_and_not_once_its_fence_is_due() {
+        let mut state = GuardState::default();
+        assert!(state.may_promote(Generation(3), at(0)).is_err(), "a guard that is new knows of no lease");
+        state.arm(lease(3, 2000), at(0)).unwrap();
+        assert!(state.may_promote(Generation(2), at(1)).is_err() && state.may_promote(Generation(4), at(1)).is_err());
+        assert!(state.may_promote(Generation(3), at(1899)).is_ok());
+        assert!(state.may_promote(Generation(3), at(1900)).is_err());
+        state.begin_stop(StopMode::Immediate { kill_after: Duration::ZERO }, at(10));
+        assert!(state.may_promote(Generation(3), at(11)).is_err());
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::pulse::{ActiveReport, Report};
-use super::quorum::{Answer, covers_every_commit, majority_of, majority_of_every};
+use super::quorum::{
+    Answer, covers_every_commit, leaves_out_commits, majority_of, majority_of_every, may_lack_commits,
+};
 use super::record::{
     Assignment, AssignmentReason, CommitSet, DataMember, Durability, MemberKind, ResignReason, WhyRecord,
 };
@@ -242,6 +244,10 @@ impl Leader<'_> {
     /// Ends a change of commit sets, and opens the record with it, once k of the newest set hold all log up to then (L16, L18).
     fn settle(&self, active: &ActiveReport) -> Option<Assigned> {
         let newest = self.a.commit_sets.last()?;
+        if active.record != self.record.index {
+            // said about an earlier record, whose newest set may have been the same
+            return None;
+        }
         let is_settled = active.settled.as_ref() == Some(newest);
         if self.a.opened {
             if !is_settled {
@@ -289,9 +295,6 @@ impl Leader<'_> {
 
     /// The standbys that commits should wait for, once each of them streams and has caught up.
     fn wanted_commit_set(&self, active: &ActiveReport, current: &CommitSet) -> CommitSet {
-        if self.view.durability == Durability::OneNode {
-            return CommitSet::none();
-        }
         let data_nodes = self.view.members.keys().filter(|node| self.counts_as_data(**node)).count();
         let is_member = |node: NodeId| node != self.a.node && self.counts_as_data(node);
         let answers_for_itself = |member: &&DataMember| {
@@ -321,6 +324,9 @@ impl Leader<'_> {
         };
         let mut members: BTreeSet<DataMember> = current.members.iter().filter(stays).copied().collect();
         members.extend(streaming);
+        if self.view.durability == Durability::OneNode {
+            return CommitSet { members, k: 0 };
+        }
         if members.is_empty() && data_nodes > 1 && !may_shrink && current.k > 0 {
             // waiting for somebody who is gone is still better than waiting for nobody unasked
             return current.clone();
@@ -332,12 +338,7 @@ impl Leader<'_> {
     fn wanted_voters(&self, current: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let set = self.a.commit_sets.last();
         let is_ready = |node: NodeId, member: &MemberView| {
-            let commits_wait = set.is_some_and(|set| set.members.iter().any(|data| data.node == node));
-            let streams = || {
-                let active = self.living_holder();
-                active.is_some_and(|active| active.streaming.iter().any(|data| data.node == node))
-            };
-            let is_counted = commits_wait || (self.view.durability == Durability::OneNode && streams());
+            let is_counted = set.is_some_and(|set| set.members.iter().any(|data| data.node == node));
             let holds_data = member.kind == MemberKind::Witness || node == self.a.node || is_counted;
             let is_here = member.passes_both_ways && !self.is_leaving(node);
             self.view.raft_caught_up.contains(&node) && holds_data && is_here
@@ -504,17 +505,32 @@ impl Leader<'_> {
         self.reports().filter_map(answer).collect()
     }
 
-    /// L12: the most log wins; fitness, an ordered switchover and priority decide among equals only.
+    /// L12: the most log wins; fitness, an ordered switchover and priority decide among equals only. Where none of those with the most
+    /// can be assigned, one with less may be, if no acknowledged commit can be missing there.
     fn choose(&self, answers: &BTreeMap<NodeId, Answer>) -> Result<NodeId, Option<AssignWait>> {
         let by_lsn_first = self.view.rules.broken(Mutation::RankLsnBeforeTimeline);
         let rank = |position: WalPosition| {
             let first = if by_lsn_first { 0 } else { position.timeline.0 };
             (first, position.lsn)
         };
-        let most = answers.values().map(|answer| rank(answer.position)).max().ok_or(None)?;
-        let best: Vec<NodeId> =
-            answers.iter().filter(|(_, answer)| rank(answer.position) == most).map(|(node, _)| *node).collect();
-        let able: Vec<NodeId> = best.iter().copied().filter(|node| self.unable(*node).is_none()).collect();
+        let best_of = |of: &dyn Fn(NodeId, &Answer) -> bool| {
+            let counted = || answers.iter().filter(|(node, answer)| of(**node, answer));
+            let most = counted().map(|(_, answer)| rank(answer.position)).max();
+            counted()
+                .filter(|(_, answer)| Some(rank(answer.position)) == most)
+                .map(|(node, _)| *node)
+                .collect::<Vec<NodeId>>()
+        };
+        let best = best_of(&|_, _| true);
+        if best.is_empty() {
+            return Err(None);
+        }
+        let is_able = |node: NodeId| self.unable(node).is_none();
+        let mut able: Vec<NodeId> = best.iter().copied().filter(|node| is_able(*node)).collect();
+        if able.is_empty() && best.iter().all(|node| self.is_lastingly_unable(*node)) {
+            // the furthest of the able ones, where nothing that counts is missing there
+            able = best_of(&|node, answer| is_able(node) && !may_lack_commits(self.a, answers, answer.position));
+        }
         let wished = self.view.goals.switchover.as_ref().filter(|goal| goal.from == self.a.generation);
         let has_failed =
             |node: NodeId| self.view.failed_promotion.get(&node).is_some_and(|until| *until > self.view.now);
@@ -552,6 +568,15 @@ impl Leader<'_> {
         }
     }
 
+    /// Whether a node cannot be assigned for a reason that does not pass by itself in a moment.
+    fn is_lastingly_unable(&self, node: NodeId) -> bool {
+        let Some(member) = self.view.members.get(&node) else { return true };
+        let is_unfit = member.passes_both_ways && member.report.as_ref().is_some_and(|report| !report.is_fit);
+        let timing = &self.view.timing;
+        let is_late = self.view.holder_unheard_for > timing.promise() + timing.hand_over_limit;
+        self.unable(node).is_some() && (member.nofailover || is_unfit || is_late)
+    }
+
     fn hand_to(&self, node: NodeId, answers: &BTreeMap<NodeId, Answer>) -> Assigned {
         let Some(answer) = answers.get(&node) else { return Assigned::default() };
         let generation = self.a.generation.next();
@@ -574,6 +599,19 @@ impl Leader<'_> {
         let stated = |(node, answer): (&NodeId, &Answer)| format!("node {node} stated {}", answer.position);
         let mut facts = vec![fact];
         facts.extend(answers.iter().map(stated));
+        let rank = |answer: &Answer| (answer.position.timeline, answer.position.lsn);
+        if let Some((ahead, _)) =
+            answers.iter().max_by_key(|(_, answer)| rank(answer)).filter(|(_, best)| rank(best) > rank(answer))
+        {
+            let because = self.unable(*ahead).unwrap_or_default();
+            facts.push(format!("node {ahead} holds more log, in which nothing is that counts, and {because}"));
+        }
+        if leaves_out_commits(self.a, answers) {
+            facts.push(format!(
+                "commits waited for nobody (durability=one_node): what node {} alone acknowledged may be lost; its log is kept aside",
+                self.a.node
+            ));
+        }
         let step = format!("assigns node {node} under generation {generation}, timeline {}", assignment.timeline);
         let why = WhyRecord { facts, rule: "L11, L12".to_owned(), step };
         Assigned { order: Some(self.change(assignment)), why, waiting_on: Vec::new() }
@@ -616,9 +654,6 @@ impl Leader<'_> {
             .filter(|(_, member)| member.kind == MemberKind::Data)
             .map(|(node, _)| *node)
             .collect();
-        if self.view.durability == Durability::OneNode {
-            return CommitSet::none();
-        }
         let last_known = |node: NodeId| {
             let reported = self.report_of(node).and_then(|report| report.data).map(|data| data.incarnation);
             let recorded = || {
@@ -637,7 +672,11 @@ impl Leader<'_> {
             .filter(|node| counts(node))
             .filter_map(|node| Some(DataMember { node: *node, incarnation: last_known(*node)? }))
             .collect();
-        majority_commit_set(members)
+        if self.view.durability == Durability::OneNode {
+            CommitSet { members, k: 0 }
+        } else {
+            majority_commit_set(members)
+        }
     }
 }
 
@@ -648,9 +687,12 @@ fn majority_commit_set(members: BTreeSet<DataMember>) -> CommitSet {
 }
 
 fn words(set: &CommitSet) -> String {
+    let members: Vec<String> = set.members.iter().map(ToString::to_string).collect();
+    if set.may_lose() {
+        return format!("nobody, while {} follow", members.join(", "));
+    }
     if set.k == 0 {
         return "nobody".to_owned();
     }
-    let members: Vec<String> = set.members.iter().map(ToString::to_string).collect();
     format!("{} of {}", set.k, members.join(", "))
 }

@@ -15,11 +15,15 @@ use super::record::{MemberKind, ResignReason};
 use super::rules::Mutation;
 use super::state::NodeState;
 use super::view::{Job, NodeView};
-use crate::types::{BootTime, Generation, NodeId};
+use crate::types::{BootTime, ClusterGeneration, Generation, NodeId};
 
 /// Decides what this node does now. Total: every view has a plan.
 pub fn decide(view: &NodeView) -> Plan {
     let mut draft = Draft::new(view);
+    if let Some(newer) = view.newer_cluster {
+        leave_behind(view, newer, &mut draft);
+        return draft.finish();
+    }
     match &view.record {
         None => {
             draft.state = if view.kind == MemberKind::Witness { NodeState::Witness } else { NodeState::Empty };
@@ -144,6 +148,19 @@ impl<'a> Draft<'a> {
         }
     }
 }
+/// The cluster goes on in a later life, to which this node does not belong: it asks for nothing, grants nothing and ends its role (L26).
+fn leave_behind(view: &NodeView, newer: ClusterGeneration, draft: &mut Draft<'_>) {
+    draft.state = NodeState::Failed;
+    draft.wait(WaitingOn::LeftBehind { newer });
+    let may_be_primary = view.postgres.in_recovery == Some(false) && view.guard.has_processes;
+    if let Some(armed) = view.guard.armed {
+        end_former_role(view, armed, armed, draft);
+        draft.state = NodeState::Failed;
+    } else if may_be_primary {
+        draft.step(Step::Fence { generation: view.durable.acknowledged });
+    }
+}
+
 /// Ends a role under `generation`: fence, then `standby.signal`, then the resignation on disk (L7).
 fn end_role(view: &NodeView, generation: Generation, reason: ResignReason, draft: &mut Draft<'_>) {
     if !view.guard.is_present {

@@ -7,7 +7,7 @@ use super::pulse::Stance;
 use super::record::{ResignReason, SwitchoverGoal};
 use super::state::NodeState;
 use super::view::{Followed, Job, SyncNames};
-use crate::types::{BootTime, Generation, NodeId, Timeline, WalPosition};
+use crate::types::{BootTime, ClusterGeneration, Generation, NodeId, Timeline, WalPosition};
 
 /// One thing to do. Each can be repeated; each names the generation that it was decided under.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,6 +148,11 @@ impl Step {
 pub enum WaitingOn {
     /// It belongs to no cluster yet, or the cluster has made no assignment.
     FirstRecord,
+    /// The cluster goes on without this node, in a life of its own: a person has to join it anew (L26).
+    LeftBehind {
+        /// Which life.
+        newer: ClusterGeneration,
+    },
     /// The store is behind a record that this node has acted on before.
     NewerRecord {
         /// The newest generation that it acknowledged.
@@ -211,6 +216,11 @@ impl fmt::Display for WaitingOn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::FirstRecord => f.write_str("the cluster's first assignment"),
+            Self::LeftBehind { newer } => write!(
+                f,
+                "a person: the cluster was recovered without this node (its generation is {newer} now). What this node holds is no part \
+                 of it; save what you need, then remove its data directory and join it again"
+            ),
             Self::NewerRecord { generation } => {
                 write!(
                     f,

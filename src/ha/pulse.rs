@@ -134,6 +134,8 @@ pub struct StatedPosition {
 pub struct ActiveReport {
     /// The generation that its guard is armed for.
     pub generation: Generation,
+    /// The log index of the record's last change that this is about: what is settled under one is not under the next.
+    pub record: u64,
     /// The newest generation under which a majority acknowledged it.
     pub leased: Generation,
     /// Whether PostgreSQL is the primary.

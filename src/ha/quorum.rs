@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::record::{Assignment, CommitSet, PriorAssignment};
+use super::record::{Assignment, CommitSet, DataMember, PriorAssignment};
 use crate::types::{DataIncarnation, Generation, NodeId, WalPosition};
 
 /// Returns how many of `total` are a majority.
@@ -59,13 +59,52 @@ pub fn covers_every_commit(current: &Assignment, answers: &BTreeMap<NodeId, Answ
                 answers.get(&member.node).is_some_and(|answer| answer.incarnation == member.incarnation)
             });
             let answered = answered.count();
-            let enough = set.k > 0 && answered + set.k as usize > set.members.len();
+            let enough = if set.may_lose() {
+                answered >= majority_of(set.members.len())
+            } else {
+                set.k > 0 && answered + set.k as usize > set.members.len()
+            };
             if !enough {
                 return Err(Uncovered { generation: record.generation, set: set.clone(), answered });
             }
         }
     }
     Ok(())
+}
+
+/// Whether a log that ends at `position` may lack acknowledged commits, by what those who answered hold (L12). What a set declares
+/// that it may lose is not asked for.
+pub fn may_lack_commits(current: &Assignment, answers: &BTreeMap<NodeId, Answer>, position: WalPosition) -> bool {
+    let rank = |position: WalPosition| (position.timeline, position.lsn);
+    let mut chain: Vec<PriorAssignment> = current.since_opened.clone();
+    chain.push(current.to_prior());
+    chain.iter().enumerate().any(|(index, record)| {
+        let is_void = !record.opened && record.commit_sets.iter().all(|set| set.k == 0);
+        // a later holder's final position is past all that this record's had acknowledged
+        let is_past = chain[index..].iter().any(|later| {
+            holder_answered(later, answers)
+                && answers.get(&later.node).is_some_and(|answer| rank(answer.position) <= rank(position))
+        });
+        let may_lack = |set: &CommitSet| {
+            let answer_of = |member: &DataMember| {
+                answers.get(&member.node).filter(|answer| answer.incarnation == member.incarnation)
+            };
+            // who did not answer may hold anything
+            let ahead = set
+                .members
+                .iter()
+                .filter(|member| answer_of(member).is_none_or(|answer| rank(answer.position) > rank(position)));
+            !set.may_lose() && ahead.count() >= set.k as usize
+        };
+        !is_void && !is_past && record.commit_sets.iter().any(may_lack)
+    })
+}
+
+/// Whether the answers leave out what the active node may have acknowledged alone, by a set that declares it (L11).
+pub fn leaves_out_commits(current: &Assignment, answers: &BTreeMap<NodeId, Answer>) -> bool {
+    current.opened
+        && current.commit_sets.iter().any(CommitSet::may_lose)
+        && !holder_answered(&current.to_prior(), answers)
 }
 
 /// Whether the node of `record` itself, its role ended and its data of the same life, has stated its final position.
@@ -78,7 +117,7 @@ fn holder_answered(record: &PriorAssignment, answers: &BTreeMap<NodeId, Answer>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ha::record::{AssignmentReason, DataMember};
+    use crate::ha::record::AssignmentReason;
     use crate::types::{Lsn, Timeline};
 
     fn at(lsn: u64) -> WalPosition {
@@ -160,6 +199,34 @@ mod tests {
         assert!(covers_every_commit(&second, &answers).is_err());
         let answers = BTreeMap::from([(NodeId(1), answer(10)), (NodeId(3), answer(9)), (NodeId(2), answer(9))]);
         assert_eq!(covers_every_commit(&second, &answers), Ok(()));
+    }
+
+    #[test]
+    fn fewer_ahead_than_a_commit_waits_for_have_nothing_acknowledged_that_the_others_lack() {
+        let record = record(vec![set_of(&[2, 3, 4, 5], 2)], true);
+        let answers: BTreeMap<NodeId, Answer> =
+            [(2, 12), (3, 10), (4, 10), (5, 9)].map(|(node, lsn)| (NodeId(node), answer(lsn))).into();
+        assert!(!may_lack_commits(&record, &answers, at(10)), "one alone is ahead");
+        assert!(may_lack_commits(&record, &answers, at(9)));
+        let mut three = answers;
+        three.remove(&NodeId(5));
+        assert!(
+            may_lack_commits(&record, &three, at(10)),
+            "the one who did not answer may hold what the one ahead holds"
+        );
+    }
+
+    #[test]
+    fn where_it_is_declared_a_majority_of_those_who_hold_the_data_goes_on_without_the_rest() {
+        let record = record(vec![set_of(&[2, 3], 0)], true);
+        let one = BTreeMap::from([(NodeId(2), answer(10))]);
+        assert!(covers_every_commit(&record, &one).is_err());
+        let both = BTreeMap::from([(NodeId(2), answer(10)), (NodeId(3), answer(9))]);
+        assert_eq!(covers_every_commit(&record, &both), Ok(()));
+        assert!(leaves_out_commits(&record, &both));
+        let mut own = answer(12);
+        own.resigned = Generation(5);
+        assert!(!leaves_out_commits(&record, &BTreeMap::from([(NodeId(1), own)])));
     }
 
     #[test]

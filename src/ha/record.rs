@@ -29,7 +29,8 @@ impl fmt::Display for DataMember {
 pub struct CommitSet {
     /// S of the protocol, without the active node itself.
     pub members: BTreeSet<DataMember>,
-    /// How many of them must hold a commit; 0 means the primary alone.
+    /// How many of them must hold a commit; 0 means the primary alone. With members all the same, an option has said so (`one_node`):
+    /// a majority of them may go on without what the primary alone has acknowledged (L11).
     pub k: u32,
 }
 
@@ -37,6 +38,11 @@ impl CommitSet {
     /// Returns the set that waits for nobody.
     pub fn none() -> Self {
         Self { members: BTreeSet::new(), k: 0 }
+    }
+
+    /// Whether it was declared that a failover may lose what the primary alone has acknowledged.
+    pub fn may_lose(&self) -> bool {
+        self.k == 0 && !self.members.is_empty()
     }
 }
 

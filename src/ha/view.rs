@@ -8,7 +8,7 @@ use super::pulse::PulseView;
 use super::record::{Assignment, CommitSet, DataMember, Durability, Goals, MemberKind, ResignReason};
 use super::rules::Rules;
 use super::timing::Timing;
-use crate::types::{BootTime, Generation, Lsn, NodeId, Timeline, WalPosition};
+use crate::types::{BootTime, ClusterGeneration, Generation, Lsn, NodeId, Timeline, WalPosition};
 
 /// The newest record that this node has applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct NodeView {
     pub job: Option<Job>,
     /// The node is to stop in order, handing the role over.
     pub is_stopping: bool,
+    /// A life of the cluster after the one that this node belongs to, if it has heard of one (L26).
+    pub newer_cluster: Option<ClusterGeneration>,
     /// Why this node is not fit to become active, if so (operator's order, disk, checks).
     pub unfit: Option<String>,
 }

@@ -110,9 +110,11 @@ impl Shared {
                 Ok(self.guard.client()?.arm(Lease { generation, deadline, fence_lead }).await?)
             }
             Step::SetNames { names, .. } => self.set_names(names).await,
-            Step::Promote { timeline, .. } => {
+            Step::Promote { generation, timeline } => {
                 let limit = self.timing().promote_limit;
-                self.job(Job::Promoting, move |shared, place| shared.promote_postgres(timeline, limit, place));
+                self.job(Job::Promoting, move |shared, place| {
+                    shared.promote_postgres(generation, timeline, limit, place)
+                });
                 Ok(())
             }
             Step::ProbeWrite { .. } => {
@@ -294,9 +296,21 @@ impl Shared {
         }
     }
 
-    async fn promote_postgres(self: Arc<Self>, timeline: Timeline, limit: Duration, place: JobPlace) {
+    async fn promote_postgres(
+        self: Arc<Self>,
+        generation: Generation,
+        timeline: Timeline,
+        limit: Duration,
+        place: JobPlace,
+    ) {
         let process = self.postgres_process();
-        match self.postgres.postgres.promote(timeline, limit).await {
+        // the record may have changed while this waited, and a guard that died since the arming has a successor that knows nothing
+        let trigger = async {
+            self.refuse_stale(&Step::Promote { generation, timeline }).map_err(|error| chain(&error))?;
+            let guard = self.guard.client().map_err(|error| error.to_string())?;
+            guard.promote(generation).await.map_err(|error| error.to_string())
+        };
+        match self.postgres.postgres.promote(timeline, limit, trigger).await {
             Ok(()) => {
                 self.postgres.note_promoted(process, timeline);
                 if let Err(error) = self.postgres.postgres.admit_standbys(SHORT).await {

@@ -193,6 +193,7 @@ impl ControlLoop {
             postgres,
             job: shared.postgres.job(now),
             is_stopping,
+            newer_cluster: shared.pulses.newer_cluster(),
             unfit: None,
         }
     }

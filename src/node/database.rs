@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,7 +15,9 @@ use tokio::sync::{Notify, watch};
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
 use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
+use crate::postgres::log::LogReader;
 use crate::postgres::observe::LiveFacts;
+use crate::postgres::slots::Keep;
 use crate::postgres::{
     Divergence, PgError, Postgres, PostgresFacts, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
 };
@@ -35,6 +37,11 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 /// A standby that may follow has this long to begin streaming before its log is looked at, and again each time after that.
 const LOG_READ_EVERY: Duration = Duration::from_secs(3);
+/// How often collations are compared, and how soon again where PostgreSQL did not answer.
+const COLLATIONS_EVERY: Duration = Duration::from_secs(15);
+const COLLATIONS_AGAIN: Duration = Duration::from_millis(500);
+/// How often PostgreSQL's log is read on.
+const LOG_FOLLOW_EVERY: Duration = Duration::from_secs(1);
 /// How much of the end of PostgreSQL's log is looked at.
 const LOG_TAIL_BYTES: u64 = 16 << 10;
 /// How many of its last lines: an older complaint may have been mended since.
@@ -91,6 +98,9 @@ pub(super) struct Database {
     began_at: BootTime,
     look: Notify,
     is_hot: AtomicBool,
+    cancelled_waits: AtomicU64,
+    /// What the server says of collations that differ here; none before it has been asked.
+    collation_warnings: Mutex<Option<Vec<String>>>,
     news: Arc<Notify>,
 }
 
@@ -112,6 +122,8 @@ impl Database {
             began_at: boot_now(),
             look: Notify::new(),
             is_hot: AtomicBool::new(true),
+            cancelled_waits: AtomicU64::new(0),
+            collation_warnings: Mutex::default(),
             news,
         };
         let (follows, rebuilt) = (database.read_followed(), database.read_rebuilt());
@@ -368,6 +380,55 @@ impl Database {
         }
     }
 
+    /// Reads PostgreSQL's log for commits whose wait for a standby was cancelled: no query tells. Ends with the node.
+    pub(super) async fn follow_log(self: Arc<Self>) {
+        let mut log = LogReader::at_end(self.postgres.layout().log_file());
+        loop {
+            match log.cancelled_waits() {
+                Ok(count) => drop(self.cancelled_waits.fetch_add(count, Ordering::Relaxed)),
+                Err(error) => tracing::debug!(%error, "PostgreSQL's log is not read"),
+            }
+            tokio::time::sleep(LOG_FOLLOW_EVERY).await;
+        }
+    }
+
+    /// Returns how many commits were told, since the daemon started, that their wait for a standby was cancelled.
+    pub(super) fn cancelled_waits(&self) -> u64 {
+        self.cancelled_waits.load(Ordering::Relaxed)
+    }
+
+    /// Asks PostgreSQL whether this machine sorts text as the database was built with, again and again: libraries and databases
+    /// change. Ends with the node.
+    pub(super) async fn compare_collations(self: Arc<Self>) {
+        loop {
+            let answers = matches!(self.last_observation().facts, PostgresFacts::Live(_));
+            let found = if answers { self.postgres.collation_warnings(SIZE_LIMIT).await.ok() } else { None };
+            let pause = if found.is_some() { COLLATIONS_EVERY } else { COLLATIONS_AGAIN };
+            if let Some(warnings) = found {
+                let mut known = self.collation_warnings.lock();
+                if known.as_ref() != Some(&warnings) {
+                    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                    *known = Some(warnings);
+                    self.news.notify_one();
+                }
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Keeps log for `members` by slots of this node's server, whichever its role; a server that does not answer is left for the
+    /// next time.
+    pub(super) async fn keep_slots(&self, members: &BTreeMap<NodeId, Keep>) {
+        if let Err(error) = self.postgres.keep_slots(members, SIZE_LIMIT).await {
+            tracing::debug!(error = %super::act::chain(&error), "the replication slots are not as they should be yet");
+        }
+    }
+
+    /// Returns what is wrong with collations on this machine; none before PostgreSQL has been asked.
+    pub(super) fn collation_warnings(&self) -> Option<Vec<String>> {
+        self.collation_warnings.lock().clone()
+    }
+
     pub(super) fn note_checkpointed(&self, generation: Generation) {
         self.memory.lock().checkpointed_for = Some(generation);
     }
@@ -554,7 +615,7 @@ fn standbys(live: &LiveFacts) -> BTreeMap<DataMember, Lsn> {
     streaming.filter_map(|sender| Some((parse_member(&sender.application_name)?, sender.flush_lsn?))).collect()
 }
 
-fn parse_member(name: &str) -> Option<DataMember> {
+pub(super) fn parse_member(name: &str) -> Option<DataMember> {
     let (node, incarnation) = name.strip_prefix('n')?.split_once("_i")?;
     Some(DataMember { node: NodeId(node.parse().ok()?), incarnation: DataIncarnation(incarnation.parse().ok()?) })
 }

@@ -18,6 +18,9 @@ use crate::types::{Generation, NodeId};
 
 /// How long one change may take before the leader looks again; what came of it is then unknown, and the next look tells.
 const CHANGE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a change among Raft's own members may hold up the next look: it goes on without being waited for, and a dead active node
+/// must not wait for it.
+const MEMBERS_LIMIT: Duration = Duration::from_secs(1);
 /// A leader looks at least so often, whatever happens.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long leadership is not handed over again after a try: a second transfer on top of the first helps nobody.
@@ -101,10 +104,10 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
             propose(shared, command, None).await
         }
         Order::ChangeRaftVoters(voters) => {
-            shared.consensus.change_voters(&voters, CHANGE_LIMIT).await.map_err(|error| error.to_string())
+            shared.consensus.change_voters(&voters, MEMBERS_LIMIT).await.map_err(|error| error.to_string())
         }
         Order::TransferLeadership(node) => {
-            shared.consensus.transfer_leader(node, CHANGE_LIMIT).await.map_err(|error| error.to_string())
+            shared.consensus.transfer_leader(node, MEMBERS_LIMIT).await.map_err(|error| error.to_string())
         }
     };
     match done {
@@ -143,12 +146,12 @@ async fn keep_raft_members(shared: &Shared, leadership: &Leadership, members: &B
     let voters: BTreeSet<NodeId> = leadership.voters.iter().flatten().copied().collect();
     let known: BTreeSet<NodeId> = voters.union(&leadership.learners).copied().collect();
     if let Some(node) = members.difference(&known).next() {
-        match shared.consensus.add_learner(*node, CHANGE_LIMIT).await {
+        match shared.consensus.add_learner(*node, MEMBERS_LIMIT).await {
             Ok(()) => tracing::info!(%node, "leader: replicates to a new member"),
             Err(error) => tracing::info!(%node, %error, "leader: member not added to Raft yet"),
         }
     } else if let Some(node) = leadership.learners.difference(members).next() {
-        match shared.consensus.remove(*node, CHANGE_LIMIT).await {
+        match shared.consensus.remove(*node, MEMBERS_LIMIT).await {
             Ok(()) => tracing::info!(%node, "leader: no longer replicates to a removed member"),
             Err(error) => tracing::info!(%node, %error, "leader: removed member still in Raft"),
         }

@@ -9,7 +9,7 @@ use super::status::{CheckStatus, ClusterStatus, NodeStatus, PostgresStatus, Raft
 use crate::ha::plan::Plan;
 use crate::ha::pulse::Report;
 use crate::ha::quorum::majority_of_every;
-use crate::ha::record::{CommitSet, Durability, Member, MemberKind};
+use crate::ha::record::{CommitSet, Member, MemberKind};
 use crate::ha::state::NodeState;
 use crate::ha::view::NodeView;
 use crate::kv::State;
@@ -46,10 +46,14 @@ impl Publisher {
             .map(|member| node_status(shared, view, plan, &leadership, member, active_lsn))
             .collect();
         let lease = view.pulse.lease.filter(|_| view.guard.armed.is_some());
+        let mut cluster = cluster_status(state, view, &nodes);
+        let collations = shared.postgres.collation_warnings();
+        let here = collations.iter().flatten().map(|warning| format!("{}: {warning}", shared.name));
+        cluster.warnings.extend(here);
         let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
         waiting_on.extend(shared.assigned.borrow().waiting_on.iter().map(|wait| format!("as leader: {wait}")));
         Status {
-            cluster: cluster_status(state, view, &nodes),
+            cluster,
             me: shared.name.to_string(),
             published_at: boot_now(),
             stale_ms: None,
@@ -208,7 +212,8 @@ fn postgres_status(shared: &Shared, view: &NodeView) -> PostgresStatus {
         replayed_lsn: live.and_then(|live| live.replay_lsn),
         standbys: view.postgres.standbys.keys().map(ToString::to_string).collect(),
         synchronous_standby_names: live.map(|live| live.sync_names_shown.clone()),
-        cancelled_waits: 0,
+        cancelled_waits: shared.postgres.cancelled_waits(),
+        warnings: shared.postgres.collation_warnings(),
     }
 }
 
@@ -225,13 +230,13 @@ fn cluster_status(state: &State, view: &NodeView, nodes: &[NodeStatus]) -> Clust
         majority,
         durability: state.options.durability,
         lease_ms: millis(view.timing.lease),
-        failure_cost: failure_cost(state, record.and_then(|record| record.commit_sets.last()), nodes),
+        failure_cost: failure_cost(record.and_then(|record| record.commit_sets.last()), nodes),
         warnings: warnings(state, majority, nodes),
     }
 }
 
 /// What a failure right now would cost, in one plain sentence.
-fn failure_cost(state: &State, set: Option<&CommitSet>, nodes: &[NodeStatus]) -> String {
+fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus]) -> String {
     let reachable = nodes.iter().filter(|node| node.is_reachable).count();
     let data = nodes.iter().filter(|node| node.kind == MemberKind::Data).count();
     match (set, data) {
@@ -246,7 +251,12 @@ fn failure_cost(state: &State, set: Option<&CommitSet>, nodes: &[NodeStatus]) ->
         (Some(_), _) if reachable < nodes.len() => {
             "HA is degraded: one more loss may stop writes. Repair or replace the nodes that are not heard.".to_owned()
         }
-        (Some(set), _) if set.k == 0 || state.options.durability == Durability::OneNode => {
+        (Some(set), _) if set.may_lose() => {
+            let window = "Losing the active node loses the last commits, up to some hundred milliseconds of them or what a standby \
+                          lags behind, as commits wait for nobody (durability=one_node)";
+            format!("{window}; writes go on within seconds. What was lost is kept aside when the node comes back.")
+        }
+        (Some(set), _) if set.k == 0 => {
             "Losing the active node stops writes until it is back, as commits wait for nobody and only it holds them all.".to_owned()
         }
         (Some(_), _) => "Losing any one node loses no acknowledged commit; writes go on within seconds.".to_owned(),
@@ -269,6 +279,19 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
             "{} nodes survive no more losses than {}: add one, or a witness",
             nodes.len(),
             nodes.len() - 1
+        ));
+    }
+    // L12: as many as a commit waits for may together be ahead of all who could take over
+    let set = state.assignment.as_ref().and_then(|record| record.value.commit_sets.last());
+    let is_counted = |node: &&NodeStatus| {
+        node.nofailover && set.is_some_and(|set| set.members.iter().any(|member| member.node == node.id))
+    };
+    let kept_back: Vec<&str> = nodes.iter().filter(is_counted).map(|node| node.name.as_str()).collect();
+    if set.is_some_and(|set| set.k > 0 && kept_back.len() >= set.k as usize) {
+        warnings.push(format!(
+            "{} counts for commits and is marked nofailover: if the active node is lost while that holds the most log, nobody takes over \
+             until the lost one is back or the mark is taken off with `hasup nodes set`",
+            kept_back.join(", ")
         ));
     }
     for node in state.goals.removing.iter().filter_map(|node| state.members.get(node)) {

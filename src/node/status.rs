@@ -183,8 +183,12 @@ pub struct PostgresStatus {
     pub standbys: Vec<String>,
     /// What `synchronous_standby_names` was last seen to be.
     pub synchronous_standby_names: Option<String>,
-    /// Commits whose wait for a standby was cancelled, since the daemon started.
+    /// Commits that their clients were told of although their wait for a standby was cancelled, since the daemon started.
     pub cancelled_waits: u64,
+    /// What it says of itself that an operator should look at, like collations that differ from those its indexes were built
+    /// with; absent before it has been asked.
+    #[serde(default)]
+    pub warnings: Option<Vec<String>>,
 }
 
 /// Versions of programs on a node.

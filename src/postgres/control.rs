@@ -28,7 +28,6 @@ use super::settings::{
 use super::{PgError, Programs, file_error};
 use crate::guard::StartSpec;
 use crate::guard::procs::{children_of, send};
-use crate::sys::fs::write_volatile;
 use crate::types::{Generation, Lsn, NodeName, Timeline, WalPosition};
 
 /// What a [`Postgres`] is made from.
@@ -332,8 +331,13 @@ impl Postgres {
     }
 
     /// Promotes to the reserved timeline (L13) and puts `standby.signal` back. The caller holds an armed lease of its own
-    /// generation and has set the standbys' names.
-    pub async fn promote(&self, reserved: Timeline, limit: Duration) -> Result<(), PgError> {
+    /// generation and has set the standbys' names; `trigger` has its guard tell PostgreSQL, which refuses where it is not armed (L15).
+    pub async fn promote(
+        &self,
+        reserved: Timeline,
+        limit: Duration,
+        trigger: impl Future<Output = Result<(), String>>,
+    ) -> Result<(), PgError> {
         let layout = &self.setup.layout;
         let deadline = Instant::now() + limit;
         let wal_dir = layout.wal_dir();
@@ -345,14 +349,7 @@ impl Postgres {
             )));
         }
         history::lay_placeholders(&wal_dir, reserved)?;
-        let Some(postmaster) = self.postmaster() else {
-            return Err(PgError::Refused("PostgreSQL does not run and cannot be promoted".to_owned()));
-        };
-        // What `pg_ctl promote` does; a connection may not be had, a signal always.
-        let trigger = layout.pgdata.join("promote");
-        write_volatile(&trigger, b"").map_err(file_error("write", &trigger))?;
-        layout.give(&trigger)?;
-        send(postmaster, Signal::USR1);
+        trigger.await.map_err(PgError::Refused)?;
         let what = "promote";
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

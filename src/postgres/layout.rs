@@ -228,6 +228,12 @@ pub fn remove_dir(path: &Path) -> Result<(), PgError> {
     }
 }
 
+/// Returns the size of the file system of `path`, in bytes.
+pub fn size_bytes(path: &Path) -> Result<u64, PgError> {
+    let stat = rustix::fs::statvfs(path).map_err(|error| file_error("measure the disk of", path)(error.into()))?;
+    Ok(stat.f_blocks * stat.f_frsize)
+}
+
 /// Returns the bytes free for this user on the file system of `path`.
 pub fn free_bytes(path: &Path) -> Result<u64, PgError> {
     let stat = rustix::fs::statvfs(path).map_err(|error| file_error("measure free space of", path)(error.into()))?;

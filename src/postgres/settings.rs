@@ -42,6 +42,8 @@ pub struct StaticSettings {
     pub ssl: SslPaths,
     /// How much log is kept for standbys that were away, in MiB.
     pub wal_keep_mib: u32,
+    /// How much log is kept at the most for members that are away, in MiB; more than that is never kept for anybody.
+    pub slot_keep_mib: u32,
     /// The operating system's user that runs hasup and so is the superuser over the local socket.
     pub local_user: String,
     /// More settings, which cannot override hasup's own.
@@ -113,8 +115,7 @@ pub(super) fn socket_dirs(layout: &Layout, adopted: Option<&Adopted>) -> Vec<Pat
 /// Renders `hasup.conf`: the operator's file first, then hasup's settings, what outlives them in an adopted cluster, and the
 /// dynamic file.
 pub fn render_config(layout: &Layout, settings: &StaticSettings, adopted: Option<&Adopted>) -> String {
-    let mut text =
-        String::from("# Written by hasup at each start of PostgreSQL; edit postgresql.conf or use `hasup pg set`.\n");
+    let mut text = String::from("# Written by hasup at each start of PostgreSQL; edit postgresql.conf.\n");
     let mut include = |keyword: &str, path: &Path| {
         let _infallible = writeln!(text, "{keyword} {}", quoted(&path.to_string_lossy()));
     };
@@ -152,6 +153,9 @@ pub fn render_config(layout: &Layout, settings: &StaticSettings, adopted: Option
     set("logging_collector", "off");
     set("lc_messages", "C");
     set("wal_keep_size", &format!("{}MB", settings.wal_keep_mib));
+    if !settings.extra.contains_key("max_slot_wal_keep_size") {
+        set("max_slot_wal_keep_size", &format!("{}MB", settings.slot_keep_mib));
+    }
     // On from the start, so that archiving can be turned on later without a restart.
     set("archive_mode", "on");
     if !settings.extra.contains_key("archive_command") {
@@ -467,6 +471,7 @@ mod tests {
             logical: false,
             ssl: SslPaths { certificate: "/c".into(), key: "/k".into(), ca: "/a".into() },
             wal_keep_mib: 64,
+            slot_keep_mib: 64,
             local_user: "postgres".to_owned(),
             extra: BTreeMap::from([
                 ("fsync".to_owned(), "off".to_owned()),

@@ -1,12 +1,14 @@
 //! The handle through which the node uses Raft.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::storage::RaftLogStorage;
 use openraft::{Config, Instant, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
@@ -17,15 +19,12 @@ use super::serve::Server;
 use super::state_machine::{Applied, StateMachine};
 use super::types::{Raft, TypeConfig};
 use crate::codec::encode;
+use crate::ha::rules::Rules;
 use crate::kv::snapshot::SnapshotError;
 use crate::kv::{Proposal, Reply};
 use crate::sys::clock::boot_now;
 use crate::types::{BootTime, NodeId};
 
-/// The log is compacted after this many entries since the last snapshot.
-const SNAPSHOT_ENTRIES: u64 = 5000;
-/// Entries kept before the snapshot, for followers that are a little behind.
-const TAIL_ENTRIES: u64 = 1000;
 /// The log is compacted when its entries have this many bytes, however few they are.
 const SNAPSHOT_BYTES: usize = 32 << 20;
 /// With this many bytes in the log no more is proposed: compaction must have failed.
@@ -60,6 +59,51 @@ impl Default for RaftTiming {
     fn default() -> Self {
         Self::scaled(1)
     }
+}
+
+/// When the log is compacted by the number of its entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compaction {
+    /// After this many entries since the last snapshot.
+    pub after: u64,
+    /// Entries kept before the snapshot, for followers that are a little behind.
+    pub tail: u64,
+}
+
+impl Default for Compaction {
+    fn default() -> Self {
+        Self { after: 5000, tail: 1000 }
+    }
+}
+
+/// What Raft's handle asks of a log beside what openraft does.
+pub trait LogHandle: Send + Sync + 'static {
+    /// Returns how many bytes the entries have.
+    fn bytes(&self) -> usize;
+    /// Returns why it can no longer be written, if so.
+    fn failed(&self) -> Option<String>;
+    /// Lets the disk go.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// What Raft is started on.
+pub struct Foundation<L> {
+    /// This node.
+    pub me: NodeId,
+    /// The log, opened.
+    pub log: L,
+    /// The state, as of the newest snapshot.
+    pub machine: StateMachine,
+    /// Where a snapshot grows that another member sends.
+    pub incoming: PathBuf,
+    /// The timers.
+    pub timing: RaftTiming,
+    /// When the log is compacted.
+    pub compaction: Compaction,
+    /// The rules in force.
+    pub rules: Rules,
+    /// The way to the other members.
+    pub transport: Arc<dyn RaftTransport>,
 }
 
 /// Raft cannot start.
@@ -172,7 +216,7 @@ pub(super) struct Inner {
     /// Held during a change of members: they come one after the other.
     pub(super) changing: Mutex<()>,
     server: Server,
-    log: LogStore,
+    log: Arc<dyn LogHandle>,
     applied: watch::Receiver<Arc<Applied>>,
     leadership: watch::Sender<Leadership>,
 }
@@ -186,24 +230,41 @@ impl Consensus {
         timing: RaftTiming,
         transport: Arc<dyn RaftTransport>,
     ) -> Result<Self, OpenError> {
-        let config = Arc::new(config(timing).validate()?);
         let (log_folder, snapshots) = (folder.join("log"), folder.join("snapshots"));
         let opened = tokio::task::spawn_blocking(move || {
             let machine = StateMachine::open(&snapshots)?;
             Ok::<_, OpenError>((LogStore::open(&log_folder, me)?, machine))
         });
         let (log, machine) = opened.await.map_err(std::io::Error::other)??;
+        let incoming = folder.join("incoming");
+        let (compaction, rules) = (Compaction::default(), Rules::default());
+        Self::start(Foundation { me, log, machine, incoming, timing, compaction, rules, transport }).await
+    }
+
+    /// Starts Raft on what is open already.
+    pub async fn start<L>(on: Foundation<L>) -> Result<Self, OpenError>
+    where
+        L: RaftLogStorage<TypeConfig> + LogHandle + Clone,
+    {
+        let Foundation { me, log, machine, incoming, timing, compaction, rules, transport } = on;
         let applied = machine.watch();
         let network = Network { me, heartbeat: timing.heartbeat, transport };
-        let raft = match Raft::new(me.0, config, network, log.clone(), machine).await {
+        let started = match config(timing, compaction).validate() {
+            Ok(config) => Raft::new(me.0, Arc::new(config), network, log.clone(), machine)
+                .await
+                .map_err(|error| OpenError::Raft(error.to_string())),
+            Err(error) => Err(error.into()),
+        };
+        let raft = match started {
             Ok(raft) => raft,
             Err(error) => {
                 log.close().await;
-                return Err(OpenError::Raft(error.to_string()));
+                return Err(error);
             }
         };
-        let server = Server::new(raft.clone(), folder.join("incoming"));
-        let first = leadership(&raft.metrics().borrow_watched().clone(), &log);
+        let log: Arc<dyn LogHandle> = Arc::new(log);
+        let server = Server::new(raft.clone(), incoming, rules);
+        let first = leadership(&raft.metrics().borrow_watched().clone(), log.as_ref());
         let (leadership, _) = watch::channel(first);
         Ok(Self {
             inner: Arc::new(Inner { me, raft, timing, changing: Mutex::new(()), server, log, applied, leadership }),
@@ -216,7 +277,7 @@ impl Consensus {
         let mut compacted = 0;
         loop {
             let seen = metrics.borrow_watched().clone();
-            let now = leadership(&seen, &self.inner.log);
+            let now = leadership(&seen, self.inner.log.as_ref());
             self.inner.leadership.send_if_modified(|before| {
                 let differs = before.differs(&now);
                 *before = now;
@@ -354,7 +415,7 @@ impl Consensus {
     }
 }
 
-fn config(timing: RaftTiming) -> Config {
+fn config(timing: RaftTiming, compaction: Compaction) -> Config {
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let election_timeout_max = millis(timing.election_max);
     Config {
@@ -365,9 +426,9 @@ fn config(timing: RaftTiming) -> Config {
         // Of one piece of a snapshot, the last one's installation included.
         install_snapshot_timeout: 20_000,
         max_payload_entries: 300,
-        replication_lag_threshold: SNAPSHOT_ENTRIES + TAIL_ENTRIES,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
-        max_in_snapshot_log_to_keep: TAIL_ENTRIES,
+        replication_lag_threshold: compaction.after + compaction.tail,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(compaction.after),
+        max_in_snapshot_log_to_keep: compaction.tail,
         purge_batch_size: 256,
         // A node that comes back is tried within half a second, so that a healed cut heals the group at once.
         backoff: "50ms 100ms 200ms ...500ms".to_owned(),
@@ -380,7 +441,7 @@ fn config(timing: RaftTiming) -> Config {
 }
 
 /// Returns what openraft's metrics say.
-fn leadership(seen: &RaftMetrics<TypeConfig>, log: &LogStore) -> Leadership {
+fn leadership(seen: &RaftMetrics<TypeConfig>, log: &dyn LogHandle) -> Leadership {
     let now = boot_now();
     let members = seen.membership_config.membership();
     let nodes = |ids: &BTreeSet<u64>| ids.iter().copied().map(NodeId).collect();

@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
+use futures_util::future::BoxFuture;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use super::consensus::LogHandle;
 use super::log_writer::{
     COMMITTED_KEY, Change, Found, PURGED_KEY, SEGMENT_BYTES, Trees, VOTE_KEY, for_each_entry, guarded,
     remove_backwards, remove_upto, run, sync,
@@ -191,26 +193,6 @@ impl LogStore {
         Ok(Self { shared, queue })
     }
 
-    /// Returns how many bytes the entries have.
-    pub fn bytes(&self) -> usize {
-        self.shared.memory.lock().bytes
-    }
-
-    /// Returns why the disk can no longer be written, if so. Nothing heals that but a restart.
-    pub fn failed(&self) -> Option<String> {
-        self.shared.memory.lock().failed.clone()
-    }
-
-    /// Ends the writer thread and lets the folder go, so that it can be opened again. Whatever is asked later fails.
-    pub async fn close(&self) {
-        self.shared.trees.lock().take();
-        let (told, closed) = oneshot::channel();
-        if self.queue.send(Change::Close { told }).is_ok() {
-            // An error means that the thread has ended already.
-            let _ = closed.await;
-        }
-    }
-
     fn ask(&self, change: Change) -> io::Result<()> {
         self.queue.send(change).map_err(|_| io::Error::other("the Raft log is closed"))
     }
@@ -247,6 +229,29 @@ impl LogStore {
         } else {
             Err(io::Error::other(format!("the Raft log has a hole: {} of {wanted} entries found", entries.len())))
         }
+    }
+}
+
+impl LogHandle for LogStore {
+    fn bytes(&self) -> usize {
+        self.shared.memory.lock().bytes
+    }
+
+    /// Returns why the disk can no longer be written, if so. Nothing heals that but a restart.
+    fn failed(&self) -> Option<String> {
+        self.shared.memory.lock().failed.clone()
+    }
+
+    /// Ends the writer thread and lets the folder go, so that it can be opened again. Whatever is asked later fails.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.shared.trees.lock().take();
+            let (told, closed) = oneshot::channel();
+            if self.queue.send(Change::Close { told }).is_ok() {
+                // An error means that the thread has ended already.
+                let _ = closed.await;
+            }
+        })
     }
 }
 
@@ -509,13 +514,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_log_made_with_larger_segments_is_opened_as_it_is() {
+    async fn a_log_made_with_other_segments_is_opened_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let older =
-            sled::Config::new().path(folder.path()).segment_size(512 << 10).flush_every_ms(None).open().unwrap();
+            sled::Config::new().path(folder.path()).segment_size(128 << 10).flush_every_ms(None).open().unwrap();
         drop(older);
         let mut log = with_entries(folder.path(), 5, 10_000).await;
-        assert_eq!(segment_bytes(folder.path()).unwrap(), 512 << 10);
+        assert_eq!(segment_bytes(folder.path()).unwrap(), 128 << 10);
         log.close().await;
         log = LogStore::open(folder.path(), NodeId(1)).unwrap();
         assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(entry(4, 0).log_id));

@@ -14,9 +14,10 @@ use super::types::TypeConfig;
 
 /// Values never grow beyond this. sled keeps up to twenty of them in one record, and moves a record of more than a quarter of
 /// [`SEGMENT_BYTES`] into a file that it never syncs.
-const CHUNK_BYTES: usize = 1 << 10;
-/// sled's own default is four times as much; it holds dozens of buffers of this size.
-pub(super) const SEGMENT_BYTES: usize = 128 << 10;
+const CHUNK_BYTES: usize = 4 << 10;
+/// sled holds dozens of buffers of this size. A fourth of it took 20 MB less, and after 2 of 19 runs of power cuts sled found
+/// its own pages corrupt, which none of 14 runs with this size showed.
+pub(super) const SEGMENT_BYTES: usize = 512 << 10;
 /// Of the first chunk: format, length (u32), CRC-32 (u32), both little-endian.
 const RECORD_HEADER: usize = 1 + 4 + 4;
 const RECORD_FORMAT: u8 = 1;

@@ -25,6 +25,9 @@ use crate::types::NodeId;
 pub const RPC_BYTES_MAX: usize = 1 << 20;
 /// A snapshot travels in pieces of this size.
 const SNAPSHOT_PIECE: usize = 512 << 10;
+/// The least time that a piece gets, and how many bytes a slow machine installs in a second.
+const PIECE_DEADLINE: Duration = Duration::from_secs(3);
+const INSTALLED_PER_SECOND: u64 = 4 << 20;
 /// A follower that must sync a slow disk gets this many heartbeats' time for entries, so that a batch is not sent twice.
 const APPEND_HEARTBEATS: u32 = 10;
 
@@ -190,15 +193,24 @@ impl Client {
                 StorageError::<TypeConfig>::read_snapshot(Some(meta.signature()), told)
             })?;
             let sent = offset + bytes.len() as u64;
+            let patience = piece_deadline(file.len(), sent == file.len()).min(deadline);
             let piece = SnapshotPiece { vote, meta: meta.clone(), offset, len: file.len(), bytes: bytes.into() };
             let request = Request::Snapshot(piece);
-            match self.call(RPCTypes::InstallSnapshot, Lane::Bulk, &request, deadline).await? {
+            match self.call(RPCTypes::InstallSnapshot, Lane::Bulk, &request, patience).await? {
                 Response::Snapshot(response) => return Ok(response),
                 Response::SnapshotPiece(taken) if taken == sent && sent < file.len() => offset = sent,
                 _ => return Err(unexpected().into()),
             }
         }
     }
+}
+
+/// Returns how long a piece of a snapshot of `len` bytes may take: the last one is answered when all of it is installed.
+///
+/// Nothing else is sent to a member meanwhile, so one that lost its power must not be waited for much longer than it is off.
+fn piece_deadline(len: u64, is_last: bool) -> Duration {
+    let installing = if is_last { Duration::from_secs(len / INSTALLED_PER_SECOND) } else { Duration::ZERO };
+    PIECE_DEADLINE + installing
 }
 
 fn unexpected() -> RPCError<TypeConfig> {

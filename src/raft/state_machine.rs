@@ -92,7 +92,9 @@ struct Stored {
 
 /// openraft's state machine: the state in memory, snapshots in a folder.
 ///
-/// Nothing of the state itself is on disk: a start reads the snapshot and applies the log up to the committed index.
+/// Nothing of the state itself is on disk: a start reads the snapshot and applies the log up to the committed index. That index is
+/// synced before its entries are applied, and by the writer of the log, after them: no start knows less than what the one before it
+/// has published.
 #[derive(Debug)]
 pub struct StateMachine {
     folder: PathBuf,

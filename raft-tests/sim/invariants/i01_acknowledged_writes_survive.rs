@@ -1,5 +1,5 @@
 //! I1: every acknowledged write is in the log of every primary promoted later. With k ≥ 1 under any clocks (I4), and with k = 0
-//! too, as L11 then lets only the node itself be chosen. Later is meant by generation: a guest that thaws in the middle of a promotion
+//! too, as L11 then lets only the node itself be chosen; but for what a set that declares it (`one_node`) had one node acknowledge alone. Later is meant by generation: a guest that thaws in the middle of a promotion
 //! whose generation has passed may finish it, and finds nobody who helps it to acknowledge anything (I2).
 
 use crate::world::World;

@@ -5,7 +5,7 @@ use crate::ha::durable::DataState;
 use crate::ha::plan::{Step, WaitingOn};
 use crate::ha::pulse::{ActiveReport, PeerView};
 use crate::ha::quorum::majority_of_every;
-use crate::ha::record::{Assignment, CommitSet, ResignReason};
+use crate::ha::record::{Assignment, CommitSet, ResignReason, SwitchoverGoal};
 use crate::ha::rules::Mutation;
 use crate::ha::state::NodeState;
 use crate::ha::view::{AppliedRecord, Job, NamesInEffect, NodeView, SyncNames};
@@ -156,7 +156,12 @@ impl Holder<'_> {
             newest.members = self.view.postgres.standbys.keys().copied().collect();
             newest.k = newest.k.min(u32::try_from(newest.members.len()).unwrap_or(0));
         }
-        if newest.k == 0 && !self.a.opened { SyncNames::Nobody } else { SyncNames::Set(newest) }
+        match newest.k {
+            0 if !self.a.opened => SyncNames::Nobody,
+            // who is waited for is the same, whoever may follow
+            0 => SyncNames::Set(CommitSet::none()),
+            _ => SyncNames::Set(newest),
+        }
     }
 
     fn bring_up(&self, draft: &mut Draft<'_>) {
@@ -221,11 +226,14 @@ impl Holder<'_> {
         }
         let names = self.names();
         let in_effect = view.postgres.names.as_ref().map(|in_effect| &in_effect.names);
-        if self.a.opened && !view.postgres.has_written && in_effect.is_none() && view.busy().is_none() {
+        // the place for long work belongs to the hand-over, once that can be
+        let hands_over = self.can_hand_over();
+        let may_probe = self.a.opened && !view.postgres.has_written && view.busy().is_none() && !hands_over;
+        if may_probe && in_effect.is_none() {
             // a daemon that has just started: clients are served before the names are made certain by a checkpoint
             draft.step(Step::ProbeWrite { generation });
         }
-        if in_effect != Some(&names) {
+        if in_effect != Some(&names) && !hands_over {
             draft.step(Step::SetNames { generation, names });
         }
         let report = self.report(true);
@@ -233,7 +241,7 @@ impl Holder<'_> {
             draft.wait(if report.may_open { WaitingOn::Opened } else { WaitingOn::StandbysHoldPromotion });
         }
         draft.active = Some(report);
-        if self.a.opened && !view.postgres.has_written && view.postgres.names.is_some() && view.busy().is_none() {
+        if may_probe && view.postgres.names.is_some() {
             draft.step(Step::ProbeWrite { generation });
         }
         let is_open = self.a.opened && view.postgres.has_written;
@@ -244,24 +252,29 @@ impl Holder<'_> {
         self.hand_over(draft);
     }
 
+    fn switchover(&self) -> Option<&SwitchoverGoal> {
+        self.view.goals.switchover.as_ref().filter(|goal| goal.from == self.a.generation)
+    }
+
+    /// Whether the role is to be handed over, and somebody is there to take it, or this node ends in any case.
+    fn can_hand_over(&self) -> bool {
+        let standbys = &self.view.postgres.standbys;
+        let streams = |node: NodeId| standbys.keys().any(|member| member.node == node);
+        let is_ready = |goal: &SwitchoverGoal| goal.to.map_or(!standbys.is_empty(), streams);
+        self.a.opened && (self.view.is_stopping || self.switchover().is_some_and(is_ready))
+    }
+
     /// Stops PostgreSQL cleanly when a switchover was ordered or hasup is being stopped, while the lease goes on.
     fn hand_over(&self, draft: &mut Draft<'_>) {
         let view = self.view;
         let generation = self.a.generation;
-        let goal = view.goals.switchover.as_ref().filter(|goal| goal.from == generation);
-        if (goal.is_none() && !view.is_stopping) || !self.a.opened {
+        if let Some(goal) = self.switchover().filter(|_| self.a.opened) {
+            draft.wait(WaitingOn::Switchover(goal.clone()));
+        }
+        if !self.can_hand_over() {
             return;
         }
-        if let Some(goal) = goal {
-            let streams = |node: NodeId| view.postgres.standbys.keys().any(|member| member.node == node);
-            let is_ready = goal.to.map_or(!view.postgres.standbys.is_empty(), streams);
-            draft.wait(WaitingOn::Switchover(goal.clone()));
-            if !is_ready && !view.is_stopping {
-                return;
-            }
-        }
-        let begins_work = draft.steps.iter().any(|step| step.work().is_some());
-        if begins_work || view.busy().is_some() {
+        if view.busy().is_some() {
             // clients are served until the stop can really begin
             return;
         }
@@ -288,11 +301,13 @@ impl Holder<'_> {
             || postgres.promoted_at.is_some_and(|lsn| holders_of(&newest, lsn, true) >= newest.k as usize)
             || self.view.rules.broken(Mutation::OpenTooEarly);
         let is_settled = |in_effect: &NamesInEffect| {
-            in_effect.names == SyncNames::Set(newest.clone())
+            in_effect.names == self.names()
+                && in_effect.names != SyncNames::Nobody
                 && holders_of(&newest, in_effect.since, false) >= newest.k as usize
         };
         ActiveReport {
             generation: self.view.guard.armed.unwrap_or_default(),
+            record: self.record.index,
             leased: self.view.pulse.lease.map_or(Generation(0), |(generation, _)| generation),
             is_primary,
             may_open: is_primary && names_are_set && holds_promotion,
