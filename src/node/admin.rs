@@ -152,12 +152,12 @@ impl Shared {
                 Ok(Done::answer(format!("Join token {id} admits nobody any more")))
             }
             Request::History { limit } => Ok(Answer::History(self.history(limit))),
-            Request::KvGet { key, consistent } => {
-                let state = self.read(consistent).await?;
+            Request::KvGet { key, stale } => {
+                let state = self.read(!stale).await?;
                 Ok(Answer::Kv(one_entry(&state, &key)))
             }
-            Request::KvList { prefix, consistent } => {
-                let state = self.read(consistent).await?;
+            Request::KvList { prefix, stale } => {
+                let state = self.read(!stale).await?;
                 Ok(Answer::Kv(entries_under(&state, &prefix)))
             }
             Request::KvPut { key, value, flags, cas } => {
@@ -444,7 +444,7 @@ impl Shared {
         let no_leader = || {
             HandleError::new(
                 ErrorCode::NoMajority,
-                "No leader confirmed that this is the present state. Nothing was read. Try again, or read without `consistent`",
+                "No leader confirmed that this is the present state. Nothing was read. Try again, or read what this node has, by `--stale`",
             )
         };
         let leader = self.consensus.leadership().borrow().leader.ok_or_else(no_leader)?;
