@@ -168,7 +168,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
 
     let ended = tokio::select! {
         ended = until_stopped(&node, tasks) => ended,
-        () = mend::until_a_start_mends_raft(consensus.leadership(), &node, &raft_folder) => Ended::Failed,
+        () = mend::until_a_start_mends_raft(consensus.leadership(), &raft_folder) => Ended::Failed,
     };
     notify_supervisor(&[sd_notify::NotifyState::Stopping]);
     if let Ended::InOrder = ended {
