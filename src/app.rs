@@ -55,6 +55,7 @@ const WAL_KEEP_MIB: u32 = 1024;
 pub async fn run(config: Config, begin: Begin) -> anyhow::Result<()> {
     // before all else, also before a failure is noted: that would be told as the other daemon's
     let _lock = DaemonLock::take(&config.data_dir)?;
+    raise_open_files();
     let tasks = Tasks::new();
     let ended = run_node(&config, begin, &tasks).await;
     tasks.drain().await;
@@ -69,6 +70,16 @@ pub async fn run(config: Config, begin: Begin) -> anyhow::Result<()> {
 /// Returns whether the node of `data_dir` belongs to a cluster.
 pub fn is_member(data_dir: &Path) -> bool {
     Identity::path(data_dir).exists()
+}
+
+/// Lets this process have as many files open as its user may: a shell's usual 1024 are fewer than the connections of three ports.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Result<()> {
@@ -113,7 +124,6 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
         .await
         .context("open the replicated store")?;
     tasks.spawn("raft", consensus.clone().drive());
-    tasks.spawn("raft failure", mend::tell_failure(consensus.leadership()));
 
     let paths = TrustPaths::below(&config.data_dir);
     let password_file = layout.config_dir().join("app.password");
@@ -166,7 +176,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
 
     let ended = tokio::select! {
         ended = until_stopped(&node, tasks) => ended,
-        () = mend::until_a_start_mends_raft(consensus.leadership(), &node, &raft_folder) => Ended::Failed,
+        () = mend::until_a_start_mends_raft(consensus.leadership(), &raft_folder) => Ended::Failed,
     };
     notify_supervisor(&[sd_notify::NotifyState::Stopping]);
     if let Ended::InOrder = ended {
