@@ -77,6 +77,30 @@ fn complaints(node: &Node) -> usize {
 }
 
 #[test]
+fn the_log_of_a_running_postgresql_is_rotated_and_goes_on() {
+    let name = "the_log_of_a_running_postgresql_is_rotated_and_goes_on";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let mut node = Node::new(74);
+    node.start(&[]);
+    let log = node.data_dir().join("postgres/postgres.log");
+    let length = || fs::metadata(&log).unwrap().len();
+    let mut more = File::options().append(true).open(&log).unwrap();
+    more.write_all(&vec![b'\n'; 65 << 20]).unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while length() > 1 << 20 {
+        assert!(Instant::now() < deadline, "it is not rotated");
+        pause();
+    }
+    assert!(fs::metadata(log.with_extension("log.1")).unwrap().len() > 65 << 20);
+    node.sql("do $$ begin raise log 'told after the rotation'; end $$");
+    let told = fs::read(&log).unwrap();
+    assert!(String::from_utf8_lossy(&told).contains("told after the rotation") && !told.contains(&0), "a hole is left");
+}
+
+#[test]
 fn a_full_disk_is_told_everywhere_moves_the_role_and_is_mended_by_room() {
     let name = "a_full_disk_is_told_everywhere_moves_the_role_and_is_mended_by_room";
     if let Some(why) = lacks_postgres() {
