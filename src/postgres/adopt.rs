@@ -307,7 +307,17 @@ impl Inspection<'_> {
 
     /// Who runs a server in it, where that is somebody who would start it again.
     fn check_running(&mut self) -> Option<u32> {
-        let postmaster = postmaster_of(&self.layout.pgdata)?;
+        let Some(postmaster) = postmaster_of(&self.layout.pgdata) else {
+            let file = self.layout.pgdata.join("postmaster.pid");
+            if file.exists() {
+                self.blame(format!(
+                    "{} says that a server runs in it, and none is seen on this machine. It may run in a container or on another host, \
+                     and two servers in one data directory destroy it: stop it there. If surely none runs, remove that file",
+                    file.display()
+                ));
+            }
+            return None;
+        };
         if let Some(unit) = unit_of(postmaster).filter(|unit| Some(unit) != unit_of(std::process::id()).as_ref()) {
             self.blame(format!("systemd runs the server in it: `systemctl disable --now {unit}`, then repeat"));
         }
