@@ -258,6 +258,9 @@ impl Inspection<'_> {
                 spaces.join(", ")
             ));
         }
+        if let Err(error) = self.layout.refuse_foreign_holders() {
+            self.blame(error.to_string());
+        }
         if pgdata.starts_with(&self.layout.data_dir) || self.layout.data_dir.starts_with(&pgdata) {
             self.blame("it lies in hasup's own data directory, or that in it: name another by --data-dir");
         }
