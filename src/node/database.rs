@@ -78,6 +78,7 @@ struct Memory {
     names: Option<NamesInEffect>,
     has_written: bool,
     checkpointed_for: Option<Generation>,
+    rewinds_refused: u32,
     cleanly_stopped: Option<(Generation, WalPosition)>,
     lineage: Option<(Generation, Lineage, Option<Parted>)>,
     job: Option<Job>,
@@ -466,6 +467,13 @@ impl Database {
         remembered.or_else(written)
     }
 
+    /// Notes that a rewind could not begin, and returns how often in a row that was so.
+    pub(super) fn note_rewind_refused(&self) -> u32 {
+        let mut memory = self.memory.lock();
+        memory.rewinds_refused += 1;
+        memory.rewinds_refused
+    }
+
     fn parted_path(&self) -> std::path::PathBuf {
         self.postgres.layout().config_dir().join("parted.json")
     }
@@ -514,7 +522,9 @@ impl Database {
     pub(super) fn note_rebuilt(&self, promoted: Generation) -> Result<(), PgError> {
         let bytes = serde_json::to_vec(&promoted).unwrap_or_default();
         self.postgres.layout().write(&self.rebuilt_path(), &bytes)?;
-        self.memory.lock().lineage = Some((promoted, Lineage::Follows, None));
+        let mut memory = self.memory.lock();
+        memory.rewinds_refused = 0;
+        memory.lineage = Some((promoted, Lineage::Follows, None));
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Holder, Layout, free_bytes, put_standby_signal, remove_file, sync_dir};
+use super::salvage::keep_tail;
 use super::settings::{self, REPLICATION_ROLE, Source, SslPaths};
 use super::{PgError, Programs, file_error};
 use crate::sys::exec::{Exclusive, Tool};
@@ -160,9 +161,26 @@ fn finish(layout: &Layout, remove: impl Fn(&Holder) -> Result<(), PgError>) -> R
         sync_dir(new.path())?;
         layout.pgdata.parent().map_or(Ok(()), sync_dir)?;
     }
-    remove_file(&journal(layout))?;
     // the copy is whole and in its place: what is left is in nobody's way but for the room that it takes
-    for holder in [new, old] {
+    let mut leftovers = vec![new];
+    let tails = old.contents().iter().map(|aside| keep_tail(layout, aside)).collect::<Result<Vec<_>, _>>();
+    match tails {
+        Ok(tails) => {
+            for tail in tails.into_iter().flatten() {
+                tracing::info!(from = %tail.from, to = %tail.to, "log that the copy may not hold is kept under salvage/");
+            }
+            leftovers.push(old);
+        }
+        Err(error) => tracing::warn!(
+            error = %error,
+            cause = std::error::Error::source(&error).map(ToString::to_string),
+            "{} holds log that the cluster may lack, and it could not be put into salvage/: that folder stays; look what is in it, \
+             then remove it by hand",
+            old.path().display()
+        ),
+    }
+    remove_file(&journal(layout))?;
+    for holder in leftovers {
         if let Err(error) = remove(&holder) {
             tracing::warn!(
                 error = %error,

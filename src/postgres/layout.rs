@@ -69,7 +69,7 @@ impl Layout {
         self.config_dir().join(format!("g{generation}"))
     }
 
-    /// Where tails that a rewind drops are kept.
+    /// Where tails are kept that a rewind drops, or that a copy would remove.
     pub fn salvage_dir(&self) -> PathBuf {
         self.data_dir.join("salvage")
     }
@@ -209,6 +209,12 @@ impl Holder {
         let names = std::iter::once(self.data()).chain((1_u32..).map(|number| self.0.join(format!("data-{number}"))));
         // the numbers do not end before the names do
         names.into_iter().find(|path| path.symlink_metadata().is_err()).unwrap_or_else(|| self.data())
+    }
+
+    /// Returns what is in it but for the mark; nothing where it is not there.
+    pub fn contents(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name() != HOLDER_MARK).map(|entry| entry.path()).collect()
     }
 
     /// Refuses where it is somebody else's. An empty folder is nobody's.
