@@ -150,7 +150,7 @@ impl Postgres {
         }
         self.clear_auto_conf()?;
         history::tidy_placeholders(&layout.wal_dir())?;
-        let adopted = adopt::adopted(layout);
+        let adopted = adopt::adopted(layout, settings.port);
         layout.write(&layout.config_file(), render_config(layout, settings, adopted.as_ref()).as_bytes())?;
         let socket_locks = settings::socket_dirs(layout, adopted.as_ref())
             .iter()

@@ -59,6 +59,11 @@ impl Layout {
         self.config_dir().join("postgres.log")
     }
 
+    /// Where PostgreSQL writes its process id for others.
+    pub fn external_pid_file(&self) -> PathBuf {
+        self.config_dir().join("postgres.pid")
+    }
+
     /// The folder of its local socket.
     pub fn socket_dir(&self) -> PathBuf {
         self.data_dir.join("sock")
