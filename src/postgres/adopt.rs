@@ -659,7 +659,7 @@ impl Adoption {
     /// # Errors
     /// A file cannot be read or written.
     pub fn take_over(&self, layout: &Layout) -> Result<(), PgError> {
-        let aside = layout.config_dir().join("adopted");
+        let aside = layout.originals_dir();
         layout.make_dir(&aside)?;
         let keep_aside = |name: &str| -> Result<(), PgError> {
             let (from, to) = (layout.pgdata.join(name), aside.join(name));

@@ -64,6 +64,11 @@ impl Layout {
         self.config_dir().join("postgres.pid")
     }
 
+    /// What an adoption replaced in the data directory, as it was.
+    pub fn originals_dir(&self) -> PathBuf {
+        self.config_dir().join("adopted")
+    }
+
     /// The folder of its local socket.
     pub fn socket_dir(&self) -> PathBuf {
         self.data_dir.join("sock")
