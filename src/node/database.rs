@@ -79,6 +79,7 @@ struct Memory {
     has_written: bool,
     checkpointed_for: Option<Generation>,
     rewinds_refused: u32,
+    is_shut_out: bool,
     cleanly_stopped: Option<(Generation, WalPosition)>,
     lineage: Option<(Generation, Lineage, Option<Parted>)>,
     job: Option<Job>,
@@ -174,6 +175,7 @@ impl Database {
         let mut memory = self.memory.lock();
         if matches!(observation.facts, PostgresFacts::Live(_) | PostgresFacts::Exhausted) {
             memory.answered_at = Some(observation.began);
+            memory.is_shut_out = false;
         }
         if let (Some(process), PostgresFacts::Live(live)) = (observation.process, &observation.facts) {
             let is_known =
@@ -193,6 +195,11 @@ impl Database {
             let (noted, shown) = (to_postgres(&noted.names).render(), &live.sync_names_shown);
             tracing::warn!(%noted, %shown, "synchronous_standby_names were changed past hasup (L18): commits of this moment may \
                 have waited for nobody; they are set again");
+        }
+        if let PostgresFacts::ShutOut { why } = &observation.facts
+            && !std::mem::replace(&mut memory.is_shut_out, true)
+        {
+            tracing::error!("{why}");
         }
         let changed_at = memory.changed_at;
         // never both locks at once: the channel has one of its own

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -47,6 +48,8 @@ const SUPERVISORS: [&str; 9] =
     ["hasup", "monit", "patroni", "pg_autoctl", "repmgrd", "runsv", "s6-supervise", "stolon-keeper", "supervisord"];
 /// The setting in the marker that names folders of sockets where local clients look.
 pub(super) const SOCKETS: &str = "hasup.socket_directories";
+/// The setting in the marker that names the timeline it was adopted on.
+const TIMELINE: &str = "hasup.adopted_timeline";
 /// How often a server that stops is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -174,9 +177,13 @@ impl Inspection<'_> {
         };
         self.check_places();
         let programs = Programs::find(self.bin_dir, Some(major)).map_err(|error| self.blame(error.to_string())).ok();
-        let control = self.control(&programs?)?;
+        let programs = programs?;
+        let control = self.control(&programs)?;
         self.check_data(&control);
         let postmaster = self.check_running();
+        if postmaster.is_some() {
+            self.check_superuser(&programs);
+        }
         let opts = start_options(&pgdata);
         let conf_path = self.find_conf(major, opts.get("config_file"))?;
         let mut conf = match ConfFile::read(&conf_path) {
@@ -211,7 +218,12 @@ impl Inspection<'_> {
             "who may connect stays as {} says, behind hasup's rows for the local superuser, replication and rewinding",
             copies.get("pg_hba.conf").unwrap_or(&pgdata.join("pg_hba.conf")).display()
         ));
-        let kept = kept(&conf.settings, &opts, &control);
+        let mut kept = kept(&conf.settings, &opts, &control);
+        // an adoption before this one has replaced what some of it came from
+        for (name, value) in self.marked() {
+            kept.entry(name).or_insert(value);
+        }
+        kept.insert(TIMELINE.to_owned(), control.timeline.to_string());
         notes.extend(overruled(self.layout, self.settings, &conf.settings, &kept));
         if !control.checksums {
             notes.push(
@@ -312,8 +324,9 @@ impl Inspection<'_> {
     /// A primary that has all its log.
     fn check_data(&mut self, control: &ControlData) {
         let pgdata = self.layout.pgdata.clone();
-        let is_marked = self.layout.adopted_file().exists();
-        if control.is_standby || (pgdata.join("standby.signal").exists() && !is_marked) {
+        // hasup's own signal, in a database that it has adopted and never come to promote: so it is nobody's copy
+        let is_own = self.marked().get(TIMELINE).is_some_and(|timeline| *timeline == control.timeline.to_string());
+        if !is_own && (control.is_standby || pgdata.join("standby.signal").exists()) {
             self.blame("it is a standby: adopt its primary, or promote it first");
         }
         if pgdata.join("recovery.signal").exists() || pgdata.join("backup_label").exists() {
@@ -333,6 +346,45 @@ impl Inspection<'_> {
         }
         if pgdata.join("patroni.dynamic.json").exists() {
             self.blame("Patroni manages it: disable Patroni on all its nodes, then remove patroni.dynamic.json");
+        }
+    }
+
+    /// What an earlier adoption has noted in it.
+    fn marked(&self) -> BTreeMap<String, String> {
+        conf_file::settings(&fs::read_to_string(self.layout.adopted_file()).unwrap_or_default())
+    }
+
+    /// Asks the server that runs whether it knows hasup's superuser. Where that cannot be told, for want of `psql` or of the
+    /// right to ask, it shows after the start.
+    fn check_superuser(&mut self, programs: &Programs) {
+        let text = fs::read_to_string(self.layout.pgdata.join("postmaster.pid")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let (Some(port), Some(folder)) = (lines.get(3), lines.get(4).filter(|folder| !folder.is_empty())) else {
+            return;
+        };
+        let mut psql = Command::new(programs.path("psql"));
+        psql.args(["-X", "-A", "-t", "-w", "-h", folder, "-p", port, "-U", settings::SUPERUSER, "-d", "postgres"])
+            .args(["-c", "select rolsuper from pg_roles where rolname = current_user"])
+            .env("LC_ALL", "C")
+            .env("PGCONNECT_TIMEOUT", "5")
+            .env("PGOPTIONS", "-c statement_timeout=5s")
+            .current_dir("/");
+        if rustix::process::geteuid().is_root()
+            && let Ok(Some(user)) = nix::unistd::User::from_uid(self.owner.into())
+        {
+            psql.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        }
+        let Ok(output) = psql.output() else { return };
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let lacks = |what: &str| said.contains(&format!("{what} does not exist"));
+        if lacks(&format!("role \"{}\"", settings::SUPERUSER)) || output.stdout.starts_with(b"f") {
+            self.blame(format!(
+                "it has no superuser `{0}`, as which hasup works in it: `create role {0} superuser login`, or `alter role {0} superuser \
+                 login`",
+                settings::SUPERUSER
+            ));
+        } else if lacks("database \"postgres\"") {
+            self.blame("it has no database `postgres`, in which hasup works: `create database postgres`");
         }
     }
 
