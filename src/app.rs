@@ -50,6 +50,7 @@ const WAL_KEEP_MIB: u32 = 1024;
 /// # Errors
 /// The node cannot begin, or ended in a way that its supervisor should know.
 pub async fn run(config: Config, begin: Begin) -> anyhow::Result<()> {
+    raise_open_files();
     let tasks = Tasks::new();
     let ended = run_node(&config, begin, &tasks).await;
     tasks.drain().await;
@@ -64,6 +65,16 @@ pub async fn run(config: Config, begin: Begin) -> anyhow::Result<()> {
 /// Returns whether the node of `data_dir` belongs to a cluster.
 pub fn is_member(data_dir: &Path) -> bool {
     Identity::path(data_dir).exists()
+}
+
+/// Lets this process have as many files open as its user may: a shell's usual 1024 are fewer than the connections of three ports.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Result<()> {
@@ -157,7 +168,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
 
     let ended = tokio::select! {
         ended = until_stopped(&node, tasks) => ended,
-        () = mend::until_a_start_mends_raft(consensus.leadership(), &node, &raft_folder) => Ended::Failed,
+        () = mend::until_a_start_mends_raft(consensus.leadership(), &raft_folder) => Ended::Failed,
     };
     notify_supervisor(&[sd_notify::NotifyState::Stopping]);
     if let Ended::InOrder = ended {

@@ -192,7 +192,7 @@ mod tests {
             "chaos run --schedule f --json",
             "ca export",
             "ca import /f",
-            "kv get a --consistent",
+            "kv get a --stale",
             "kv put a b --cas 1",
             "kv delete a --recurse",
             "kv list",

@@ -62,6 +62,7 @@ use crate::postgres::Postgres;
 use crate::pulse::{PulseConfig, Pulses};
 use crate::raft::{Consensus, RaftTransport};
 use crate::sys::clock::wall_now;
+use crate::sys::priority;
 use crate::tls::{ClusterSecret, TlsContext};
 use crate::types::{BootTime, Generation, NodeId, NodeName};
 
@@ -103,6 +104,9 @@ pub struct NodeParts {
     /// Runs the node's tasks.
     pub tasks: Tasks,
 }
+
+/// The pulses' place among real-time threads: behind the guard.
+const PULSE_PRIORITY: u8 = 10;
 
 /// A node cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -207,6 +211,7 @@ impl Node {
         let (published, status) = watch::channel(Arc::new(Status::starting(shared.name.to_string())));
         let (handle, orders) = Handle::new(status, 1024);
         let tasks = &parts.tasks;
+        tasks.spawn("precedence", take_precedence(shared.pulses.threads()));
         tasks.spawn("guard link", keep_guard);
         let watched = Arc::clone(&shared);
         tasks.spawn("postgres watch", Arc::clone(&shared.postgres).watch_postgres(move || watched.postgres_process()));
@@ -335,6 +340,19 @@ impl Shared {
                 tracing::info!(%error, "an event is missing from the history");
             }
         });
+    }
+}
+
+/// Asks for what keeps a loaded machine from holding the pulses up; says once what was not granted.
+async fn take_precedence(threads: Arc<[rustix::process::Pid]>) {
+    if let Err(error) = priority::lock_all_used() {
+        tracing::info!(%error, "the daemon works without locked memory");
+    }
+    for thread in threads.iter() {
+        if let Err(error) = priority::real_time(*thread, PULSE_PRIORITY).run().await {
+            tracing::info!(%error, "the pulses work without real-time priority");
+            return;
+        }
     }
 }
 

@@ -14,9 +14,12 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::process::Pid;
+use rustix::thread::gettid;
 use tokio::sync::Notify;
 
 pub use self::seal::PulseSecret;
@@ -81,6 +84,7 @@ struct Shared {
 #[derive(Clone)]
 pub struct Pulses {
     shared: Arc<Shared>,
+    threads: Arc<[Pid]>,
 }
 
 impl Pulses {
@@ -123,11 +127,24 @@ impl Pulses {
             newer_cluster: Mutex::new(None),
             is_stopped: AtomicBool::new(false),
         });
+        let (started, ids) = channel();
         for index in 0..shared.sockets.len() {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name(format!("pulse-{index}")).spawn(move || shared.run(index))?;
+            let started = started.clone();
+            std::thread::Builder::new().name(format!("pulse-{index}")).spawn(move || {
+                // nobody else knows this number, and nobody who left needs it
+                let _ = started.send(gettid());
+                drop(started);
+                shared.run(index);
+            })?;
         }
-        Ok(Self { shared })
+        drop(started);
+        Ok(Self { shared, threads: ids.iter().collect() })
+    }
+
+    /// Returns the threads, so that they can be given precedence.
+    pub fn threads(&self) -> Arc<[Pid]> {
+        Arc::clone(&self.threads)
     }
 
     /// Replaces the peers; whoever is absent is no longer heard.

@@ -85,7 +85,7 @@ fn one_node_serves_its_operator() {
 fn keys(node: &Node) {
     assert_eq!(node.hasup(&["kv", "get", "a"]).code, Some(1), "there is none");
     node.json(&["kv", "put", "a", "one"]);
-    let entry = |key: &str| node.json(&["kv", "get", key, "--consistent"]);
+    let entry = |key: &str| node.json(&["kv", "get", key]);
     let index = entry("a")["modify_index"].to_string();
     assert_eq!(node.hasup(&["kv", "get", "a"]).out.trim_end(), "one");
     node.hasup(&["kv", "put", "a", "two", "--cas", "1"]).fails(3, &[&index]);
@@ -297,8 +297,8 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     names_changed_by_hand(&first);
     // what one node was told, every node knows
     second.json(&["kv", "put", "x", "1"]);
-    assert_eq!(third.hasup(&["kv", "get", "x", "--consistent"]).out.trim_end(), "1");
-    let next = third.hasup(&["kv", "get", "hasup/next_master", "--consistent"]);
+    assert_eq!(third.hasup(&["kv", "get", "x"]).out.trim_end(), "1");
+    let next = third.hasup(&["kv", "get", "hasup/next_master"]);
     assert_eq!(next.out.trim_end(), "n61", "{next:?}");
 
     second.json(&["switchover", "--to", "n62"]);

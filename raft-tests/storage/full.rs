@@ -46,7 +46,7 @@ impl Drop for Small {
     }
 }
 
-struct Nobody;
+pub(crate) struct Nobody;
 
 impl RaftTransport for Nobody {
     fn call(&self, target: NodeId, _: RaftRpc, _: Duration) -> BoxFuture<'_, Result<Vec<u8>, TransportError>> {

@@ -4,4 +4,5 @@ mod crash;
 mod full;
 mod group;
 mod million;
+mod release;
 mod suite;

@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::node::Node;
-use crate::node::handle::Request;
 use crate::raft::Leadership;
 use crate::sys::fs::write_durably;
 
@@ -16,28 +14,12 @@ const TRY_MOST: Duration = Duration::from_secs(60);
 /// With room for so much the log can be opened and written again.
 const PROBE_BYTES: usize = 4 << 20;
 
-/// Resolves when Raft has stopped on this node and a new start of the daemon may mend it: the disk takes writes again, and the
-/// node is not active. An active one hands over first, and stays as it is while nobody can take over.
-pub(super) async fn until_a_start_mends_raft(leadership: watch::Receiver<Leadership>, node: &Node, folder: &Path) {
-    loop {
-        until_failed_disk_takes_writes(leadership.clone(), folder).await;
-        let holds_office = || node.handle().status().lease_remaining_ms.is_some();
-        if holds_office() {
-            tracing::warn!(
-                "Raft has stopped on this node, which is active: it hands over before its daemon is started anew"
-            );
-            let asked = node.handle().request(Request::Switchover { to: None }).await;
-            if let Err(error) = asked {
-                tracing::warn!("nobody took over: {error}");
-            }
-        }
-        if !holds_office() {
-            tracing::error!(
-                "Raft has stopped on this node and its disk takes writes again: the daemon ends to start anew"
-            );
-            return;
-        }
-    }
+/// Resolves when Raft has stopped on this node and a new start of the daemon may mend it, as the disk takes writes again.
+///
+/// The active node is no exception: guard and PostgreSQL go on without the daemon, and a new one is there well within the lease.
+pub(super) async fn until_a_start_mends_raft(leadership: watch::Receiver<Leadership>, folder: &Path) {
+    until_failed_disk_takes_writes(leadership, folder).await;
+    tracing::error!("Raft has stopped on this node and its disk takes writes again: the daemon ends to start anew");
 }
 
 /// Resolves when Raft has failed and `folder`, where its log is, takes writes again.

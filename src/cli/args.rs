@@ -323,9 +323,9 @@ pub enum KvCommand {
     Get {
         /// The key
         key: String,
-        /// Ask a majority first, so that every write acknowledged before is seen
+        /// Take what the node has, without asking a majority: at once and in a minority too, but perhaps old
         #[arg(long)]
-        consistent: bool,
+        stale: bool,
     },
     /// Write a key
     Put {
@@ -356,9 +356,9 @@ pub enum KvCommand {
         /// The prefix
         #[arg(default_value = "")]
         prefix: String,
-        /// Ask a majority first
+        /// Take what the node has, without asking a majority
         #[arg(long)]
-        consistent: bool,
+        stale: bool,
     },
     /// Print a key each time it changes
     Watch {

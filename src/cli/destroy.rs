@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::args::{Cli, NodeFlags};
-use super::local::{Local, REMEMBERED};
+use super::local::{Local, NODE_FILE, REMEMBERED};
 use super::show::Out;
 use super::{CliError, local, systemd};
 use crate::http::client::{Client, Target};
@@ -68,6 +68,9 @@ pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliE
     }
     if let Some(folder) = &originals {
         text += &format!(". Its settings of before the adoption are in {}", folder.display());
+    }
+    if Path::new(NODE_FILE).exists() {
+        text += &format!(". {NODE_FILE} stays, and counts for whatever begins here next");
     }
     local::remove_if_there(&config.admin_socket())?;
     out.answer(&json!({"deleted": data_dir}), &text)?;

@@ -19,8 +19,8 @@ const WATCH_WAIT: Duration = Duration::from_secs(60);
 pub(super) async fn run(cli: &Cli, command: &KvCommand, out: Out) -> Result<ExitCode, CliError> {
     let client = local::client(cli)?;
     match command {
-        KvCommand::Get { key, consistent } => {
-            let found = ask(&client, Request::KvGet { key: key.clone(), consistent: *consistent }).await?;
+        KvCommand::Get { key, stale } => {
+            let found = ask(&client, Request::KvGet { key: key.clone(), stale: *stale }).await?;
             let Some(entry) = found.entries.first() else {
                 let text = format!("The key {key} does not exist. Write it by `hasup kv put`");
                 return Err(HandleError::new(ErrorCode::NotFound, text).into());
@@ -49,8 +49,8 @@ pub(super) async fn run(cli: &Cli, command: &KvCommand, out: Out) -> Result<Exit
             let answer = client.request(&Request::KvDelete { key: key.clone(), recurse: *recurse, cas: *cas }).await?;
             out.answer(&answer, &cluster::text(&answer))?;
         }
-        KvCommand::List { prefix, consistent } => {
-            let found = ask(&client, Request::KvList { prefix: prefix.clone(), consistent: *consistent }).await?;
+        KvCommand::List { prefix, stale } => {
+            let found = ask(&client, Request::KvList { prefix: prefix.clone(), stale: *stale }).await?;
             out.answer(&found, &cluster::text(&Answer::Kv(found.clone())))?;
         }
         KvCommand::Watch { key, prefix, count } => watch(&client, key, *prefix, *count, out).await?,

@@ -31,6 +31,7 @@ use super::state::{Due, GuardState};
 use super::{deadline_socket_path, socket_path};
 use crate::sys::clock::boot_now;
 use crate::sys::fs::write_volatile;
+use crate::sys::priority;
 use crate::types::{BootTime, Generation};
 
 /// What a guard is started with.
@@ -69,6 +70,8 @@ fn os<E: Into<io::Error>>(action: impl Into<String>) -> impl FnOnce(E) -> GuardR
 
 /// How long strays and orphans have between SIGQUIT and SIGKILL. Nobody waits for their answers.
 const STRAY_KILL_AFTER: Duration = Duration::from_millis(100);
+/// The guard's place among real-time threads: before the pulses, far behind the kernel's own.
+const REAL_TIME_PRIORITY: u8 = 20;
 /// Ended orphans are reaped at least this often.
 const IDLE_WAKE: Duration = Duration::from_secs(1);
 /// A daemon that does not read its status is cut off beyond this many bytes.
@@ -93,11 +96,26 @@ pub fn run(options: &GuardOptions) -> Result<(), GuardRunError> {
     let _already_leader = setsid();
     set_child_subreaper(Some(rustix::process::getpid())).map_err(os("become the reaper of orphans"))?;
     let _best_effort = write_volatile(Path::new("/proc/self/oom_score_adj"), b"-900");
-    let _best_effort = nix::sys::mman::mlockall(nix::sys::mman::MlockAllFlags::MCL_CURRENT);
+    take_precedence();
 
     let mut guard = Guard::open(options)?;
     loop {
         guard.turn()?;
+    }
+}
+
+/// Asks for what keeps a loaded machine and a stuck disk from holding the fence up; says once what was not granted.
+fn take_precedence() {
+    let mut missing = Vec::new();
+    // Not inherited by PostgreSQL, which begins as an ordinary process.
+    if let Err(error) = priority::real_time(rustix::process::getpid(), REAL_TIME_PRIORITY).run_now() {
+        missing.push(format!("real-time priority ({error})"));
+    }
+    if let Err(error) = priority::lock_all_present() {
+        missing.push(format!("locked memory ({error})"));
+    }
+    if !missing.is_empty() {
+        log(&format!("it works without {}", missing.join(" and ")));
     }
 }
 
@@ -349,7 +367,7 @@ impl Guard {
     }
 
     /// What `pg_ctl promote` does. The file is what counts: any of its children may have the postmaster look for it.
-    fn promote(&self, generation: Generation) -> Result<(), String> {
+    fn promote(&mut self, generation: Generation) -> Result<(), String> {
         self.state.may_promote(generation, boot_now())?;
         let Some(postgres) = &self.postgres else {
             return Err("PostgreSQL does not run and cannot be promoted".to_owned());
@@ -358,7 +376,10 @@ impl Guard {
         write_volatile(&trigger, b"").map_err(|error| format!("write {}: {error}", trigger.display()))?;
         // a disk may have held that up
         if let Err(refused) = self.state.may_promote(generation, boot_now()) {
-            let _ = fs::remove_file(&trigger);
+            if fs::remove_file(&trigger).is_err() {
+                // it would promote at any later signal, past the lease (L15)
+                self.state.begin_fence(boot_now(), Duration::ZERO);
+            }
             return Err(refused);
         }
         send(postgres.process.pid, Signal::USR1);

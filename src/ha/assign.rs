@@ -603,8 +603,8 @@ impl Leader<'_> {
         if let Some((ahead, _)) =
             answers.iter().max_by_key(|(_, answer)| rank(answer)).filter(|(_, best)| rank(best) > rank(answer))
         {
-            let because = self.unable(*ahead).unwrap_or_default();
-            facts.push(format!("node {ahead} holds more log, in which nothing is that counts, and {because}"));
+            let because = self.unable(*ahead).map(|because| format!(": {because}")).unwrap_or_default();
+            facts.push(format!("node {ahead} holds more log, none of it acknowledged, and was not chosen{because}"));
         }
         if leaves_out_commits(self.a, answers) {
             facts.push(format!(

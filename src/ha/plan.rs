@@ -219,7 +219,7 @@ impl fmt::Display for WaitingOn {
             Self::LeftBehind { newer } => write!(
                 f,
                 "a person: the cluster was recovered without this node (its generation is {newer} now). What this node holds is no part \
-                 of it; save what you need, then remove its data directory and join it again"
+                 of it; save what you need, then `hasup destroy --yes` and `hasup join` here"
             ),
             Self::NewerRecord { generation } => {
                 write!(

@@ -39,7 +39,7 @@ pub struct Datagram {
     /// Counts the sender's datagrams in this start, to whomever they went.
     pub sequence: u64,
     /// The generation that the sender holds and asks to go on holding, and for how long at a time (L3).
-    pub asks: Option<Term>,
+    pub asks: Option<Tenure>,
     /// Whether this answers a datagram; answers are not answered.
     pub is_reply: bool,
     /// The newest datagram received from the addressee.
@@ -53,7 +53,7 @@ pub struct Datagram {
 /// The span travels with each wish and each grant: whatever the nodes believe of the cluster's options at that moment, both sides
 /// count with the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Term {
+pub struct Tenure {
     /// The generation.
     pub generation: Generation,
     /// For how long.
@@ -70,7 +70,7 @@ pub struct Echo {
     /// The datagram.
     pub sequence: u64,
     /// What is granted, in an immediate reply to a datagram that asked for it: never for longer than was asked.
-    pub grants: Option<Term>,
+    pub grants: Option<Tenure>,
 }
 
 impl Echo {
@@ -369,14 +369,14 @@ impl PulseCore {
         }
         if !datagram.is_reply {
             let accepts_stale = self.rules.broken(Mutation::AcceptStale);
-            let is_granted = |asked: &Term| {
+            let is_granted = |asked: &Tenure| {
                 let is_same = |granted: (NodeId, Generation)| {
                     granted == (from, asked.generation) || (accepts_stale && asked.generation < granted.1)
                 };
                 now <= self.stance.grants_until && self.stance.grants.is_some_and(is_same)
             };
             let grants = datagram.asks.filter(is_granted);
-            let grants = grants.map(|asked| Term { span: asked.span.min(self.stance.grants_span), ..asked });
+            let grants = grants.map(|asked| Tenure { span: asked.span.min(self.stance.grants_span), ..asked });
             if let Some(granted) = grants {
                 self.promise_end = self.promise_end.max(now + Timing::promise_of(granted.span));
             }
@@ -449,7 +449,7 @@ impl PulseCore {
             asks: self
                 .asks_at(now)
                 .filter(|_| !is_reply)
-                .map(|generation| Term { generation, span: self.timing.lease }),
+                .map(|generation| Tenure { generation, span: self.timing.lease }),
             is_reply,
             echo,
             report,

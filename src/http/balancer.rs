@@ -74,7 +74,8 @@ pub(super) fn router() -> Router<Api> {
             let query = Query::parse(query.as_deref().unwrap_or_default());
             // The status is read before the clock, so that its end is never judged by an older instant than its arrival.
             let status = api.handle.status();
-            let (code, body) = answer(question, &query, &status, clock::boot_now());
+            let now = clock::boot_now();
+            let (code, body) = answer(question, &query, &status.told_at(now), now);
             reply(code, &body, &method)
         };
         router.route(path, on(methods, handler))
@@ -122,6 +123,8 @@ fn answer(question: Question, query: &Query, status: &Status, now: BootTime) -> 
 fn serves_as_standby(status: &Status) -> bool {
     let postgres = &status.postgres;
     matches!(status.state, NodeState::Standby | NodeState::Paused)
+        // how far behind it is would be as old
+        && status.stale_ms.is_none()
         && postgres.is_accepting
         && postgres.is_in_recovery == Some(true)
 }

@@ -28,7 +28,8 @@ async fn metrics(State(api): State<Api>, Extension(caller): Extension<Caller>, h
     if let Err(error) = api.access.may_read(caller, &headers) {
         return failure(&error);
     }
-    match render(&api.handle.status(), clock::boot_now()) {
+    let (status, now) = (api.handle.status(), clock::boot_now());
+    match render(&status.told_at(now), now) {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text).into_response()
@@ -69,6 +70,8 @@ fn render(status: &Status, now: BootTime) -> Result<String, std::fmt::Error> {
     let states = NodeState::ALL.map(|state| (vec![("state", state.to_string())], i64::from(status.state == state)));
     page.family("node_state", "1 for the state that the node is in", states.into_iter());
     page.gauge("write_ready", "Whether this node takes clients' writes", truth(status.is_active_at(now)));
+    let stale = Some(signed(status.stale_ms.unwrap_or(0)));
+    page.gauge("stale_milliseconds", "How long this node's loop has not looked, where that is too long; else 0", stale);
     page.gauge("majority", "Whether this node hears a majority of the voters", truth(status.cluster.majority));
     page.gauge("raft_leader", "Whether this node leads Raft", truth(status.raft_leader.as_ref() == Some(&status.me)));
     page.gauge("generation", "Generation of the newest assignment", Some(signed(status.cluster.generation.0)));

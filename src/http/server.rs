@@ -1,8 +1,9 @@
 //! Accept loops: plain on loopback and on the admin socket, TLS elsewhere; limits that keep hostile peers small.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::Permissions;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::Api;
 use super::access::Caller;
 
-/// Connections at once on one listener; those beyond are closed unread, so that an attacker cannot use up memory or descriptors.
+/// Connections at once on one listener, so that an attacker cannot use up memory or descriptors.
 const CONNECTIONS: usize = 512;
 /// How long a TLS handshake and the head of a request may take. Kept connections end after this much silence.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
@@ -122,17 +123,24 @@ pub async fn serve_tcp(
     }
     let acceptor = tls.map(TlsAcceptor::from);
     let mut open = JoinSet::new();
+    let mut crowd = Crowd::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = open.join_next(), if !open.is_empty() => continue,
+            Some(ended) = open.join_next_with_id(), if !open.is_empty() => {
+                crowd.leave(ended.map_or_else(|error| error.id(), |(id, ())| id));
+                continue;
+            }
             () = stop.cancelled() => break,
         };
         match accepted {
-            Ok((stream, from)) if open.len() < CONNECTIONS => {
+            Ok((stream, from)) => {
+                if open.len() >= CONNECTIONS {
+                    crowd.give_one_up();
+                }
                 let caller = if from.ip().to_canonical().is_loopback() { Caller::Loopback } else { Caller::Remote };
                 let (api, acceptor, stop) = (api.clone(), acceptor.clone(), stop.clone());
-                open.spawn(async move {
+                let spawned = open.spawn(async move {
                     // An answer of a few hundred bytes must not wait for the acknowledgement of the one before.
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, %from, "the connection went away");
@@ -150,8 +158,8 @@ pub async fn serve_tcp(
                         },
                     }
                 });
+                crowd.enter(from.ip().to_canonical(), spawned);
             }
-            Ok((_, from)) => tracing::debug!(%from, "too many connections on the API port, one was closed"),
             Err(error) => {
                 tracing::warn!(%error, "the API port cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -160,6 +168,32 @@ pub async fn serve_tcp(
     }
     while open.join_next().await.is_some() {}
     Ok(())
+}
+
+/// The open connections by address, so that whoever opens too many closes its own: load balancers and operators are let in.
+#[derive(Debug, Default)]
+struct Crowd(BTreeMap<IpAddr, VecDeque<AbortHandle>>);
+
+impl Crowd {
+    fn enter(&mut self, from: IpAddr, connection: AbortHandle) {
+        self.0.entry(from).or_default().push_back(connection);
+    }
+
+    fn leave(&mut self, id: tokio::task::Id) {
+        self.0.retain(|_, open| {
+            open.retain(|connection| connection.id() != id);
+            !open.is_empty()
+        });
+    }
+
+    /// Closes the oldest connection of the address that has most.
+    fn give_one_up(&mut self) {
+        let busiest = self.0.iter_mut().max_by_key(|(_, open)| open.len());
+        if let Some((from, connection)) = busiest.and_then(|(from, open)| Some((from, open.pop_front()?))) {
+            tracing::debug!(%from, "too many connections on the API port, the oldest of this address was closed");
+            connection.abort();
+        }
+    }
 }
 
 /// Returns whether the peer's first byte is that of a TLS handshake; plain HTTP may come only from this machine.
@@ -185,5 +219,31 @@ where
     };
     if let Some(Err(error)) = ended {
         tracing::debug!(%error, "a connection to the API ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_opens_too_many_connections_closes_its_own() {
+        let mut open = JoinSet::new();
+        let mut crowd = Crowd::default();
+        let (greedy, modest) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let mut enter = |crowd: &mut Crowd, from| {
+            let handle = open.spawn(std::future::pending::<()>());
+            crowd.enter(from, handle.clone());
+            handle
+        };
+        let balancer = enter(&mut crowd, modest);
+        let [oldest, newest] = [0, 1].map(|_| enter(&mut crowd, greedy));
+        crowd.give_one_up();
+        let ended = open.join_next_with_id().await.expect("one ends").expect_err("it was aborted");
+        assert_eq!(ended.id(), oldest.id());
+        assert!(!balancer.is_finished() && !newest.is_finished());
+        crowd.leave(newest.id());
+        crowd.leave(balancer.id());
+        assert!(crowd.0.is_empty());
     }
 }

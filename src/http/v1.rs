@@ -84,6 +84,13 @@ async fn ask(State(api): State<Api>, Extension(caller): Extension<Caller>, reque
         }
     };
     match routes::read(&head.method, head.uri.path(), head.uri.query().unwrap_or_default(), &body) {
+        Ok(Some(crate::node::handle::Request::CaExport | crate::node::handle::Request::CaImport { .. }))
+            if caller != Caller::Admin =>
+        {
+            // whoever kept an API token, a removed node for one, must not get the key to the whole cluster by it
+            let text = "The authority's key is given and taken on a member itself alone. Nothing was done. Run `hasup ca` there";
+            failure(&HandleError::new(ErrorCode::Refused, text))
+        }
         Ok(Some(request)) => match api.handle.request(request).await {
             Ok(answer) => Json(answer).into_response(),
             Err(error) => failure(&error),

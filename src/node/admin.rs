@@ -17,7 +17,8 @@ use super::options;
 use super::propose::WriteError;
 use crate::config::Secret;
 use crate::ha::record::{Event, Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
-use crate::kv::{Bytes, Command, KvCommand, State, Watch};
+use crate::kv::command::VALUE_BYTES_MAX;
+use crate::kv::{Bytes, Command, KvCommand, Refusal, State, Watch};
 use crate::peer::join::TokenText;
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::sys::clock::wall_now;
@@ -32,6 +33,8 @@ const WRITE_LIMIT: Duration = Duration::from_secs(8);
 const SHOW_LIMIT: Duration = Duration::from_secs(1);
 /// How long an ordered switchover may take before the asker is told to look for himself.
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(50);
+/// The longest life of a join token: one that outlives its purpose is a key left in the door.
+const TOKEN_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often an order is written anew when the leader or another operator was quicker.
 const GOAL_TRIES: u32 = 5;
 /// Orders worked on at once: watches wait for minutes each.
@@ -52,9 +55,8 @@ pub(super) async fn serve(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>
                     tokio::select! {
                         // nobody waits any more: reads stop here, and a write that was sent is on its way all the same
                         () = reply.closed() => {}
-                        answer = timeout_at(limit, shared.answer_and_show(request)) => {
-                            let late = || HandleError::new(ErrorCode::Unknown, "The node did not finish in time. It may have been done or not. Look at `hasup status`");
-                            let _ = reply.send(answer.unwrap_or_else(|_| Err(late())));
+                        answer = shared.answer_and_show(request, limit) => {
+                            let _ = reply.send(answer);
                         }
                     }
                 });
@@ -86,10 +88,14 @@ impl From<WriteError> for HandleError {
 
 impl Shared {
     /// Answers, and for an order that this node's status shows, only once it does.
-    async fn answer_and_show(&self, request: Request) -> Outcome {
+    async fn answer_and_show(&self, request: Request, limit: Instant) -> Outcome {
         let is_shown = !request.is_read()
             && !matches!(request, Request::Shutdown { .. } | Request::KvPut { .. } | Request::KvDelete { .. });
-        let answer = self.answer(request).await;
+        let late = || {
+            let message = "The node did not finish in time. It may have been done or not. Look at `hasup status`";
+            HandleError::new(ErrorCode::Unknown, message)
+        };
+        let answer = timeout_at(limit, self.answer(request)).await.unwrap_or_else(|_| Err(late()));
         if is_shown && answer.is_ok() {
             // done all the same where it cannot be shown in time
             let _late = timeout(SHOW_LIMIT, self.show_what_was_done()).await;
@@ -146,15 +152,19 @@ impl Shared {
                 Ok(Done::answer(format!("Join token {id} admits nobody any more")))
             }
             Request::History { limit } => Ok(Answer::History(self.history(limit))),
-            Request::KvGet { key, consistent } => {
-                let state = self.read(consistent).await?;
+            Request::KvGet { key, stale } => {
+                let state = self.read(!stale).await?;
                 Ok(Answer::Kv(one_entry(&state, &key)))
             }
-            Request::KvList { prefix, consistent } => {
-                let state = self.read(consistent).await?;
+            Request::KvList { prefix, stale } => {
+                let state = self.read(!stale).await?;
                 Ok(Answer::Kv(entries_under(&state, &prefix)))
             }
             Request::KvPut { key, value, flags, cas } => {
+                if value.len() > VALUE_BYTES_MAX {
+                    // refused here: so long a value may be too long for a message to the leader, too
+                    return Err(WriteError::Refused(Refusal::ValueLength { bytes: value.len() as u64 }).into());
+                }
                 let command = KvCommand::Put { key: Bytes::from(key), value: Bytes::from(value), flags, expected: cas };
                 self.change_kv(command).await
             }
@@ -376,6 +386,10 @@ impl Shared {
     }
 
     async fn create_token(&self, ttl: Duration) -> Outcome {
+        if ttl > TOKEN_TTL_MAX {
+            let message = "A join token lives for a year at the most; none was made. Make a new one when it is needed";
+            return Err(HandleError::new(ErrorCode::BadRequest, message));
+        }
         let authority = self.authority()?;
         let internal = |error: crate::tls::TlsError| HandleError::new(ErrorCode::Internal, error.to_string());
         let fingerprint = authority.fingerprint().map_err(internal)?;
@@ -430,7 +444,7 @@ impl Shared {
         let no_leader = || {
             HandleError::new(
                 ErrorCode::NoMajority,
-                "No leader confirmed that this is the present state. Nothing was read. Try again, or read without `consistent`",
+                "No leader confirmed that this is the present state. Nothing was read. Try again, or read what this node has, by `--stale`",
             )
         };
         let leader = self.consensus.leadership().borrow().leader.ok_or_else(no_leader)?;

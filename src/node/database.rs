@@ -3,6 +3,8 @@
 //! Observation runs beside the loop, as PostgreSQL may hang. Each observation knows when it began: what it says about the
 //! log's end or the receiver counts only if it began after the last step that changed them ended.
 
+mod upkeep;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,9 +17,7 @@ use tokio::sync::{Notify, watch};
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
 use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
-use crate::postgres::log::LogReader;
 use crate::postgres::observe::LiveFacts;
-use crate::postgres::slots::Keep;
 use crate::postgres::{
     Divergence, PgError, Postgres, PostgresFacts, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
 };
@@ -37,11 +37,6 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 /// A standby that may follow has this long to begin streaming before its log is looked at, and again each time after that.
 const LOG_READ_EVERY: Duration = Duration::from_secs(3);
-/// How often collations are compared, and how soon again where PostgreSQL did not answer.
-const COLLATIONS_EVERY: Duration = Duration::from_secs(15);
-const COLLATIONS_AGAIN: Duration = Duration::from_millis(500);
-/// How often PostgreSQL's log is read on.
-const LOG_FOLLOW_EVERY: Duration = Duration::from_secs(1);
 /// How much of the end of PostgreSQL's log is looked at.
 const LOG_TAIL_BYTES: u64 = 16 << 10;
 /// How many of its last lines: an older complaint may have been mended since.
@@ -83,6 +78,8 @@ struct Memory {
     cleanly_stopped: Option<(Generation, WalPosition)>,
     lineage: Option<(Generation, Lineage, Option<Parted>)>,
     job: Option<Job>,
+    /// Work that failed, and when it may be tried again: other work may have taken its place meanwhile.
+    retries: Vec<(Job, BootTime)>,
     changed_at: BootTime,
     started_at: Option<BootTime>,
     log_read_at: BootTime,
@@ -302,6 +299,11 @@ impl Database {
     /// Takes the one place for long work; none while other work holds it.
     pub(super) fn begin_job(self: &Arc<Self>, job: Job) -> Option<JobPlace> {
         let mut memory = self.memory.lock();
+        let now = boot_now();
+        memory.retries.retain(|(_, retry_at)| *retry_at > now);
+        if memory.retries.iter().any(|(work, _)| *work == job) {
+            return None;
+        }
         // what has failed gives its place up to other work
         if memory.job.as_ref().is_some_and(|job| !matches!(job, Job::Failed { .. })) {
             return None;
@@ -331,6 +333,7 @@ impl Database {
         *memory = Memory {
             lineage: memory.lineage,
             job: memory.job.take(),
+            retries: std::mem::take(&mut memory.retries),
             started_at,
             changed_at: boot_now(),
             ..Memory::default()
@@ -386,55 +389,6 @@ impl Database {
                 }
             }
         }
-    }
-
-    /// Reads PostgreSQL's log for commits whose wait for a standby was cancelled: no query tells. Ends with the node.
-    pub(super) async fn follow_log(self: Arc<Self>) {
-        let mut log = LogReader::at_end(self.postgres.layout().log_file());
-        loop {
-            match log.cancelled_waits() {
-                Ok(count) => drop(self.cancelled_waits.fetch_add(count, Ordering::Relaxed)),
-                Err(error) => tracing::debug!(%error, "PostgreSQL's log is not read"),
-            }
-            tokio::time::sleep(LOG_FOLLOW_EVERY).await;
-        }
-    }
-
-    /// Returns how many commits were told, since the daemon started, that their wait for a standby was cancelled.
-    pub(super) fn cancelled_waits(&self) -> u64 {
-        self.cancelled_waits.load(Ordering::Relaxed)
-    }
-
-    /// Asks PostgreSQL whether this machine sorts text as the database was built with, again and again: libraries and databases
-    /// change. Ends with the node.
-    pub(super) async fn compare_collations(self: Arc<Self>) {
-        loop {
-            let answers = matches!(self.last_observation().facts, PostgresFacts::Live(_));
-            let found = if answers { self.postgres.collation_warnings(SIZE_LIMIT).await.ok() } else { None };
-            let pause = if found.is_some() { COLLATIONS_EVERY } else { COLLATIONS_AGAIN };
-            if let Some(warnings) = found {
-                let mut known = self.collation_warnings.lock();
-                if known.as_ref() != Some(&warnings) {
-                    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-                    *known = Some(warnings);
-                    self.news.notify_one();
-                }
-            }
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    /// Keeps log for `members` by slots of this node's server, whichever its role; a server that does not answer is left for the
-    /// next time.
-    pub(super) async fn keep_slots(&self, members: &BTreeMap<NodeId, Keep>) {
-        if let Err(error) = self.postgres.keep_slots(members, SIZE_LIMIT).await {
-            tracing::debug!(error = %super::act::chain(&error), "the replication slots are not as they should be yet");
-        }
-    }
-
-    /// Returns what is wrong with collations on this machine; none before PostgreSQL has been asked.
-    pub(super) fn collation_warnings(&self) -> Option<Vec<String>> {
-        self.collation_warnings.lock().clone()
     }
 
     pub(super) fn note_checkpointed(&self, generation: Generation) {
@@ -588,8 +542,10 @@ pub(super) struct JobPlace {
 impl JobPlace {
     /// Ends the work as failed; it is tried again after `pause` at the earliest.
     pub(super) fn fail(mut self, error: String, pause: Duration) {
+        let retry_at = boot_now() + pause;
         let work = Box::new(self.job.clone());
-        self.outcome = Some(Some(Job::Failed { work, error, retry_at: boot_now() + pause }));
+        self.database.memory.lock().retries.push((self.job.clone(), retry_at));
+        self.outcome = Some(Some(Job::Failed { work, error, retry_at }));
     }
 
     /// Says that the work is something else by now.

@@ -72,8 +72,8 @@ pub enum Request {
     KvGet {
         /// The key.
         key: String,
-        /// Whether the answer must hold every write acknowledged before, at the price of a round to a majority.
-        consistent: bool,
+        /// Whether what this node has will do: else a majority is asked first, so that every write acknowledged before is seen.
+        stale: bool,
     },
     /// Write one key.
     KvPut {
@@ -100,7 +100,7 @@ pub enum Request {
         /// The prefix.
         prefix: String,
         /// As for one key.
-        consistent: bool,
+        stale: bool,
     },
     /// Wait until a key, or any under a prefix, has changed after an index; then answer as `KvGet` or `KvList`.
     KvWatch {

@@ -125,7 +125,11 @@ async fn connection(stream: TcpStream, remote: SocketAddr, shared: Arc<Shared>) 
             Err(_) => Err("too slow".to_owned()),
         },
     };
-    shared.gate.lock().leave(number);
+    // a stranger stays among those who may be given up until it has said what it wants
+    let is_stranger = matches!(&result, Ok((_, Caller::Stranger)));
+    if !is_stranger {
+        shared.gate.lock().leave(number);
+    }
     match result {
         Ok((stream, Caller::Member { identity, chain })) => {
             let member = Member { identity, chain, remote, shared };
@@ -133,7 +137,16 @@ async fn connection(stream: TcpStream, remote: SocketAddr, shared: Arc<Shared>) 
                 tracing::debug!(%remote, node = %member.identity.name, because, "peer connection ended");
             }
         }
-        Ok((stream, Caller::Stranger)) => join(stream, remote, &shared).await,
+        Ok((mut stream, Caller::Stranger)) => {
+            let asked = tokio::select! {
+                () = given_up.cancelled() => None,
+                asked = read_join(&mut stream, remote) => asked,
+            };
+            shared.gate.lock().leave(number);
+            if let Some(frame) = asked {
+                join(stream, remote, &shared, frame).await;
+            }
+        }
         // Strangers can cause these at will, hence the level.
         Err(because) => tracing::debug!(%remote, because, "peer handshake failed"),
     }
@@ -282,12 +295,19 @@ async fn write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> Result<()
 }
 
 /// Reads one request to join, answers it, and closes.
-async fn join(mut stream: TlsStream<TcpStream>, remote: SocketAddr, shared: &Shared) {
-    let frame = match timeout(JOIN_READ_LIMIT, read_frame(&mut stream, STRANGER_PAYLOAD_MAX)).await {
-        Ok(Ok(Some(frame))) => frame,
-        Ok(Ok(None)) | Err(_) => return,
-        Ok(Err(error)) => return tracing::debug!(%remote, %error, "join: unreadable request"),
-    };
+/// Returns a stranger's request to join; nothing where none came in time that could be read.
+async fn read_join(stream: &mut TlsStream<TcpStream>, remote: SocketAddr) -> Option<Frame> {
+    match timeout(JOIN_READ_LIMIT, read_frame(stream, STRANGER_PAYLOAD_MAX)).await {
+        Ok(Ok(frame)) => frame,
+        Ok(Err(error)) => {
+            tracing::debug!(%remote, %error, "join: unreadable request");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+async fn join(mut stream: TlsStream<TcpStream>, remote: SocketAddr, shared: &Shared, frame: Frame) {
     let attempt = shared.throttle.lock().attempt(remote.ip(), Instant::now());
     let answer: Result<JoinGrant, JoinRefusal> = match (attempt, shared.joins.try_acquire()) {
         (Err(wait), _) => Err(JoinRefusal::TooManyAttempts { retry_after_s: wait.as_secs() + 1 }),

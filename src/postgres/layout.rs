@@ -181,7 +181,9 @@ impl Layout {
     /// the new one is no longer. A bar must not fail for want of room, and such a file lies within one block of the disk.
     pub fn write_settings(&self, path: &Path, content: &str) -> Result<(), PgError> {
         match self.write(path, content.as_bytes()) {
-            Err(PgError::File { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+            Err(PgError::File { source, .. })
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
                 // the half-written copy may be what fills the disk
                 remove_file(&sibling(path, "tmp"))?;
                 overwrite(path, content).map_err(file_error("write", path))

@@ -59,6 +59,7 @@ impl Postgres {
         let mut session = self.new_session(limit).await?;
         let what = "list its replication slots";
         let slots = read(&session.query(what, SLOTS, limit).await?);
+        let mut first = Ok(());
         for change in changes(&slots, members) {
             let (what, sql) = match change {
                 Change::Make(node) => (
@@ -73,14 +74,22 @@ impl Postgres {
                     ("drop a replication slot", format!("select pg_drop_replication_slot('{}')", name(node)))
                 }
             };
-            session.query(what, &sql, limit).await?;
+            if let Err(error) = session.query(what, &sql, limit).await {
+                // the others are kept all the same, on a connection that still answers
+                let goes_on = session.survives(&error);
+                first = first.and(Err(error));
+                if goes_on {
+                    continue;
+                }
+                return first;
+            }
             match change {
                 Change::Make(node) => tracing::info!(%node, "log is kept for this member from now on"),
                 Change::Drop(node) => tracing::info!(%node, "no log is kept for this member any more"),
                 Change::Advance(..) => {}
             }
         }
-        Ok(())
+        first
     }
 }
 

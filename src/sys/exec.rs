@@ -109,6 +109,22 @@ impl Tool {
         self.run_with(None, |_| {}).await
     }
 
+    /// Runs it on this thread, for a process without a runtime that starts nothing else meanwhile. It must be one that ends at once, as
+    /// the limit is not watched.
+    ///
+    /// # Errors
+    /// It could not be started, or ended with a failure.
+    pub fn run_now(&self) -> Result<(), ExecError> {
+        let mut command = std::process::Command::new(&self.program);
+        let output = command.args(&self.args).stdin(Stdio::null()).output();
+        let output = output.map_err(|source| ExecError::Start { program: self.name(), source })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let last_lines = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(ExecError::Failed { program: self.name(), status: output.status, last_lines })
+    }
+
     /// Runs it, gives each line of its standard error to `on_line`, and returns its standard output.
     ///
     /// `lock` becomes its standard input: the lock is held for as long as the program or any child of it lives, even when the

@@ -95,11 +95,9 @@ pub(in crate::http) fn write(request: &Request) -> Call {
         Request::TokenList => call(Method::GET, "/v1/tokens", None),
         Request::TokenRevoke { id } => call(Method::DELETE, &format!("/v1/tokens/{}", encode(id)), None),
         Request::History { limit } => call(Method::GET, &format!("/v1/history?limit={limit}"), None),
-        Request::KvGet { key, consistent } => {
-            kv(Method::GET, key, vec![format!("consistent={consistent}")], Vec::new())
-        }
-        Request::KvList { prefix, consistent } => {
-            kv(Method::GET, prefix, vec!["list".to_owned(), format!("consistent={consistent}")], Vec::new())
+        Request::KvGet { key, stale } => kv(Method::GET, key, vec![format!("stale={stale}")], Vec::new()),
+        Request::KvList { prefix, stale } => {
+            kv(Method::GET, prefix, vec!["list".to_owned(), format!("stale={stale}")], Vec::new())
         }
         Request::KvWatch { key, prefix, index, wait } => {
             let what = if *prefix { "prefix" } else { "key" };
@@ -178,7 +176,7 @@ pub(in crate::http) fn read(
 }
 
 fn read_kv(method: &Method, key: String, query: &Query, body: &[u8]) -> Result<Option<Request>, HandleError> {
-    let consistent = query.has("consistent");
+    let stale = query.has("stale");
     let is_whole = !query.has("list") && !query.has("recurse") && query.get("watch") != Some("prefix");
     if key.is_empty() && is_whole {
         return Err(bad("a key is missing in the path"));
@@ -190,8 +188,8 @@ fn read_kv(method: &Method, key: String, query: &Query, body: &[u8]) -> Result<O
             wait: Duration::from_millis(number(query, "wait_ms")?.unwrap_or(60_000)).min(WAIT_LIMIT),
             key,
         },
-        Method::GET if query.has("list") => Request::KvList { prefix: key, consistent },
-        Method::GET => Request::KvGet { key, consistent },
+        Method::GET if query.has("list") => Request::KvList { prefix: key, stale },
+        Method::GET => Request::KvGet { key, stale },
         Method::PUT => Request::KvPut {
             key,
             value: body.to_vec(),
@@ -270,11 +268,11 @@ mod tests {
             Request::TokenList,
             Request::TokenRevoke { id: text("abc") },
             Request::History { limit: 7 },
-            Request::KvGet { key: text("a//b?c=ä"), consistent: true },
+            Request::KvGet { key: text("a//b?c=ä"), stale: false },
             Request::KvPut { key: text("k"), value: vec![0, 255], flags: 9, cas: Some(0) },
             Request::KvDelete { key: text("k"), recurse: false, cas: None },
             Request::KvDelete { key: text(""), recurse: true, cas: None },
-            Request::KvList { prefix: text(""), consistent: false },
+            Request::KvList { prefix: text(""), stale: true },
             Request::KvWatch { key: text("k/"), prefix: true, index: 3, wait: Duration::from_millis(1500) },
             Request::CaExport,
             Request::CaImport { bundle: Secret::new("pem") },

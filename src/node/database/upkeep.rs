@@ -1,0 +1,90 @@
+//! What is looked at beside the control loop, and hurries nobody: PostgreSQL's log, its collations, its slots.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{Database, SIZE_LIMIT};
+use crate::postgres::PostgresFacts;
+use crate::postgres::log::LogReader;
+use crate::postgres::slots::Keep;
+use crate::types::NodeId;
+
+/// How often collations are compared, and how soon again where PostgreSQL did not answer.
+const COLLATIONS_EVERY: Duration = Duration::from_secs(15);
+const COLLATIONS_AGAIN: Duration = Duration::from_millis(500);
+/// So many failures in a row are told: whoever waits for an answer must get one.
+const COLLATION_TRIES: u32 = 10;
+/// How often PostgreSQL's log is read on.
+const LOG_FOLLOW_EVERY: Duration = Duration::from_secs(1);
+
+impl Database {
+    /// Reads PostgreSQL's log for commits whose wait for a standby was cancelled: no query tells. Ends with the node.
+    pub(in crate::node) async fn follow_log(self: Arc<Self>) {
+        let mut log = LogReader::at_end(self.postgres.layout().log_file());
+        loop {
+            // a disk may hold it up
+            let look = move || (log.cancelled_waits(), log);
+            let Ok((count, back)) = tokio::task::spawn_blocking(look).await else { return };
+            log = back;
+            match count {
+                Ok(count) => drop(self.cancelled_waits.fetch_add(count, Ordering::Relaxed)),
+                Err(error) => tracing::debug!(%error, "PostgreSQL's log is not read"),
+            }
+            tokio::time::sleep(LOG_FOLLOW_EVERY).await;
+        }
+    }
+
+    /// Returns how many commits were told, since the daemon started, that their wait for a standby was cancelled.
+    pub(in crate::node) fn cancelled_waits(&self) -> u64 {
+        self.cancelled_waits.load(Ordering::Relaxed)
+    }
+
+    /// Asks PostgreSQL whether this machine sorts text as the database was built with, again and again: libraries and databases
+    /// change. Ends with the node.
+    pub(in crate::node) async fn compare_collations(self: Arc<Self>) {
+        let mut failures = 0;
+        loop {
+            let answers = matches!(self.last_observation().facts, PostgresFacts::Live(_));
+            let asked = if answers { Some(self.postgres.collation_warnings(SIZE_LIMIT).await) } else { None };
+            let found = match asked {
+                Some(Ok(warnings)) => {
+                    failures = 0;
+                    Some(warnings)
+                }
+                Some(Err(error)) => {
+                    failures += 1;
+                    // one that is stopping just now says nothing of its collations
+                    (failures >= COLLATION_TRIES).then(|| {
+                        vec![format!("whether this machine sorts text as the others do is not known: {error}")]
+                    })
+                }
+                None => None,
+            };
+            let pause = if found.is_some() { COLLATIONS_EVERY } else { COLLATIONS_AGAIN };
+            if let Some(warnings) = found {
+                let mut known = self.collation_warnings.lock();
+                if known.as_ref() != Some(&warnings) {
+                    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                    *known = Some(warnings);
+                    self.news.notify_one();
+                }
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Keeps log for `members` by slots of this node's server, whichever its role; a server that does not answer is left for the
+    /// next time.
+    pub(in crate::node) async fn keep_slots(&self, members: &BTreeMap<NodeId, Keep>) {
+        if let Err(error) = self.postgres.keep_slots(members, SIZE_LIMIT).await {
+            tracing::debug!(error = %crate::node::act::chain(&error), "the replication slots are not as they should be yet");
+        }
+    }
+
+    /// Returns what is wrong with collations on this machine; none before PostgreSQL has been asked.
+    pub(in crate::node) fn collation_warnings(&self) -> Option<Vec<String>> {
+        self.collation_warnings.lock().clone()
+    }
+}
