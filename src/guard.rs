@@ -2,7 +2,7 @@
 //!
 //! `hasup guard` is a process of its own, so that neither a hung nor a killed daemon leaves a writer behind, and a
 //! restarted daemon finds everything running. It has one thread and one loop, never waits for anybody, and writes no file
-//! but its log. What it decides is pure ([`state`]); what it does is [`process`].
+//! but its log and the process id of its PostgreSQL. What it decides is pure ([`state`]); what it does is [`process`].
 //!
 //! - PostgreSQL is its child through `hasup exec-postgres` ([`exec`]), which asks the kernel for SIGQUIT when the guard's
 //!   only thread ends: the guard's death is a fence.
@@ -15,6 +15,7 @@
 
 pub mod client;
 pub mod exec;
+mod pid_file;
 pub mod process;
 pub mod procs;
 pub mod protocol;

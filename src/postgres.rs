@@ -31,6 +31,7 @@ pub mod position;
 pub mod programs;
 pub mod provision;
 pub mod rewind;
+mod salvage;
 pub mod settings;
 pub mod slots;
 

@@ -93,6 +93,8 @@ async fn a_stale_process_id_does_not_keep_postgresql_from_starting() {
     assert_eq!(locks.len(), 1, "{locks:?}");
     node.stop().await;
     for left in [stale.as_str(), ""] {
+        // as if that had been the number of its own
+        std::fs::write(layout.data_dir.join("guard.postgres"), other.id().to_string()).unwrap();
         std::fs::write(layout.pgdata.join("postmaster.pid"), &stale).unwrap();
         std::fs::write(&locks[0], left).unwrap();
         node.start(None).await;
@@ -101,6 +103,21 @@ async fn a_stale_process_id_does_not_keep_postgresql_from_starting() {
     }
     other.kill().unwrap();
     other.wait().unwrap();
+    // what it wrote itself before it was killed goes too
+    node.start(None).await;
+    node.answers().await;
+    let left = std::fs::read(layout.pgdata.join("postmaster.pid")).unwrap();
+    node.stop().await;
+    std::fs::write(layout.pgdata.join("postmaster.pid"), &left).unwrap();
+    node.start(None).await;
+    node.answers().await;
+    node.stop().await;
+    // what a server in a container left or holds does not
+    let file = layout.pgdata.join("postmaster.pid");
+    std::fs::write(&file, format!("1\n{}\n1\n5432\n/var/run/postgresql\n", layout.pgdata.display())).unwrap();
+    let spec = node.postgres.prepare_start(None, &members()).unwrap();
+    let refused = node.guard.start_postgres(spec).await.unwrap_err().to_string();
+    assert!(refused.contains("another container") && file.exists(), "{refused}");
 }
 
 /// Aim: neither a lost daemon nor a new one disturbs PostgreSQL, and the new one finds generation and deadline; the death of the

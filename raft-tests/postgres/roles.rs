@@ -260,3 +260,50 @@ async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
     assert_eq!(first.sql("select count(*) || ' ' || min(id) from t").await, "100 5001");
     assert_eq!(live(&first).await.timeline, Timeline(4));
 }
+
+/// Aim: what an old primary alone holds survives a copy in place of a rewind. Method: rows that nobody else has, no orderly stop,
+/// and a copy at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn tail_of_an_old_primary_is_kept_though_its_data_are_copied_anew() {
+    if !goes_on("roles::tail_of_an_old_primary_is_kept_though_its_data_are_copied_anew") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let first = cluster.primary(1).await;
+    let second = cluster.standby(2, &first).await;
+    let salvaged = rewind::list_salvage(second.postgres.layout()).unwrap();
+    assert!(salvaged.is_empty(), "a first copy replaces nothing: {salvaged:?}");
+    second.postgres.bar(LIMIT).await.unwrap();
+    let fork = stated(&second).await;
+    first.sql("create table t as select generate_series(1, 200000)").await;
+    let end: Lsn = first.sql("select pg_current_wal_flush_lsn()").await.parse().unwrap();
+    second.arm(2, Duration::from_secs(600)).await;
+    second.postgres.write_sync_names(&SyncNames::Empty).unwrap();
+    second.postgres.set_sync_names(&SyncNames::Empty, false, LIMIT).await.unwrap();
+    second.promote(2, Timeline(4)).await;
+    first.guard.fence(Duration::from_millis(100)).await.unwrap();
+    // an operator's own, which no copy may touch
+    for name in ["pgdata.old", "pgdata.new"] {
+        std::fs::create_dir(first.data_dir().join(name)).unwrap();
+    }
+    first.copy_from(&second).await;
+    let salvaged = rewind::list_salvage(first.postgres.layout()).unwrap();
+    let tail = salvaged.values().next().unwrap();
+    assert!(tail.from <= fork.lsn && tail.to >= end && tail.timeline == Timeline(2), "{tail:?} {fork} {end}");
+    let folder = first.postgres.layout().salvage_dir().join(salvaged.keys().next().unwrap());
+    let read = Command::new(first.postgres.programs().path("pg_waldump"))
+        .args(["-p", &folder.display().to_string(), "-s", &fork.lsn.to_string(), "-e", &end.to_string(), "-t", "2"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&read.stdout);
+    assert!(text.contains("COMMIT"), "{} {text}", String::from_utf8_lossy(&read.stderr));
+    for name in ["pgdata.old", "pgdata.new"] {
+        assert!(first.data_dir().join(name).is_dir(), "{name}");
+    }
+    first.start(Some(&first.follow(&second, 2))).await;
+    first.streams(2).await;
+    // a copy of what is merely behind leaves nothing behind
+    first.stop().await;
+    first.copy_from(&second).await;
+    assert_eq!(rewind::list_salvage(first.postgres.layout()).unwrap(), salvaged);
+}

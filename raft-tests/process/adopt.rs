@@ -269,11 +269,24 @@ fn what_cannot_be_adopted_is_refused_and_not_touched() {
         ("recovery.signal", "backup is being restored"),
         ("backup_label", "backup is being restored"),
         ("patroni.dynamic.json", "Patroni"),
+        // in a container, or on another host
+        ("postmaster.pid", "none is seen on this machine"),
     ] {
         fs::write(path(mark), "").unwrap();
         refused(&[words]);
         fs::remove_file(path(mark)).unwrap();
     }
+
+    let hba = fs::read_to_string(server.etc().join("pg_hba.conf")).unwrap();
+    fs::write(server.etc().join("pg_hba.conf"), format!("{hba}\nhost @shops all all scram-sha-256\n")).unwrap();
+    refused(&["reads another file", "host @shops"]);
+    fs::write(server.etc().join("pg_hba.conf"), hba).unwrap();
+
+    let theirs = server.root.join("lib/.main.hasup-old");
+    fs::create_dir(&theirs).unwrap();
+    fs::write(theirs.join("precious"), "").unwrap();
+    refused(&["is not hasup's", "move it away"]);
+    fs::remove_dir_all(&theirs).unwrap();
 
     let elsewhere = node.folder.path().join("space");
     fs::create_dir(&elsewhere).unwrap();
@@ -298,4 +311,53 @@ fn what_cannot_be_adopted_is_refused_and_not_touched() {
     server.start();
     assert_eq!(server.client("select count(*) from orders"), "1000");
     server.stop();
+}
+
+#[test]
+fn a_server_without_the_superuser_postgres_is_refused_while_it_runs_and_says_what_is_missing_after_that() {
+    let name = "a_server_without_the_superuser_postgres_is_refused_while_it_runs_and_says_what_is_missing_after_that";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let mut node = Node::new(75);
+    let server = Server::new(&node);
+    let pgdata = server.pgdata();
+    let boss = |sql: &str| server.psql(&format!("host={}/run user=boss dbname=shop", server.root.display()), sql);
+    server.start();
+    server.sql("postgres", "create role boss superuser login");
+    boss("alter role postgres rename to former");
+    let running = ["start", "--adopt", &pgdata, "--stop-running"];
+    node.refused(&running).fails(3, &["no superuser `postgres`", "create role postgres"]);
+    boss("alter role former rename to postgres");
+    boss("alter database postgres rename to former");
+    node.refused(&running).fails(3, &["no database `postgres`"]);
+    boss("alter database former rename to postgres");
+    boss("alter role postgres rename to former");
+    assert_eq!(server.client("select count(*) from orders"), "1000", "it serves on");
+    server.stop();
+
+    // nobody can ask a stopped one: it says so once it runs, and hasup's own signal in it does not forbid another try
+    for _ in 0..2 {
+        let mut begun = node.spawn(&["start", "--adopt", &pgdata]);
+        let is_told = |status: &serde_json::Value| {
+            let waits = status["waiting_on"].as_array().cloned().unwrap_or_default();
+            waits.iter().any(|wait| wait.as_str().unwrap().contains("does not let hasup in as superuser `postgres`"))
+        };
+        node.until("the reason", is_told);
+        let log = node.log();
+        let is_error = |line: &&str| line.contains("ERROR") && line.contains("does not let hasup in");
+        assert_eq!(log.lines().filter(is_error).count(), 1, "once: {log}");
+        let destroyed = node.hasup(&["destroy", "--yes"]);
+        assert!(destroyed.code == Some(0) && destroyed.out.contains("main.before-hasup"), "{destroyed:?}");
+        begun.wait().unwrap();
+        let kept = server.root.join("lib/main.before-hasup/postgresql.auto.conf");
+        assert!(fs::read_to_string(&kept).unwrap().contains("autovacuum_naptime"), "the originals are kept");
+    }
+    fs::remove_file(Path::new(&pgdata).join("standby.signal")).unwrap();
+    server.start();
+    boss("alter role former rename to postgres");
+    server.stop();
+    node.start(&["--adopt", &pgdata]);
+    assert_eq!(server.client("select count(*) from orders"), "1000");
 }

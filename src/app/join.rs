@@ -7,7 +7,7 @@ use anyhow::Context;
 use tokio::net::{TcpListener, UdpSocket};
 
 use super::identity::{Identity, KnownPeer};
-use super::{existing, listen};
+use super::{existing, layout, listen};
 use crate::codec;
 use crate::config::{Config, Secret};
 use crate::ha::record::{Member, MemberKind};
@@ -88,6 +88,7 @@ fn refuse_unless_empty(config: &Config) -> anyhow::Result<()> {
             );
         }
     }
+    layout(config).refuse_foreign_holders()?;
     Ok(())
 }
 

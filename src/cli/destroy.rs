@@ -1,8 +1,9 @@
 //! `hasup destroy`: this node's state and database are deleted; the rest of the cluster is not asked.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use super::show::Out;
 use super::{CliError, local, systemd};
 use crate::http::client::{Client, Target};
 use crate::node::handle::Request;
+use crate::postgres::Layout;
+use crate::sys::fs::write_durably;
 
 /// How long the daemon and its guard may take to end.
 const END_LIMIT: Duration = Duration::from_secs(90);
@@ -54,6 +57,7 @@ pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliE
     for socket in [socket.as_path(), &data_dir.join("guard.sock")] {
         wait_until_silent(socket).await?;
     }
+    let originals = if is_inside { None } else { keep_originals(data_dir, &config.postgres.data_dir)? };
     fs::remove_dir_all(data_dir).with_context(|| format!("delete {}", data_dir.display()))?;
     let mut text = format!("{} and everything in it was deleted", data_dir.display());
     if !is_inside && config.postgres.data_dir.join("standby.signal").exists() {
@@ -62,12 +66,38 @@ pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliE
             config.postgres.data_dir.display()
         );
     }
+    if let Some(folder) = &originals {
+        text += &format!(". Its settings of before the adoption are in {}", folder.display());
+    }
     if Path::new(NODE_FILE).exists() {
         text += &format!(". {NODE_FILE} stays, and counts for whatever begins here next");
     }
     local::remove_if_there(&config.admin_socket())?;
     out.answer(&json!({"deleted": data_dir}), &text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Puts the files that an adoption replaced beside the database that stays; returns the folder, if there are any.
+fn keep_originals(data_dir: &Path, pgdata: &Path) -> Result<Option<PathBuf>, CliError> {
+    let aside = Layout::new(data_dir).originals_dir();
+    let Ok(entries) = fs::read_dir(&aside) else { return Ok(None) };
+    let mut name = pgdata.file_name().unwrap_or_default().to_owned();
+    name.push(".before-hasup");
+    let folder = pgdata.with_file_name(name);
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let give = |path: &Path, like: &fs::Metadata| {
+        std::os::unix::fs::chown(path, Some(like.uid()), Some(like.gid()))
+            .with_context(|| format!("change the owner of {}", path.display()))
+    };
+    give(&folder, &fs::metadata(pgdata).with_context(|| format!("look at {}", pgdata.display()))?)?;
+    for entry in entries {
+        let from = entry.with_context(|| format!("list {}", aside.display()))?.path();
+        let to = folder.join(from.file_name().unwrap_or_default());
+        let bytes = fs::read(&from).with_context(|| format!("read {}", from.display()))?;
+        write_durably(&to, &bytes, 0o600).with_context(|| format!("write {}", to.display()))?;
+        give(&to, &fs::metadata(&from).with_context(|| format!("look at {}", from.display()))?)?;
+    }
+    Ok(Some(folder))
 }
 
 /// Waits until nobody listens on `socket`: deleting a running node's files would leave a database nobody guards.
@@ -84,4 +114,23 @@ async fn wait_until_silent(socket: &Path) -> Result<(), CliError> {
         sleep(Duration::from_millis(100)).await;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_adoption_replaced_is_put_beside_the_database_that_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data_dir, pgdata) = (folder.path().join("hasup"), folder.path().join("main"));
+        fs::create_dir(&pgdata).unwrap();
+        assert_eq!(keep_originals(&data_dir, &pgdata).unwrap(), None);
+        let aside = Layout::new(&data_dir).originals_dir();
+        fs::create_dir_all(&aside).unwrap();
+        fs::write(aside.join("postgresql.auto.conf"), "work_mem = '9MB'\n").unwrap();
+        let kept = keep_originals(&data_dir, &pgdata).unwrap().unwrap();
+        assert_eq!(kept, folder.path().join("main.before-hasup"));
+        assert_eq!(fs::read_to_string(kept.join("postgresql.auto.conf")).unwrap(), "work_mem = '9MB'\n");
+    }
 }

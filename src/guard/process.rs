@@ -21,6 +21,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
+use super::pid_file;
 use super::procs::{processes_of, send};
 use super::protocol::{
     Call, GuardStatus, LINE_BYTES_MAX, Message, PostgresExit, PostgresProcess, Request, StartSpec, StopMode,
@@ -137,6 +138,8 @@ struct Guard {
     connections: BTreeMap<u64, Connection>,
     next_connection: u64,
     state: GuardState,
+    /// Where the process id of its PostgreSQL is noted.
+    mark: PathBuf,
     pgdata: PathBuf,
     postgres: Option<Postgres>,
     processes_left: bool,
@@ -172,6 +175,7 @@ impl Guard {
             connections: BTreeMap::new(),
             next_connection: 0,
             state: GuardState::default(),
+            mark: pid_file::mark_path(&options.data_dir),
             pgdata: options.pgdata.clone(),
             postgres: None,
             processes_left: false,
@@ -400,16 +404,12 @@ impl Guard {
         }
         // Left over from a crash. Nobody works in this directory, but after a reboot its process id may well be that of a thread of
         // hasup, and PostgreSQL would take that for another server and never start.
-        match fs::remove_file(spec.pgdata.join("postmaster.pid")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(format!("remove {}/postmaster.pid: {error}", spec.pgdata.display()));
-            }
-            _ => {}
-        }
+        let own_socket_dir = spec.socket_locks.first().and_then(|lock| lock.parent());
+        pid_file::remove_stale(&spec.pgdata, &self.mark, own_socket_dir)?;
         for lock in &spec.socket_locks {
             remove_stale_lock(lock, &spec.pgdata)?;
         }
-        let pid = spawn(spec).map_err(|error| format!("start {}: {error}", spec.program.display()))?;
+        let pid = spawn(spec, &self.mark).map_err(|error| format!("start {}: {error}", spec.program.display()))?;
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("the kernel gave no process id")?;
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
@@ -533,7 +533,7 @@ fn remove_stale_lock(lock: &Path, pgdata: &Path) -> Result<(), String> {
 }
 
 /// Starts PostgreSQL through `exec-postgres` of this very program, even where the file has been replaced since.
-fn spawn(spec: &StartSpec) -> io::Result<u32> {
+fn spawn(spec: &StartSpec, mark: &Path) -> io::Result<u32> {
     let log: File = OpenOptions::new().create(true).append(true).mode(0o600).open(&spec.log)?;
     if let Some((uid, gid)) = spec.run_as {
         std::os::unix::fs::fchown(&log, Some(uid), Some(gid))?;
@@ -542,6 +542,7 @@ fn spawn(spec: &StartSpec) -> io::Result<u32> {
     command
         .arg("exec-postgres")
         .arg(std::process::id().to_string())
+        .arg(mark)
         .arg(&spec.program)
         .args(&spec.args)
         .stdin(Stdio::null())

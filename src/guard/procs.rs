@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// One process as `/proc` shows it.
@@ -43,11 +44,13 @@ fn parse_stat(pid: u32, stat: &[u8]) -> Option<ProcEntry> {
 pub fn processes_of(root: u32, pgdata: Option<&Path>) -> BTreeSet<u32> {
     let entries = processes();
     let parents: BTreeMap<u32, u32> = entries.iter().map(|entry| (entry.pid, entry.parent)).collect();
-    let pgdata = pgdata.and_then(|path| path.canonicalize().ok());
+    let pgdata = pgdata.and_then(FolderId::of);
     entries
         .iter()
         .filter(|entry| entry.pid != root && !entry.is_zombie)
-        .filter(|entry| descends_from(entry.pid, root, &parents) || works_in(entry.pid, pgdata.as_ref()))
+        .filter(|entry| {
+            descends_from(entry.pid, root, &parents) || pgdata.is_some_and(|pgdata| works_there(entry.pid, pgdata))
+        })
         .map(|entry| entry.pid)
         .collect()
 }
@@ -65,11 +68,30 @@ fn descends_from(pid: u32, root: u32, parents: &BTreeMap<u32, u32>) -> bool {
     false
 }
 
+/// A folder, whatever it is called: bind mounts and the name spaces of containers give it other paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FolderId {
+    device: (u32, u32),
+    inode: u64,
+}
+
+impl FolderId {
+    /// Asks the kernel for what it knows, no server of a network file system, which may be gone.
+    fn of(path: &Path) -> Option<Self> {
+        let found = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
+        Some(Self { device: (found.stx_dev_major, found.stx_dev_minor), inode: found.stx_ino })
+    }
+}
+
+/// Tells whether the process `pid` is a PostgreSQL's that works in the data directory `pgdata`.
+pub fn works_in(pid: u32, pgdata: &Path) -> bool {
+    FolderId::of(pgdata).is_some_and(|pgdata| works_there(pid, pgdata))
+}
+
 /// An operator's shell may stand in the data directory: only a program named `postgres` counts.
-fn works_in(pid: u32, pgdata: Option<&PathBuf>) -> bool {
-    let Some(pgdata) = pgdata else { return false };
+fn works_there(pid: u32, pgdata: FolderId) -> bool {
     let is_postgres = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "postgres");
-    is_postgres && fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == *pgdata)
+    is_postgres && FolderId::of(Path::new(&format!("/proc/{pid}/cwd"))) == Some(pgdata)
 }
 
 /// Returns the living children of `parent` with their command lines (NUL replaced by blanks).
@@ -103,6 +125,40 @@ mod tests {
         assert_eq!(parse_stat(5, b"5 (x) Z 1 5 5"), entry(1, true));
         assert_eq!(parse_stat(5, b"5 (x"), None);
         assert_eq!(parse_stat(5, b"\xff"), None);
+    }
+
+    #[test]
+    fn a_server_in_another_mount_name_space_is_seen_in_its_data_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let [data, mounted, empty] = ["data", "mounted", "empty"].map(|name| folder.path().join(name));
+        for path in [&data, &mounted, &empty] {
+            fs::create_dir(path).unwrap();
+        }
+        fs::copy("/bin/sleep", folder.path().join("postgres")).unwrap();
+        let script = "mount --bind \"$1\" \"$2\" && cd \"$2\" && echo moved && exec \"$3\" 60";
+        let mut child = std::process::Command::new("unshare")
+            .args(["--mount", "sh", "-c", script, "sh"])
+            .args([&data, &mounted, &folder.path().join("postgres")])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line).unwrap();
+        if line.is_empty() {
+            println!("SKIPPED: no right to make a mount name space");
+            child.wait().unwrap();
+            return;
+        }
+        // the shell becomes the program a moment later
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !works_in(child.id(), &data) {
+            assert!(std::time::Instant::now() < deadline, "{:?}", fs::read_link(format!("/proc/{}/cwd", child.id())));
+            std::thread::yield_now();
+        }
+        assert!(processes_of(u32::MAX, Some(&data)).contains(&child.id()));
+        assert!(!works_in(child.id(), &mounted) && !works_in(child.id(), &empty), "here that is an empty folder");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub struct StartSpec {
     pub args: Vec<String>,
     /// The data directory: looked at for `standby.signal`, and every process working in it counts as PostgreSQL's.
     pub pgdata: PathBuf,
-    /// The lock files of its sockets: what an earlier life of it left behind there is removed.
+    /// The lock files of its sockets, that in the node's own folder first: what an earlier life of it left behind there is removed.
     #[serde(default)]
     pub socket_locks: Vec<PathBuf>,
     /// Where its output is appended to.

@@ -15,8 +15,8 @@ use crate::ha::record::{DataMember, Member};
 use crate::ha::timing::Timing;
 use crate::ha::view::{Followed, Job, NamesInEffect, SyncNames};
 use crate::peer::{PeerRequest, PeerResponse};
-use crate::postgres::basebackup::BaseBackup;
-use crate::postgres::rewind::{self, Rewind};
+use crate::postgres::basebackup::{self, BaseBackup};
+use crate::postgres::rewind::{self, Rewind, RewindStep};
 use crate::postgres::{Follow, PgError, Source, SslMode, SslPaths, TimelineHistory, WriteProbe};
 use crate::sys::clock::wall_now;
 use crate::tls::config::MemberProtocol;
@@ -34,6 +34,8 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
 const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a rewind may take before a copy is made instead.
 const REWIND_LIMIT: Duration = Duration::from_secs(3600);
+/// How often a rewind that cannot begin is tried before the database is copied.
+const REWIND_TRIES: u32 = 10;
 
 /// A step was not carried out. The next round decides afresh.
 #[derive(Debug, thiserror::Error)]
@@ -443,6 +445,8 @@ impl Shared {
         if may_rewind && parted.is_none() {
             tracing::info!("no rewind: the histories have nothing in common, or the log for it is gone");
         }
+        // a copy that was begun goes on: what is there may be the copy already
+        let may_rewind = may_rewind && !basebackup::is_pending(&layout);
         if let (true, Some(parted)) = (may_rewind, parted) {
             place.becomes(Job::Rebuilding);
             self.ask_for_checkpoint(from, generation).await?;
@@ -463,6 +467,11 @@ impl Shared {
                 // nothing was touched: tried again, as a copy would destroy the tail
                 Err(error @ PgError::NoSpace { .. }) => return Err(error.into()),
                 Err(error) => {
+                    let is_untouched =
+                        rewind::pending(&layout).is_none_or(|journal| journal.step == RewindStep::Quarantine);
+                    if is_untouched && self.postgres.note_rewind_refused() < REWIND_TRIES {
+                        return Err(error.into());
+                    }
                     tracing::warn!(error = %chain(&error), "the rewind failed; the database is copied instead")
                 }
             }

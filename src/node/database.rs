@@ -73,6 +73,8 @@ struct Memory {
     names: Option<NamesInEffect>,
     has_written: bool,
     checkpointed_for: Option<Generation>,
+    rewinds_refused: u32,
+    is_shut_out: bool,
     cleanly_stopped: Option<(Generation, WalPosition)>,
     lineage: Option<(Generation, Lineage, Option<Parted>)>,
     job: Option<Job>,
@@ -170,6 +172,7 @@ impl Database {
         let mut memory = self.memory.lock();
         if matches!(observation.facts, PostgresFacts::Live(_) | PostgresFacts::Exhausted) {
             memory.answered_at = Some(observation.began);
+            memory.is_shut_out = false;
         }
         if let (Some(process), PostgresFacts::Live(live)) = (observation.process, &observation.facts) {
             let is_known =
@@ -189,6 +192,11 @@ impl Database {
             let (noted, shown) = (to_postgres(&noted.names).render(), &live.sync_names_shown);
             tracing::warn!(%noted, %shown, "synchronous_standby_names were changed past hasup (L18): commits of this moment may \
                 have waited for nobody; they are set again");
+        }
+        if let PostgresFacts::ShutOut { why } = &observation.facts
+            && !std::mem::replace(&mut memory.is_shut_out, true)
+        {
+            tracing::error!("{why}");
         }
         let changed_at = memory.changed_at;
         // never both locks at once: the channel has one of its own
@@ -420,6 +428,13 @@ impl Database {
         remembered.or_else(written)
     }
 
+    /// Notes that a rewind could not begin, and returns how often in a row that was so.
+    pub(super) fn note_rewind_refused(&self) -> u32 {
+        let mut memory = self.memory.lock();
+        memory.rewinds_refused += 1;
+        memory.rewinds_refused
+    }
+
     fn parted_path(&self) -> std::path::PathBuf {
         self.postgres.layout().config_dir().join("parted.json")
     }
@@ -468,7 +483,9 @@ impl Database {
     pub(super) fn note_rebuilt(&self, promoted: Generation) -> Result<(), PgError> {
         let bytes = serde_json::to_vec(&promoted).unwrap_or_default();
         self.postgres.layout().write(&self.rebuilt_path(), &bytes)?;
-        self.memory.lock().lineage = Some((promoted, Lineage::Follows, None));
+        let mut memory = self.memory.lock();
+        memory.rewinds_refused = 0;
+        memory.lineage = Some((promoted, Lineage::Follows, None));
         Ok(())
     }
 

@@ -55,6 +55,9 @@ impl Publisher {
         cluster.warnings.extend(here);
         let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
         waiting_on.extend(shared.assigned.borrow().waiting_on.iter().map(|wait| format!("as leader: {wait}")));
+        if let PostgresFacts::ShutOut { why } = &shared.postgres.last_observation().facts {
+            waiting_on.push(why.clone());
+        }
         Status {
             cluster,
             me: shared.name.to_string(),
@@ -171,7 +174,7 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
         PostgresFacts::Live(_) => "it answers a query".to_owned(),
         PostgresFacts::NotReady => "it is starting or stopping".to_owned(),
         PostgresFacts::Exhausted => "connections exhausted: it lives, and has none left".to_owned(),
-        PostgresFacts::Silent { why } => why.clone(),
+        PostgresFacts::Silent { why } | PostgresFacts::ShutOut { why } => why.clone(),
         PostgresFacts::Stopped => "it does not run".to_owned(),
     };
     let answers = matches!(observation.facts, PostgresFacts::Live(_) | PostgresFacts::Exhausted);

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -47,6 +48,8 @@ const SUPERVISORS: [&str; 9] =
     ["hasup", "monit", "patroni", "pg_autoctl", "repmgrd", "runsv", "s6-supervise", "stolon-keeper", "supervisord"];
 /// The setting in the marker that names folders of sockets where local clients look.
 pub(super) const SOCKETS: &str = "hasup.socket_directories";
+/// The setting in the marker that names the timeline it was adopted on.
+const TIMELINE: &str = "hasup.adopted_timeline";
 /// How often a server that stops is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -87,16 +90,44 @@ pub struct Adoption {
     marker: String,
 }
 
-/// Returns what a marker in `layout`'s data directory says; none where hasup made the cluster.
-pub fn adopted(layout: &Layout) -> Option<Adopted> {
+/// Returns what a marker in `layout`'s data directory says for a server that is about to start on `port`; none where hasup made
+/// the cluster.
+pub fn adopted(layout: &Layout, port: u16) -> Option<Adopted> {
     let text = fs::read_to_string(layout.adopted_file()).ok()?;
     let folders = conf_file::settings(&text).remove(SOCKETS).unwrap_or_default();
     let folders = folders.split(',').map(|folder| PathBuf::from(folder.trim().trim_matches('"')));
-    // a folder that this machine does not have would keep the server from starting
+    // a folder that this machine does not have, or where another server has the socket, would keep this one from starting
     let usable = |folder: &PathBuf| {
-        folder.is_absolute() && folder.is_dir() && rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok()
+        let is_there =
+            folder.is_absolute() && folder.is_dir() && rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok();
+        let is_taken = is_there && is_socket_taken(folder, port, &layout.pgdata);
+        if is_taken {
+            tracing::warn!(
+                "another server has the socket of port {port} in {}: this one has none there, so local clients find it in {} alone; \
+                 stop the other server, or give this node another port, then restart it",
+                folder.display(),
+                layout.socket_dir().display()
+            );
+        }
+        is_there && !is_taken
     };
     Some(Adopted { socket_dirs: folders.filter(usable).collect() })
+}
+
+/// Tells whether a server other than that of `pgdata`, which does not run, holds the socket of `port` in `folder`.
+fn is_socket_taken(folder: &Path, port: u16, pgdata: &Path) -> bool {
+    let socket = folder.join(format!(".s.PGSQL.{port}"));
+    if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        return true;
+    }
+    let text = match fs::read_to_string(folder.join(format!(".s.PGSQL.{port}.lock"))) {
+        Ok(text) => text,
+        Err(error) => return error.kind() != std::io::ErrorKind::NotFound,
+    };
+    let mut lines = text.lines();
+    let holder = lines.next().and_then(|line| line.trim().parse::<u32>().ok());
+    let is_ours = lines.next().is_some_and(|owner| Path::new(owner) == pgdata);
+    !is_ours && holder.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists())
 }
 
 /// Looks at the data directory of `layout` without touching it, for a server that is to run as user `owner`.
@@ -146,9 +177,13 @@ impl Inspection<'_> {
         };
         self.check_places();
         let programs = Programs::find(self.bin_dir, Some(major)).map_err(|error| self.blame(error.to_string())).ok();
-        let control = self.control(&programs?)?;
+        let programs = programs?;
+        let control = self.control(&programs)?;
         self.check_data(&control);
         let postmaster = self.check_running();
+        if postmaster.is_some() {
+            self.check_superuser(&programs);
+        }
         let opts = start_options(&pgdata);
         let conf_path = self.find_conf(major, opts.get("config_file"))?;
         let mut conf = match ConfFile::read(&conf_path) {
@@ -183,7 +218,12 @@ impl Inspection<'_> {
             "who may connect stays as {} says, behind hasup's rows for the local superuser, replication and rewinding",
             copies.get("pg_hba.conf").unwrap_or(&pgdata.join("pg_hba.conf")).display()
         ));
-        let kept = kept(&conf.settings, &opts, &control);
+        let mut kept = kept(&conf.settings, &opts, &control);
+        // an adoption before this one has replaced what some of it came from
+        for (name, value) in self.marked() {
+            kept.entry(name).or_insert(value);
+        }
+        kept.insert(TIMELINE.to_owned(), control.timeline.to_string());
         notes.extend(overruled(self.layout, self.settings, &conf.settings, &kept));
         if !control.checksums {
             notes.push(
@@ -197,7 +237,7 @@ impl Inspection<'_> {
             && fs::read_to_string(&start_conf).is_ok_and(|text| text.lines().any(|line| line.trim() == "auto"))
         {
             notes.push(format!(
-                "without systemd, Debian's scripts would start it past hasup at boot: write `manual` in {}",
+                "Debian's scripts would start it past hasup at boot: write `manual` in {}",
                 start_conf.display()
             ));
         }
@@ -258,6 +298,9 @@ impl Inspection<'_> {
                 spaces.join(", ")
             ));
         }
+        if let Err(error) = self.layout.refuse_foreign_holders() {
+            self.blame(error.to_string());
+        }
         if pgdata.starts_with(&self.layout.data_dir) || self.layout.data_dir.starts_with(&pgdata) {
             self.blame("it lies in hasup's own data directory, or that in it: name another by --data-dir");
         }
@@ -281,8 +324,9 @@ impl Inspection<'_> {
     /// A primary that has all its log.
     fn check_data(&mut self, control: &ControlData) {
         let pgdata = self.layout.pgdata.clone();
-        let is_marked = self.layout.adopted_file().exists();
-        if control.is_standby || (pgdata.join("standby.signal").exists() && !is_marked) {
+        // hasup's own signal, in a database that it has adopted and never come to promote: so it is nobody's copy
+        let is_own = self.marked().get(TIMELINE).is_some_and(|timeline| *timeline == control.timeline.to_string());
+        if !is_own && (control.is_standby || pgdata.join("standby.signal").exists()) {
             self.blame("it is a standby: adopt its primary, or promote it first");
         }
         if pgdata.join("recovery.signal").exists() || pgdata.join("backup_label").exists() {
@@ -305,11 +349,67 @@ impl Inspection<'_> {
         }
     }
 
+    /// What an earlier adoption has noted in it.
+    fn marked(&self) -> BTreeMap<String, String> {
+        conf_file::settings(&fs::read_to_string(self.layout.adopted_file()).unwrap_or_default())
+    }
+
+    /// Asks the server that runs whether it knows hasup's superuser. Where that cannot be told, for want of `psql` or of the
+    /// right to ask, it shows after the start.
+    fn check_superuser(&mut self, programs: &Programs) {
+        let text = fs::read_to_string(self.layout.pgdata.join("postmaster.pid")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let (Some(port), Some(folder)) = (lines.get(3), lines.get(4).filter(|folder| !folder.is_empty())) else {
+            return;
+        };
+        let mut psql = Command::new(programs.path("psql"));
+        psql.args(["-X", "-A", "-t", "-w", "-h", folder, "-p", port, "-U", settings::SUPERUSER, "-d", "postgres"])
+            .args(["-c", "select rolsuper from pg_roles where rolname = current_user"])
+            .env("LC_ALL", "C")
+            .env("PGCONNECT_TIMEOUT", "5")
+            .env("PGOPTIONS", "-c statement_timeout=5s")
+            .current_dir("/");
+        if rustix::process::geteuid().is_root()
+            && let Ok(Some(user)) = nix::unistd::User::from_uid(self.owner.into())
+        {
+            psql.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        }
+        let Ok(output) = psql.output() else { return };
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let lacks = |what: &str| said.contains(&format!("{what} does not exist"));
+        if lacks(&format!("role \"{}\"", settings::SUPERUSER)) || output.stdout.starts_with(b"f") {
+            self.blame(format!(
+                "it has no superuser `{0}`, as which hasup works in it: `create role {0} superuser login`, or `alter role {0} superuser \
+                 login`",
+                settings::SUPERUSER
+            ));
+        } else if lacks("database \"postgres\"") {
+            self.blame("it has no database `postgres`, in which hasup works: `create database postgres`");
+        }
+    }
+
     /// Who runs a server in it, where that is somebody who would start it again.
     fn check_running(&mut self) -> Option<u32> {
-        let postmaster = postmaster_of(&self.layout.pgdata)?;
+        let Some(postmaster) = postmaster_of(&self.layout.pgdata) else {
+            let file = self.layout.pgdata.join("postmaster.pid");
+            if file.exists() {
+                self.blame(format!(
+                    "{} says that a server runs in it, and none is seen on this machine. It may run in a container or on another host, \
+                     and two servers in one data directory destroy it: stop it there. If surely none runs, remove that file",
+                    file.display()
+                ));
+            }
+            return None;
+        };
         if let Some(unit) = unit_of(postmaster).filter(|unit| Some(unit) != unit_of(std::process::id()).as_ref()) {
-            self.blame(format!("systemd runs the server in it: `systemctl disable --now {unit}`, then repeat"));
+            self.blame(match debian_start_conf(&unit) {
+                Some(start_conf) => format!(
+                    "systemd runs the server in it: write `manual` in {}, which else has it started at each boot, and `systemctl \
+                     disable --now {unit}`, then repeat",
+                    start_conf.display()
+                ),
+                None => format!("systemd runs the server in it: `systemctl disable --now {unit}`, then repeat"),
+            });
         }
         let parent = processes().into_iter().find(|process| process.pid == postmaster).map(|process| process.parent);
         let name =
@@ -343,14 +443,22 @@ impl Inspection<'_> {
     fn access_files(&mut self, conf: &ConfFile) -> Option<BTreeMap<&'static str, PathBuf>> {
         let pgdata = &self.layout.pgdata;
         let mut copies = BTreeMap::new();
-        let mut unreadable = Vec::new();
+        let (mut unreadable, mut others) = (Vec::new(), Vec::new());
         for (setting, name) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
             let inside = pgdata.join(name);
             let path = conf.settings.get(setting).map_or_else(|| inside.clone(), |path| pgdata.join(path));
             match fs::read_to_string(&path) {
-                Ok(_) if path == inside => {}
-                Ok(_) => {
-                    copies.insert(name, path);
+                Ok(text) => {
+                    if let Some(line) = names_other_file(&text) {
+                        others.push(format!(
+                            "{} reads another file (`{line}`), which other nodes do not have: write what is in that file in place of the \
+                             line",
+                            path.display()
+                        ));
+                    }
+                    if path != inside {
+                        copies.insert(name, path);
+                    }
                 }
                 // a map of users may be absent
                 Err(error) if setting == "ident_file" && error.kind() == std::io::ErrorKind::NotFound => {}
@@ -358,9 +466,31 @@ impl Inspection<'_> {
             }
         }
         let is_complete = unreadable.is_empty();
+        self.problems.extend(others);
         self.problems.extend(unreadable.into_iter().map(|what| format!("{what}: who may connect would be lost")));
         is_complete.then_some(copies)
     }
+}
+
+/// Returns the first line of a `pg_hba.conf` or `pg_ident.conf` that takes words or lines from another file: `@file` in place of
+/// names, or one of the directives that include.
+fn names_other_file(text: &str) -> Option<&str> {
+    text.lines().find(|line| {
+        let (mut is_quoted, mut begins_word, mut chars) = (false, true, line.chars().peekable());
+        while let Some(c) = chars.next() {
+            match c {
+                '"' => is_quoted = !is_quoted,
+                '#' if !is_quoted => break,
+                '@' if begins_word && chars.peek().is_some_and(|next| !next.is_whitespace() && *next != ',') => {
+                    return true;
+                }
+                _ => {}
+            }
+            begins_word = !is_quoted && (c == ',' || c.is_whitespace());
+        }
+        let first = line.split_whitespace().next();
+        first.is_some_and(|word| ["include", "include_if_exists", "include_dir"].contains(&word))
+    })
 }
 
 /// Returns the postmaster that works in `pgdata`.
@@ -378,6 +508,13 @@ fn unit_of(pid: u32) -> Option<String> {
     path.rsplit('/').next().filter(|unit| unit.ends_with(".service")).map(str::to_owned)
 }
 
+/// Returns the file that tells Debian's scripts whether to start the cluster of a unit like `postgresql@15-main.service` at boot.
+fn debian_start_conf(unit: &str) -> Option<PathBuf> {
+    let (major, cluster) = unit.strip_prefix("postgresql@")?.strip_suffix(".service")?.split_once('-')?;
+    // systemd's way to write a dash
+    Some(Path::new(DEBIAN_CONF).join(major).join(cluster.replace("\\x2d", "-")).join("start.conf"))
+}
+
 /// Returns the settings of the command line that the server was started with last.
 fn start_options(pgdata: &Path) -> BTreeMap<String, String> {
     let text = fs::read_to_string(pgdata.join("postmaster.opts")).unwrap_or_default();
@@ -385,18 +522,54 @@ fn start_options(pgdata: &Path) -> BTreeMap<String, String> {
     let words: Vec<&str> = text.trim().split("\" \"").map(|word| word.trim_matches('"')).collect();
     let words: Vec<&str> = words.iter().flat_map(|word| word.split(" \"")).collect();
     let mut found = BTreeMap::new();
-    for (index, word) in words.iter().enumerate() {
-        let said = match word.strip_prefix("--") {
-            Some(long) => Some(long),
-            None if *word == "-c" => words.get(index + 1).copied(),
-            None => None,
-        };
-        if let Some((name, value)) = said.and_then(|said| said.split_once('=')) {
-            found.insert(name.replace('-', "_").to_ascii_lowercase(), value.to_owned());
+    let mut set = |name: &str, value: &str| {
+        found.insert(name.replace('-', "_").to_ascii_lowercase(), value.to_owned());
+    };
+    let mut words = words.into_iter().skip(1);
+    while let Some(word) = words.next() {
+        if let Some(said) = word.strip_prefix("--") {
+            if let Some((name, value)) = said.split_once('=') {
+                set(name, value);
+            }
+            continue;
+        }
+        let Some(letters) = word.strip_prefix('-') else { continue };
+        for (at, letter) in letters.char_indices() {
+            match letter {
+                'F' => set("fsync", "off"),
+                'i' => set("listen_addresses", "*"),
+                'l' => set("ssl", "on"),
+                'e' => set("datestyle", "euro"),
+                _ if VALUED_LETTERS.contains(letter) => {
+                    // the rest of the word, or the next one
+                    let rest = &letters[at + letter.len_utf8()..];
+                    let value = if rest.is_empty() { words.next().unwrap_or_default() } else { rest };
+                    let meant = SHORT_OPTIONS.iter().find(|(short, _)| *short == letter);
+                    match (meant, value.split_once('=')) {
+                        (Some((_, name)), _) => set(name, value),
+                        (None, Some((name, value))) if letter == 'c' => set(name, value),
+                        _ => {}
+                    }
+                    break;
+                }
+                _ => {}
+            }
         }
     }
     found
 }
+
+/// Options of one letter that take a value.
+const VALUED_LETTERS: &str = "BcCdDfhkNprStvW";
+/// Those of them that are a setting.
+const SHORT_OPTIONS: [(char, &str); 6] = [
+    ('B', "shared_buffers"),
+    ('h', "listen_addresses"),
+    ('k', "unix_socket_directories"),
+    ('N', "max_connections"),
+    ('p', "port"),
+    ('S', "work_mem"),
+];
 
 /// Returns the settings below Debian's folder that name `pgdata` as their data directory.
 fn debian_conf(root: &Path, major: u32, pgdata: &Path) -> Option<PathBuf> {
@@ -441,6 +614,9 @@ fn kept(
         if get("archive_library").is_some() && get("archive_command").is_none() {
             kept.insert("archive_command".to_owned(), String::new());
         }
+    } else if get("archive_library").is_some() {
+        // archive_mode is on with hasup, and a library goes before any command
+        kept.insert("archive_library".to_owned(), String::new());
     }
     let sockets = theirs.get("unix_socket_directories").map_or("/var/run/postgresql", String::as_str);
     if !sockets.is_empty() {
@@ -535,7 +711,7 @@ impl Adoption {
     /// # Errors
     /// A file cannot be read or written.
     pub fn take_over(&self, layout: &Layout) -> Result<(), PgError> {
-        let aside = layout.config_dir().join("adopted");
+        let aside = layout.originals_dir();
         layout.make_dir(&aside)?;
         let keep_aside = |name: &str| -> Result<(), PgError> {
             let (from, to) = (layout.pgdata.join(name), aside.join(name));
@@ -585,6 +761,56 @@ mod tests {
         fs::write(folder.path().join("postmaster.opts"), line).unwrap();
         let expected = map(&[("config_file", "/etc/x/postgresql.conf"), ("work_mem", "9MB")]);
         assert_eq!(start_options(folder.path()), expected);
+        let line = "/usr/bin/postgres \"-D\" \"/d/main\" \"-Fp\" \"5433\" \"-k/run/a\" \"-N\" \"77\" \"-ck.v=1\"\n";
+        fs::write(folder.path().join("postmaster.opts"), line).unwrap();
+        let expected = map(&[
+            ("fsync", "off"),
+            ("k.v", "1"),
+            ("max_connections", "77"),
+            ("port", "5433"),
+            ("unix_socket_directories", "/run/a"),
+        ]);
+        assert_eq!(start_options(folder.path()), expected);
+        fs::write(folder.path().join("postmaster.opts"), "/usr/bin/postgres\n").unwrap();
+        assert_eq!(start_options(folder.path()), BTreeMap::new());
+    }
+
+    #[test]
+    fn lines_about_access_that_name_another_file_are_found() {
+        for line in
+            ["host @dbs all all md5", "local all a,@admins peer", "include more.conf", "host all \"x\",@y all trust"]
+        {
+            assert_eq!(names_other_file(&format!("# @x\nlocal all all peer\n{line}\n")), Some(line));
+        }
+        for line in ["host all \"@x\" all md5", "host all a@b all md5 # @c", "#include x", "host all all @ md5"] {
+            assert_eq!(names_other_file(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_socket_that_another_server_has_is_left_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = folder.path().join(".s.PGSQL.5432.lock");
+        let is_taken = || is_socket_taken(folder.path(), 5432, Path::new("/d/pgdata"));
+        assert!(!is_taken());
+        for (owner, pid, expected) in [
+            ("/other", std::process::id(), true),
+            ("/other", u32::MAX, false),
+            ("/d/pgdata", std::process::id(), false),
+        ] {
+            fs::write(&lock, format!("{pid}\n{owner}\n1\n")).unwrap();
+            assert_eq!(is_taken(), expected, "{owner} {pid}");
+        }
+        fs::remove_file(&lock).unwrap();
+        let _listens = std::os::unix::net::UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
+        assert!(is_taken());
+    }
+
+    #[test]
+    fn debians_units_lead_to_what_starts_them() {
+        let expected = Some(PathBuf::from("/etc/postgresql/15/my-shop/start.conf"));
+        assert_eq!(debian_start_conf("postgresql@15-my\\x2dshop.service"), expected);
+        assert_eq!(debian_start_conf("postgresql.service"), None);
     }
 
     #[test]
@@ -622,6 +848,8 @@ mod tests {
         assert_eq!(found, expected);
         let off = map(&[("archive_mode", "off"), ("archive_command", "cp %p /a"), ("unix_socket_directories", "")]);
         assert_eq!(kept(&off, &BTreeMap::new(), &control(10)), BTreeMap::new(), "what was off stays off");
+        let library = map(&[("archive_mode", "off"), ("archive_library", "x"), ("unix_socket_directories", "")]);
+        assert_eq!(kept(&library, &BTreeMap::new(), &control(10)), map(&[("archive_library", "")]));
         assert_eq!(conf_file::settings(&marker(&expected)), expected);
     }
 

@@ -1,6 +1,6 @@
 //! Copies the active node's PostgreSQL into a fresh data directory.
 //!
-//! The copy is made beside (`pgdata.new`), completed, synced, and only then takes the place of `pgdata`. A journal says how
+//! The copy is made beside, in a folder that bears hasup's mark, completed, synced, and only then takes the place of `pgdata`. A journal says how
 //! far it came: what was not completed is begun anew, what was completed is put in place. The old directory is removed last,
 //! so that at each instant either the old or the new one is whole.
 
@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Layout, free_bytes, put_standby_signal, remove_dir, remove_file, sync_dir};
+use super::layout::{Holder, Layout, free_bytes, put_standby_signal, remove_file, sync_dir};
+use super::salvage::keep_tail;
 use super::settings::{self, REPLICATION_ROLE, Source, SslPaths};
 use super::{PgError, Programs, file_error};
 use crate::sys::exec::{Exclusive, Tool};
@@ -44,9 +45,9 @@ pub struct Progress {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Step {
-    /// `pgdata.new` is being filled; worthless after a crash.
+    /// The copy is being filled; worthless after a crash.
     Copying,
-    /// `pgdata.new` is whole and durable.
+    /// The copy is whole and durable.
     Copied,
 }
 
@@ -85,7 +86,7 @@ impl BaseBackup {
             self.copy(programs, layout, &lock, &mut on_progress).await?;
             write_journal(layout, Step::Copied)?;
         }
-        finish(layout)
+        finish(layout, Holder::remove)
     }
 
     async fn copy(
@@ -95,16 +96,21 @@ impl BaseBackup {
         lock: &Exclusive,
         on_progress: &mut impl FnMut(Progress),
     ) -> Result<(), PgError> {
-        let beside = layout.pgdata_new();
+        layout.refuse_foreign_holders()?;
         write_journal(layout, Step::Copying)?;
-        remove_dir(&beside)?;
-        let parent = beside.parent().unwrap_or(&layout.data_dir).to_owned();
+        let holder = layout.new_holder();
+        holder.remove()?;
+        let parent = layout.pgdata.parent().unwrap_or(&layout.data_dir).to_owned();
         // A tenth and 64 MiB more: the log that arrives while copying.
         let needed = self.expected_bytes + self.expected_bytes / 10 + (64 << 20);
         let free = free_bytes(&parent)?;
         if free < needed {
             return Err(PgError::NoSpace { path: parent, free: free >> 20, needed: needed >> 20 });
         }
+        holder.make(layout)?;
+        // while there is room
+        layout.old_holder().make(layout)?;
+        let beside = holder.data();
         layout.make_dir(&beside)?;
         let conninfo = self.source.conninfo(REPLICATION_ROLE, None, &self.application, &self.ssl);
         let mut args: Vec<OsString> = vec!["-D".into(), beside.clone().into_os_string(), "-d".into(), conninfo.into()];
@@ -142,18 +148,49 @@ pub(super) fn strip_auto_conf(layout: &Layout, pgdata: &std::path::Path) -> Resu
 }
 
 /// Puts a completed copy in place. Each step finds out whether it has been done before.
-fn finish(layout: &Layout) -> Result<(), PgError> {
-    let (beside, old) = (layout.pgdata_new(), layout.pgdata_old());
+fn finish(layout: &Layout, remove: impl Fn(&Holder) -> Result<(), PgError>) -> Result<(), PgError> {
+    let (new, old) = (layout.new_holder(), layout.old_holder());
+    let beside = new.data();
     if beside.is_dir() {
         if layout.pgdata.exists() {
-            remove_dir(&old)?;
-            fs::rename(&layout.pgdata, &old).map_err(file_error("put aside", &layout.pgdata))?;
+            old.make(layout)?;
+            fs::rename(&layout.pgdata, old.free_name()).map_err(file_error("put aside", &layout.pgdata))?;
+            sync_dir(old.path())?;
         }
         fs::rename(&beside, &layout.pgdata).map_err(file_error("put in place", &layout.pgdata))?;
+        sync_dir(new.path())?;
         layout.pgdata.parent().map_or(Ok(()), sync_dir)?;
     }
+    // the copy is whole and in its place: what is left is in nobody's way but for the room that it takes
+    let mut leftovers = vec![new];
+    let tails = old.contents().iter().map(|aside| keep_tail(layout, aside)).collect::<Result<Vec<_>, _>>();
+    match tails {
+        Ok(tails) => {
+            for tail in tails.into_iter().flatten() {
+                tracing::info!(from = %tail.from, to = %tail.to, "log that the copy may not hold is kept under salvage/");
+            }
+            leftovers.push(old);
+        }
+        Err(error) => tracing::warn!(
+            error = %error,
+            cause = std::error::Error::source(&error).map(ToString::to_string),
+            "{} holds log that the cluster may lack, and it could not be put into salvage/: that folder stays; look what is in it, \
+             then remove it by hand",
+            old.path().display()
+        ),
+    }
     remove_file(&journal(layout))?;
-    remove_dir(&old)
+    for holder in leftovers {
+        if let Err(error) = remove(&holder) {
+            tracing::warn!(
+                error = %error,
+                cause = std::error::Error::source(&error).map(ToString::to_string),
+                "{} is not needed any more and could not be removed whole: remove it by hand",
+                holder.path().display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Tells whether a copy was begun and is not in place: then `pgdata` must not be started before [`BaseBackup::run`] is done.
@@ -180,21 +217,49 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let layout = Layout::new(folder.path());
             layout.prepare().unwrap();
-            fs::create_dir(layout.pgdata_new()).unwrap();
-            fs::write(layout.pgdata_new().join("mark"), "new").unwrap();
+            layout.new_holder().make(&layout).unwrap();
+            fs::create_dir(layout.new_holder().data()).unwrap();
+            fs::write(layout.new_holder().data().join("mark"), "new").unwrap();
+            // somebody's own
+            for name in ["pgdata.old", "pgdata.new"] {
+                fs::create_dir(folder.path().join(name)).unwrap();
+            }
             fs::create_dir(&layout.pgdata).unwrap();
             fs::write(layout.pgdata.join("mark"), "old").unwrap();
             write_journal(&layout, Step::Copied).unwrap();
             if crash >= 1 {
-                fs::rename(&layout.pgdata, layout.pgdata_old()).unwrap();
+                layout.old_holder().make(&layout).unwrap();
+                fs::rename(&layout.pgdata, layout.old_holder().data()).unwrap();
             }
             if crash >= 2 {
-                fs::rename(layout.pgdata_new(), &layout.pgdata).unwrap();
+                fs::rename(layout.new_holder().data(), &layout.pgdata).unwrap();
             }
             assert!(is_pending(&layout));
-            finish(&layout).unwrap();
+            finish(&layout, Holder::remove).unwrap();
             assert_eq!(fs::read_to_string(layout.pgdata.join("mark")).unwrap(), "new", "{crash}");
-            assert!(!layout.pgdata_old().exists() && !is_pending(&layout), "{crash}");
+            assert!(!is_pending(&layout), "{crash}");
+            for holder in [layout.new_holder(), layout.old_holder()] {
+                assert!(!holder.path().exists(), "{crash} {holder:?}");
+            }
+            assert!(folder.path().join("pgdata.old").exists() && folder.path().join("pgdata.new").exists());
+        }
+    }
+
+    #[test]
+    fn an_old_directory_that_cannot_be_removed_does_not_undo_the_copy_nor_hold_up_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path());
+        layout.prepare().unwrap();
+        fs::create_dir(&layout.pgdata).unwrap();
+        for round in 0..3 {
+            layout.new_holder().make(&layout).unwrap();
+            fs::create_dir(layout.new_holder().data()).unwrap();
+            fs::write(layout.new_holder().data().join("mark"), round.to_string()).unwrap();
+            write_journal(&layout, Step::Copied).unwrap();
+            // as with an immutable file in it
+            finish(&layout, |_| Err(PgError::Refused("it stays".to_owned()))).unwrap();
+            assert_eq!(fs::read_to_string(layout.pgdata.join("mark")).unwrap(), round.to_string());
+            assert!(!is_pending(&layout));
         }
     }
 }

@@ -98,6 +98,13 @@ impl PgError {
         self.sql_state() == Some(&SqlState::CANNOT_CONNECT_NOW)
     }
 
+    /// Tells whether PostgreSQL lives and does not know hasup's superuser or its database, or does not let that user in (28000,
+    /// 3D000): time does not mend it.
+    pub fn is_shut_out(&self) -> bool {
+        [Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION), Some(&SqlState::INVALID_CATALOG_NAME)]
+            .contains(&self.sql_state())
+    }
+
     /// Tells whether nobody listens at all.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Connect { source, .. } if source.code().is_none())

@@ -27,7 +27,7 @@ use super::settings::{
 };
 use super::{PgError, Programs, file_error};
 use crate::guard::StartSpec;
-use crate::guard::procs::{children_of, send};
+use crate::guard::procs::{children_of, send, works_in};
 use crate::types::{Generation, Lsn, NodeName, Timeline, WalPosition};
 
 /// What a [`Postgres`] is made from.
@@ -96,10 +96,8 @@ impl Postgres {
     pub fn postmaster(&self) -> Option<u32> {
         let text = fs::read_to_string(self.setup.layout.pgdata.join("postmaster.pid")).ok()?;
         let pid = text.lines().next()?.trim().parse().ok()?;
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         // A file left by a crash may name somebody else by now.
-        let is_ours = fs::read_link(format!("/proc/{pid}/cwd")).ok() == self.setup.layout.pgdata.canonicalize().ok();
-        (name.trim_end() == "postgres" && is_ours).then_some(pid)
+        works_in(pid, &self.setup.layout.pgdata).then_some(pid)
     }
 
     /// Runs a short query on the kept connection.
@@ -152,7 +150,7 @@ impl Postgres {
         }
         self.clear_auto_conf()?;
         history::tidy_placeholders(&layout.wal_dir())?;
-        let adopted = adopt::adopted(layout);
+        let adopted = adopt::adopted(layout, settings.port);
         layout.write(&layout.config_file(), render_config(layout, settings, adopted.as_ref()).as_bytes())?;
         let socket_locks = settings::socket_dirs(layout, adopted.as_ref())
             .iter()

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::time::Duration;
 
-use super::layout::{Layout, put_standby_signal, remove_dir, sync_dir};
+use super::layout::{Layout, put_standby_signal, sync_dir};
 use super::settings::SUPERUSER;
 use super::{PgError, Programs, file_error};
 use crate::sys::exec::{Exclusive, Tool};
@@ -20,8 +20,10 @@ pub async fn initdb(programs: &Programs, layout: &Layout, limit: Duration) -> Re
         )));
     }
     let lock = Exclusive::acquire(&layout.config_dir().join("copy.lock"), "initdb", limit).await?;
-    let beside = layout.pgdata_new();
-    remove_dir(&beside)?;
+    let holder = layout.new_holder();
+    holder.remove()?;
+    holder.make(layout)?;
+    let beside = holder.data();
     layout.make_dir(&beside)?;
     let mut args: Vec<OsString> = vec!["-D".into(), beside.clone().into_os_string()];
     let fixed = [
@@ -42,5 +44,6 @@ pub async fn initdb(programs: &Programs, layout: &Layout, limit: Duration) -> Re
     put_standby_signal(layout, &beside)?;
     // An empty folder in the way is what rename replaces.
     fs::rename(&beside, &layout.pgdata).map_err(file_error("put in place", &layout.pgdata))?;
-    layout.pgdata.parent().map_or(Ok(()), sync_dir)
+    layout.pgdata.parent().map_or(Ok(()), sync_dir)?;
+    holder.remove()
 }

@@ -59,6 +59,16 @@ impl Layout {
         self.config_dir().join("postgres.log")
     }
 
+    /// Where PostgreSQL writes its process id for others.
+    pub fn external_pid_file(&self) -> PathBuf {
+        self.config_dir().join("postgres.pid")
+    }
+
+    /// What an adoption replaced in the data directory, as it was.
+    pub fn originals_dir(&self) -> PathBuf {
+        self.config_dir().join("adopted")
+    }
+
     /// The folder of its local socket.
     pub fn socket_dir(&self) -> PathBuf {
         self.data_dir.join("sock")
@@ -69,7 +79,7 @@ impl Layout {
         self.config_dir().join(format!("g{generation}"))
     }
 
-    /// Where tails that a rewind drops are kept.
+    /// Where tails are kept that a rewind drops, or that a copy would remove.
     pub fn salvage_dir(&self) -> PathBuf {
         self.data_dir.join("salvage")
     }
@@ -89,14 +99,29 @@ impl Layout {
         self.pgdata.join("hasup-adopted.conf")
     }
 
-    /// Where a copy is made before it takes the place of `pgdata`: beside it, so that a rename suffices.
-    pub fn pgdata_new(&self) -> PathBuf {
-        sibling(&self.pgdata, "new")
+    /// The folder in which a copy is made before it takes the place of `pgdata`: beside it, so that a rename suffices.
+    pub fn new_holder(&self) -> Holder {
+        self.holder("new")
     }
 
-    /// Where the old `pgdata` waits for its removal.
-    pub fn pgdata_old(&self) -> PathBuf {
-        sibling(&self.pgdata, "old")
+    /// The folder in which old `pgdata` wait for their removal.
+    pub fn old_holder(&self) -> Holder {
+        self.holder("old")
+    }
+
+    fn holder(&self, what: &str) -> Holder {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(self.pgdata.file_name().unwrap_or_default());
+        name.push(format!(".hasup-{what}"));
+        Holder(self.pgdata.with_file_name(name))
+    }
+
+    /// Refuses where somebody else's folders have the names that copies need, before anything depends on them.
+    ///
+    /// # Errors
+    /// There is one.
+    pub fn refuse_foreign_holders(&self) -> Result<(), PgError> {
+        [self.new_holder(), self.old_holder()].iter().try_for_each(Holder::refuse_foreign)
     }
 
     /// Makes hasup's folders. Refuses a data directory whose path is too long for PostgreSQL's socket.
@@ -173,6 +198,96 @@ impl Layout {
     }
 }
 
+/// A folder of hasup's beside the data directory. A mark in it says so: what bears none is never written to or removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder(PathBuf);
+
+/// The mark's name.
+const HOLDER_MARK: &str = "made-by-hasup";
+
+impl Holder {
+    /// Returns its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Returns where the data directory in it is.
+    pub fn data(&self) -> PathBuf {
+        self.0.join("data")
+    }
+
+    /// Returns a name in it that is free: what could not be removed keeps its own.
+    pub fn free_name(&self) -> PathBuf {
+        let names = std::iter::once(self.data()).chain((1_u32..).map(|number| self.0.join(format!("data-{number}"))));
+        // the numbers do not end before the names do
+        names.into_iter().find(|path| path.symlink_metadata().is_err()).unwrap_or_else(|| self.data())
+    }
+
+    /// Returns what is in it but for the mark; nothing where it is not there.
+    pub fn contents(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name() != HOLDER_MARK).map(|entry| entry.path()).collect()
+    }
+
+    /// Refuses where it is somebody else's. An empty folder is nobody's.
+    ///
+    /// # Errors
+    /// It is, or cannot be looked into.
+    pub fn refuse_foreign(&self) -> Result<(), PgError> {
+        let path = &self.0;
+        let is_free = match fs::read_dir(path) {
+            // a crash may have come before the mark, or while it was written
+            Ok(mut entries) => {
+                self.0.join(HOLDER_MARK).is_file()
+                    || entries.all(|entry| {
+                        entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with(HOLDER_MARK))
+                    })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => false,
+            Err(error) => return Err(file_error("look into", path)(error)),
+        };
+        if is_free {
+            return Ok(());
+        }
+        Err(PgError::Refused(format!(
+            "{} is not hasup's, and copies of the database need that name: nothing was touched; move it away",
+            path.display()
+        )))
+    }
+
+    /// Makes it, marked.
+    ///
+    /// # Errors
+    /// It is somebody else's, or cannot be made.
+    pub fn make(&self, layout: &Layout) -> Result<(), PgError> {
+        self.refuse_foreign()?;
+        layout.make_dir(&self.0)?;
+        let mark = self.0.join(HOLDER_MARK);
+        if mark.is_file() { Ok(()) } else { layout.write(&mark, b"hasup makes and removes this folder.\n") }
+    }
+
+    /// Removes it with all in it, the mark last; that it is not there is no error.
+    ///
+    /// # Errors
+    /// It is somebody else's, or something in it cannot be removed.
+    pub fn remove(&self) -> Result<(), PgError> {
+        self.refuse_foreign()?;
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(file_error("look into", &self.0))?,
+        };
+        for entry in entries.flatten().filter(|entry| entry.file_name() != HOLDER_MARK) {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove_dir(&entry.path())?;
+            } else {
+                remove_file(&entry.path())?;
+            }
+        }
+        remove_dir(&self.0)
+    }
+}
+
 /// Replaces a file's text by one that is no longer, filled up with empty lines: no block is needed for it.
 fn overwrite(path: &Path, content: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).open(path)?;
@@ -245,6 +360,30 @@ pub fn free_bytes(path: &Path) -> Result<u64, PgError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folders_without_hasups_mark_are_never_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let layout = Layout::new(folder.path());
+        let holder = layout.old_holder();
+        assert_eq!(holder.path(), folder.path().join(".pgdata.hasup-old"));
+        fs::create_dir(holder.path()).expect("made");
+        holder.remove().expect("an empty one is nobody's");
+        fs::create_dir(holder.path()).expect("made");
+        fs::write(holder.path().join("precious"), "").expect("written");
+        for refused in [holder.remove(), holder.make(&layout), layout.refuse_foreign_holders()] {
+            let text = refused.expect_err("it bears no mark").to_string();
+            assert!(text.contains("move it away"), "{text}");
+        }
+        assert!(holder.path().join("precious").exists());
+        fs::remove_file(holder.path().join("precious")).expect("removed");
+        holder.make(&layout).expect("made");
+        fs::create_dir(holder.data()).expect("made");
+        fs::write(holder.data().join("x"), "").expect("written");
+        assert_eq!(holder.free_name(), holder.path().join("data-1"));
+        holder.remove().expect("it is hasup's");
+        assert!(!holder.path().exists());
+    }
 
     #[test]
     fn a_shorter_text_goes_over_the_old_one_and_a_longer_one_does_not() {

@@ -8,6 +8,7 @@ use super::client::Session;
 use super::control::Postgres;
 use super::controldata::ControlData;
 use super::position::position_of;
+use super::settings::SUPERUSER;
 use super::{PgError, SyncNames};
 use crate::types::{Generation, Lsn, Timeline};
 
@@ -77,6 +78,11 @@ pub enum PostgresFacts {
     /// Its process lives and gives no answer in time.
     Silent {
         /// What was seen.
+        why: String,
+    },
+    /// It answers, and does not let hasup in: nothing goes on before a person has mended that.
+    ShutOut {
+        /// What it said, and the cure.
         why: String,
     },
     /// No postmaster.
@@ -204,6 +210,7 @@ impl Postgres {
             Err(error) if error.is_exhausted() => PostgresFacts::Exhausted,
             Err(error) if error.is_not_ready() => PostgresFacts::NotReady,
             Err(_) if self.postmaster().is_none() => PostgresFacts::Stopped,
+            Err(error) if error.is_shut_out() => PostgresFacts::ShutOut { why: shut_out(&chain(&error)) },
             Err(error) => PostgresFacts::Silent { why: chain(&error) },
         }
     }
@@ -246,6 +253,14 @@ impl Postgres {
     pub fn has_standby_signal(&self) -> bool {
         self.layout().standby_signal().is_file()
     }
+}
+
+fn shut_out(said: &str) -> String {
+    format!(
+        "PostgreSQL does not let hasup in as superuser `{SUPERUSER}` in the database `postgres` ({said}), so nothing goes on here. In a \
+         database just adopted: `hasup destroy`, start it by its own means without standby.signal, make that role and database, and \
+         adopt it again"
+    )
 }
 
 fn is_read_only(error: &PgError) -> bool {

@@ -135,7 +135,8 @@ pub fn render_config(layout: &Layout, settings: &StaticSettings, adopted: Option
         set("unix_socket_permissions", "0700");
     }
     set("unix_socket_directories", &sockets.join(","));
-    set("external_pid_file", "");
+    // an empty name is an error to PostgreSQL, which it tells at each start
+    set("external_pid_file", &layout.external_pid_file().to_string_lossy());
     set("ssl", "on");
     set("ssl_cert_file", &settings.ssl.certificate.to_string_lossy());
     set("ssl_key_file", &settings.ssl.key.to_string_lossy());
