@@ -14,8 +14,11 @@
 //!   must outlive hasup's own, like its archiving.
 //! - No role and database `app` are made: a role of that name may be somebody's.
 
+mod outliving;
+mod traces;
+
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -24,6 +27,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
+
+use outliving::{is_archiving, kept, marker, overruled, portable};
+use traces::{debian_conf, debian_start_conf, is_socket_taken, names_other_file, start_options, unit_of};
 
 use super::conf_file::{self, ConfFile};
 use super::controldata::ControlData;
@@ -86,6 +92,8 @@ pub struct Adoption {
     conf: Option<String>,
     /// Other files to copy, by their name in the data directory.
     copies: BTreeMap<&'static str, PathBuf>,
+    /// Whether what it has of archiving must stay off.
+    archives_nothing: bool,
     /// What the marker is to hold.
     marker: String,
 }
@@ -112,22 +120,6 @@ pub fn adopted(layout: &Layout, port: u16) -> Option<Adopted> {
         is_there && !is_taken
     };
     Some(Adopted { socket_dirs: folders.filter(usable).collect() })
-}
-
-/// Tells whether a server other than that of `pgdata`, which does not run, holds the socket of `port` in `folder`.
-fn is_socket_taken(folder: &Path, port: u16, pgdata: &Path) -> bool {
-    let socket = folder.join(format!(".s.PGSQL.{port}"));
-    if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
-        return true;
-    }
-    let text = match fs::read_to_string(folder.join(format!(".s.PGSQL.{port}.lock"))) {
-        Ok(text) => text,
-        Err(error) => return error.kind() != std::io::ErrorKind::NotFound,
-    };
-    let mut lines = text.lines();
-    let holder = lines.next().and_then(|line| line.trim().parse::<u32>().ok());
-    let is_ours = lines.next().is_some_and(|owner| Path::new(owner) == pgdata);
-    !is_ours && holder.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists())
 }
 
 /// Looks at the data directory of `layout` without touching it, for a server that is to run as user `owner`.
@@ -244,6 +236,7 @@ impl Inspection<'_> {
         Some(Adoption {
             conf: (!is_inside).then(|| portable(&conf_path, &conf.text)),
             copies,
+            archives_nothing: !is_archiving(&conf.settings),
             marker: marker(&kept),
             timeline: control.timeline,
             pgdata,
@@ -472,213 +465,12 @@ impl Inspection<'_> {
     }
 }
 
-/// Returns the first line of a `pg_hba.conf` or `pg_ident.conf` that takes words or lines from another file: `@file` in place of
-/// names, or one of the directives that include.
-fn names_other_file(text: &str) -> Option<&str> {
-    text.lines().find(|line| {
-        let (mut is_quoted, mut begins_word, mut chars) = (false, true, line.chars().peekable());
-        while let Some(c) = chars.next() {
-            match c {
-                '"' => is_quoted = !is_quoted,
-                '#' if !is_quoted => break,
-                '@' if begins_word && chars.peek().is_some_and(|next| !next.is_whitespace() && *next != ',') => {
-                    return true;
-                }
-                _ => {}
-            }
-            begins_word = !is_quoted && (c == ',' || c.is_whitespace());
-        }
-        let first = line.split_whitespace().next();
-        first.is_some_and(|word| ["include", "include_if_exists", "include_dir"].contains(&word))
-    })
-}
-
 /// Returns the postmaster that works in `pgdata`.
 fn postmaster_of(pgdata: &Path) -> Option<u32> {
     let working = processes_of(u32::MAX, Some(pgdata));
     let parents: BTreeMap<u32, u32> = processes().into_iter().map(|process| (process.pid, process.parent)).collect();
     // its children work there too
     working.iter().copied().find(|pid| parents.get(pid).is_none_or(|parent| !working.contains(parent)))
-}
-
-/// Returns the systemd service that a process belongs to.
-fn unit_of(pid: u32) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    path.rsplit('/').next().filter(|unit| unit.ends_with(".service")).map(str::to_owned)
-}
-
-/// Returns the file that tells Debian's scripts whether to start the cluster of a unit like `postgresql@15-main.service` at boot.
-fn debian_start_conf(unit: &str) -> Option<PathBuf> {
-    let (major, cluster) = unit.strip_prefix("postgresql@")?.strip_suffix(".service")?.split_once('-')?;
-    // systemd's way to write a dash
-    Some(Path::new(DEBIAN_CONF).join(major).join(cluster.replace("\\x2d", "-")).join("start.conf"))
-}
-
-/// Returns the settings of the command line that the server was started with last.
-fn start_options(pgdata: &Path) -> BTreeMap<String, String> {
-    let text = fs::read_to_string(pgdata.join("postmaster.opts")).unwrap_or_default();
-    // program "word" "word" …
-    let words: Vec<&str> = text.trim().split("\" \"").map(|word| word.trim_matches('"')).collect();
-    let words: Vec<&str> = words.iter().flat_map(|word| word.split(" \"")).collect();
-    let mut found = BTreeMap::new();
-    let mut set = |name: &str, value: &str| {
-        found.insert(name.replace('-', "_").to_ascii_lowercase(), value.to_owned());
-    };
-    let mut words = words.into_iter().skip(1);
-    while let Some(word) = words.next() {
-        if let Some(said) = word.strip_prefix("--") {
-            if let Some((name, value)) = said.split_once('=') {
-                set(name, value);
-            }
-            continue;
-        }
-        let Some(letters) = word.strip_prefix('-') else { continue };
-        for (at, letter) in letters.char_indices() {
-            match letter {
-                'F' => set("fsync", "off"),
-                'i' => set("listen_addresses", "*"),
-                'l' => set("ssl", "on"),
-                'e' => set("datestyle", "euro"),
-                _ if VALUED_LETTERS.contains(letter) => {
-                    // the rest of the word, or the next one
-                    let rest = &letters[at + letter.len_utf8()..];
-                    let value = if rest.is_empty() { words.next().unwrap_or_default() } else { rest };
-                    let meant = SHORT_OPTIONS.iter().find(|(short, _)| *short == letter);
-                    match (meant, value.split_once('=')) {
-                        (Some((_, name)), _) => set(name, value),
-                        (None, Some((name, value))) if letter == 'c' => set(name, value),
-                        _ => {}
-                    }
-                    break;
-                }
-                _ => {}
-            }
-        }
-    }
-    found
-}
-
-/// Options of one letter that take a value.
-const VALUED_LETTERS: &str = "BcCdDfhkNprStvW";
-/// Those of them that are a setting.
-const SHORT_OPTIONS: [(char, &str); 6] = [
-    ('B', "shared_buffers"),
-    ('h', "listen_addresses"),
-    ('k', "unix_socket_directories"),
-    ('N', "max_connections"),
-    ('p', "port"),
-    ('S', "work_mem"),
-];
-
-/// Returns the settings below Debian's folder that name `pgdata` as their data directory.
-fn debian_conf(root: &Path, major: u32, pgdata: &Path) -> Option<PathBuf> {
-    let wanted = pgdata.canonicalize().ok()?;
-    let clusters = fs::read_dir(root.join(major.to_string())).into_iter().flatten().flatten();
-    let files = clusters.map(|cluster| cluster.path().join("postgresql.conf"));
-    files.into_iter().find(|file| {
-        let named = ConfFile::read(file).ok().and_then(|mut conf| conf.settings.remove("data_directory"));
-        named.is_some_and(|folder| Path::new(&folder).canonicalize().is_ok_and(|folder| folder == wanted))
-    })
-}
-
-/// What of the former settings must outlive hasup's own, or was given on the command line.
-fn kept(
-    theirs: &BTreeMap<String, String>,
-    opts: &BTreeMap<String, String>,
-    control: &ControlData,
-) -> BTreeMap<String, String> {
-    let mut kept: BTreeMap<String, String> = opts
-        .iter()
-        .filter(|(name, _)| !settings::is_owned(name))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
-    let get = |name: &str| theirs.get(name).filter(|value| !value.is_empty());
-    if let Some(level) = get("wal_level").filter(|level| level.eq_ignore_ascii_case("logical")) {
-        kept.insert("wal_level".to_owned(), level.clone());
-    }
-    // a standby does not start with fewer than its primary had
-    for (name, had) in [("max_wal_senders", control.max_wal_senders), ("max_replication_slots", 0)] {
-        let theirs = get(name).and_then(|value| value.parse().ok()).unwrap_or(0).max(had);
-        if theirs > settings::REPLICATION_PLACES {
-            kept.insert(name.to_owned(), theirs.to_string());
-        }
-    }
-    // archiving goes on; what was configured but off stays off
-    if get("archive_mode").is_some_and(|mode| ["on", "always", "true", "yes", "1"].contains(&mode.as_str())) {
-        for name in ["archive_command", "archive_library"] {
-            if let Some(value) = get(name) {
-                kept.insert(name.to_owned(), value.clone());
-            }
-        }
-        if get("archive_library").is_some() && get("archive_command").is_none() {
-            kept.insert("archive_command".to_owned(), String::new());
-        }
-    } else if get("archive_library").is_some() {
-        // archive_mode is on with hasup, and a library goes before any command
-        kept.insert("archive_library".to_owned(), String::new());
-    }
-    let sockets = theirs.get("unix_socket_directories").map_or("/var/run/postgresql", String::as_str);
-    if !sockets.is_empty() {
-        kept.insert(SOCKETS.to_owned(), sockets.to_owned());
-    }
-    kept
-}
-
-/// Tells which settings hasup's own overrule.
-fn overruled(
-    layout: &Layout,
-    settings: &StaticSettings,
-    theirs: &BTreeMap<String, String>,
-    kept: &BTreeMap<String, String>,
-) -> Option<String> {
-    let as_adopted = Adopted { socket_dirs: Vec::new() };
-    let mut ours = conf_file::settings(&settings::render_config(layout, settings, Some(&as_adopted)));
-    ours.extend(kept.clone());
-    ours.insert("synchronous_standby_names".to_owned(), "as the cluster needs".to_owned());
-    ours.insert("primary_conninfo".to_owned(), String::new());
-    let is_told = |name: &str| !LOCAL_SETTINGS.contains(&name) && !UNTOLD_SETTINGS.contains(&name);
-    let told: Vec<String> = theirs
-        .iter()
-        .filter(|(name, _)| is_told(name))
-        .filter_map(|(name, value)| {
-            let own = ours.get(name).filter(|own| !is_same(own, value))?;
-            Some(format!("{name} = {own} (was {value})"))
-        })
-        .collect();
-    (!told.is_empty()).then(|| format!("hasup overrules {}", told.join(", ")))
-}
-
-fn is_same(one: &str, other: &str) -> bool {
-    let plain = |value: &str| match value.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "1" => "on".to_owned(),
-        "false" | "no" | "0" => "off".to_owned(),
-        other => other.to_owned(),
-    };
-    plain(one) == plain(other)
-}
-
-/// Returns settings that hold on every node: lines about places of one machine are comments.
-fn portable(origin: &Path, text: &str) -> String {
-    let mut portable = format!(
-        "# Copied from {} when hasup adopted this cluster, with all that it included. This file counts, on each node its own.\n",
-        origin.display()
-    );
-    for line in text.lines() {
-        let is_local = conf_file::settings(line).keys().any(|name| LOCAL_SETTINGS.contains(&name.as_str()));
-        let _infallible = writeln!(portable, "{}{line}", if is_local { "#" } else { "" });
-    }
-    portable
-}
-
-fn marker(kept: &BTreeMap<String, String>) -> String {
-    let mut text = String::from(
-        "# hasup has adopted this cluster: who may connect is what pg_hba.conf says, and these settings outlive hasup's own.\n",
-    );
-    for (name, value) in kept {
-        let _infallible = writeln!(text, "{name} = {}", settings::quoted(value));
-    }
-    text
 }
 
 impl Adoption {
@@ -722,6 +514,15 @@ impl Adoption {
         };
         // hasup takes lines out of this one, at each start
         keep_aside("postgresql.auto.conf")?;
+        if self.archives_nothing {
+            // that file is read last, and with hasup archive_mode is on
+            let path = layout.pgdata.join("postgresql.auto.conf");
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let (found, rest) = settings::without(&text, |name| ["archive_command", "archive_library"].contains(&name));
+            if !found.is_empty() {
+                layout.write(&path, rest.as_bytes())?;
+            }
+        }
         if let Some(text) = &self.conf {
             keep_aside("postgresql.conf")?;
             layout.write(&layout.pgdata.join("postgresql.conf"), text.as_bytes())?;
@@ -740,122 +541,32 @@ impl Adoption {
 mod tests {
     use super::*;
 
-    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-    }
-
-    fn control(max_wal_senders: u64) -> ControlData {
-        let text = format!(
-            "Database system identifier: 7\nDatabase cluster state: shut down\nLatest checkpoint location: 0/3000148\n\
-             Latest checkpoint's TimeLineID: 1\nMinimum recovery ending location: 0/0\nBytes per WAL segment: 16777216\n\
-             Data page checksum version: 0\nmax_wal_senders setting: {max_wal_senders}\n"
-        );
-        ControlData::parse(&text).unwrap()
-    }
-
     #[test]
-    fn the_command_line_of_the_last_start_is_read() {
+    fn archiving_that_was_off_is_not_turned_on_by_what_alter_system_left() {
         let folder = tempfile::tempdir().unwrap();
-        let line = "/usr/lib/postgresql/15/bin/postgres \"-D\" \"/d/main\" \"-c\" \"config_file=/etc/x/postgresql.conf\" \
-                    \"--work-mem=9MB\"\n";
-        fs::write(folder.path().join("postmaster.opts"), line).unwrap();
-        let expected = map(&[("config_file", "/etc/x/postgresql.conf"), ("work_mem", "9MB")]);
-        assert_eq!(start_options(folder.path()), expected);
-        let line = "/usr/bin/postgres \"-D\" \"/d/main\" \"-Fp\" \"5433\" \"-k/run/a\" \"-N\" \"77\" \"-ck.v=1\"\n";
-        fs::write(folder.path().join("postmaster.opts"), line).unwrap();
-        let expected = map(&[
-            ("fsync", "off"),
-            ("k.v", "1"),
-            ("max_connections", "77"),
-            ("port", "5433"),
-            ("unix_socket_directories", "/run/a"),
-        ]);
-        assert_eq!(start_options(folder.path()), expected);
-        fs::write(folder.path().join("postmaster.opts"), "/usr/bin/postgres\n").unwrap();
-        assert_eq!(start_options(folder.path()), BTreeMap::new());
-    }
-
-    #[test]
-    fn lines_about_access_that_name_another_file_are_found() {
-        for line in
-            ["host @dbs all all md5", "local all a,@admins peer", "include more.conf", "host all \"x\",@y all trust"]
+        let mut layout = Layout::new(folder.path().join("hasup"));
+        layout.pgdata = folder.path().join("main");
+        fs::create_dir(&layout.pgdata).unwrap();
+        let path = layout.pgdata.join("postgresql.auto.conf");
+        for (archives_nothing, expected) in
+            [(false, "archive_command = 'x'\nwork_mem = '1MB'\n"), (true, "work_mem = '1MB'\n")]
         {
-            assert_eq!(names_other_file(&format!("# @x\nlocal all all peer\n{line}\n")), Some(line));
+            fs::write(&path, "archive_command = 'x'\nwork_mem = '1MB'\n").unwrap();
+            let adoption = Adoption {
+                pgdata: layout.pgdata.clone(),
+                major: 15,
+                timeline: Timeline(1),
+                postmaster: None,
+                notes: Vec::new(),
+                conf: None,
+                copies: BTreeMap::new(),
+                archives_nothing,
+                marker: String::new(),
+            };
+            adoption.take_over(&layout).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+            let original = fs::read_to_string(layout.originals_dir().join("postgresql.auto.conf")).unwrap();
+            assert!(original.contains("archive_command"), "{original}");
         }
-        for line in ["host all \"@x\" all md5", "host all a@b all md5 # @c", "#include x", "host all all @ md5"] {
-            assert_eq!(names_other_file(line), None, "{line}");
-        }
-    }
-
-    #[test]
-    fn a_socket_that_another_server_has_is_left_to_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let lock = folder.path().join(".s.PGSQL.5432.lock");
-        let is_taken = || is_socket_taken(folder.path(), 5432, Path::new("/d/pgdata"));
-        assert!(!is_taken());
-        for (owner, pid, expected) in [
-            ("/other", std::process::id(), true),
-            ("/other", u32::MAX, false),
-            ("/d/pgdata", std::process::id(), false),
-        ] {
-            fs::write(&lock, format!("{pid}\n{owner}\n1\n")).unwrap();
-            assert_eq!(is_taken(), expected, "{owner} {pid}");
-        }
-        fs::remove_file(&lock).unwrap();
-        let _listens = std::os::unix::net::UnixListener::bind(folder.path().join(".s.PGSQL.5432")).unwrap();
-        assert!(is_taken());
-    }
-
-    #[test]
-    fn debians_units_lead_to_what_starts_them() {
-        let expected = Some(PathBuf::from("/etc/postgresql/15/my-shop/start.conf"));
-        assert_eq!(debian_start_conf("postgresql@15-my\\x2dshop.service"), expected);
-        assert_eq!(debian_start_conf("postgresql.service"), None);
-    }
-
-    #[test]
-    fn debians_settings_are_found_by_the_data_directory_they_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let (etc, data) = (folder.path().join("etc"), folder.path().join("data"));
-        fs::create_dir_all(&data).unwrap();
-        for (cluster, names) in [("other", "/elsewhere".to_owned()), ("main", data.display().to_string())] {
-            fs::create_dir_all(etc.join("15").join(cluster)).unwrap();
-            let text = format!("data_directory = '{names}'\t\t# use data in another directory\n");
-            fs::write(etc.join("15").join(cluster).join("postgresql.conf"), text).unwrap();
-        }
-        assert_eq!(debian_conf(&etc, 15, &data), Some(etc.join("15/main/postgresql.conf")));
-        assert_eq!(debian_conf(&etc, 16, &data), None);
-    }
-
-    #[test]
-    fn archiving_logical_decoding_and_more_senders_outlive_hasups_settings() {
-        let theirs = map(&[
-            ("wal_level", "logical"),
-            ("archive_mode", "on"),
-            ("archive_command", "cp %p /a"),
-            ("max_replication_slots", "20"),
-            ("fsync", "off"),
-        ]);
-        let found = kept(&theirs, &map(&[("work_mem", "9MB"), ("port", "1"), ("config_file", "/x")]), &control(30));
-        let expected = map(&[
-            ("archive_command", "cp %p /a"),
-            (SOCKETS, "/var/run/postgresql"),
-            ("max_replication_slots", "20"),
-            ("max_wal_senders", "30"),
-            ("wal_level", "logical"),
-            ("work_mem", "9MB"),
-        ]);
-        assert_eq!(found, expected);
-        let off = map(&[("archive_mode", "off"), ("archive_command", "cp %p /a"), ("unix_socket_directories", "")]);
-        assert_eq!(kept(&off, &BTreeMap::new(), &control(10)), BTreeMap::new(), "what was off stays off");
-        let library = map(&[("archive_mode", "off"), ("archive_library", "x"), ("unix_socket_directories", "")]);
-        assert_eq!(kept(&library, &BTreeMap::new(), &control(10)), map(&[("archive_library", "")]));
-        assert_eq!(conf_file::settings(&marker(&expected)), expected);
-    }
-
-    #[test]
-    fn settings_of_one_machine_do_not_travel() {
-        let text = portable(Path::new("/etc/x"), "port = 1\ndata_directory = '/d'\n  hba_file '/h'\n");
-        assert_eq!(conf_file::settings(&text), map(&[("port", "1")]));
     }
 }

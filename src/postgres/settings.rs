@@ -384,12 +384,17 @@ pub fn parse_dynamic(text: &str) -> Dynamic {
 
 /// Returns the names of hasup's own settings that `postgresql.auto.conf` sets, and the file without those lines.
 pub fn without_owned(auto_conf: &str) -> (Vec<String>, String) {
+    without(auto_conf, is_owned)
+}
+
+/// Returns the names of the settings in `auto_conf` that `is_out` names, and the file without those lines.
+pub(super) fn without(auto_conf: &str, is_out: impl Fn(&str) -> bool) -> (Vec<String>, String) {
     let mut found = Vec::new();
     let mut kept = String::new();
     for line in auto_conf.lines() {
         let name: String =
             line.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.')).collect();
-        if is_owned(&name) {
+        if is_out(&name.to_ascii_lowercase()) {
             found.push(name.to_ascii_lowercase());
         } else {
             kept.push_str(line);
