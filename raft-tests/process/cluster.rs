@@ -245,8 +245,8 @@ fn names_changed_by_hand(active: &Node) {
         active.sql(sql);
     }
     active.until("the change was seen", |_| active.log().contains("were changed past hasup"));
-    active.until("the names are back", |status| shown(status).as_ref() == Some(&names));
-    assert_eq!(active.sql("show synchronous_standby_names"), names);
+    // the server itself is asked: what the node has published may be older
+    active.until("the names are back", |_| active.sql("show synchronous_standby_names") == names);
     // all were cut off for it
     let streaming = |status: &Value| status["postgres"]["standbys"].as_array().map_or(0, Vec::len);
     active.until("both standbys stream again", |status| streaming(status) == 2);
