@@ -191,7 +191,7 @@ impl Database {
         {
             let (noted, shown) = (to_postgres(&noted.names).render(), &live.sync_names_shown);
             tracing::warn!(%noted, %shown, "synchronous_standby_names were changed past hasup (L18): commits of this moment may \
-                have waited for nobody; they are set again");
+                have waited for nobody; they are set again. Find out who uses ALTER SYSTEM, and change `durability` instead");
         }
         if let PostgresFacts::ShutOut { why } = &observation.facts
             && !std::mem::replace(&mut memory.is_shut_out, true)

@@ -64,7 +64,8 @@ impl Database {
                     failures += 1;
                     // one that is stopping just now says nothing of its collations
                     (failures >= COLLATION_TRIES).then(|| {
-                        vec![format!("whether this machine sorts text as the others do is not known: {error}")]
+                        let text = "whether this machine sorts text as the indexes expect is not known, so do not rely on it yet";
+                        vec![format!("{text}: {error}. See PostgreSQL's log; it is asked again")]
                     })
                 }
                 None => None,
