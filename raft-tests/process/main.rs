@@ -3,6 +3,7 @@
 
 mod adopt;
 mod begin;
+mod clock;
 mod cluster;
 mod full;
 mod node;

@@ -138,7 +138,9 @@ impl FailureKind {
             return Self::Refused;
         }
         match error.chain().find_map(|cause| cause.downcast_ref::<JoinError>()) {
-            Some(JoinError::Refused(_) | JoinError::WrongAuthority { .. }) => Self::Refused,
+            Some(JoinError::Refused(_) | JoinError::WrongAuthority { .. } | JoinError::ClocksDiffer { .. }) => {
+                Self::Refused
+            }
             Some(JoinError::Unknown { .. }) => Self::Unknown,
             Some(JoinError::NotReached { .. } | JoinError::BadGrant { .. } | JoinError::Prepare(_)) | None => {
                 Self::Other
