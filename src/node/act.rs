@@ -361,9 +361,9 @@ impl Shared {
     }
 
     async fn prepare_switchover(self: Arc<Self>, generation: Generation, place: JobPlace) {
-        match self.postgres.checkpoint().await {
+        match self.postgres.postgres.prepare_stop(CHECKPOINT_LIMIT).await {
             Ok(()) => self.postgres.note_checkpointed(generation),
-            Err(error) => place.fail(format!("checkpoint ahead of the switchover: {}", chain(&error)), SHORT),
+            Err(error) => place.fail(format!("prepare PostgreSQL's stop for the switchover: {}", chain(&error)), SHORT),
         }
     }
 

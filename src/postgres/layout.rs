@@ -164,17 +164,30 @@ impl Layout {
     /// Writes a private file durably: beside, fsynced, renamed, folder fsynced.
     pub fn write(&self, path: &Path, content: &[u8]) -> Result<(), PgError> {
         let beside = sibling(path, "tmp");
+        let file = self.write_beside(&beside, content)?;
+        file.sync_all().map_err(file_error("write", &beside))?;
+        fs::rename(&beside, path).map_err(file_error("put in place", path))?;
+        path.parent().map_or(Ok(()), sync_dir)
+    }
+
+    fn write_beside(&self, beside: &Path, content: &[u8]) -> Result<File, PgError> {
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(true)
             .write(true)
             .mode(0o600)
-            .open(&beside)
-            .map_err(file_error("write", &beside))?;
-        file.write_all(content).and_then(|()| file.sync_all()).map_err(file_error("write", &beside))?;
-        self.give(&beside)?;
-        fs::rename(&beside, path).map_err(file_error("put in place", path))?;
-        path.parent().map_or(Ok(()), sync_dir)
+            .open(beside)
+            .map_err(file_error("write", beside))?;
+        file.write_all(content).map_err(file_error("write", beside))?;
+        self.give(beside)?;
+        Ok(file)
+    }
+
+    /// Writes a private file that a start makes anew after a power cut: beside and renamed, not fsynced.
+    pub fn write_volatile(&self, path: &Path, content: &[u8]) -> Result<(), PgError> {
+        let beside = sibling(path, "tmp");
+        self.write_beside(&beside, content)?;
+        fs::rename(&beside, path).map_err(file_error("put in place", path))
     }
 
     /// Writes text that PostgreSQL reads as settings: as [`write`](Self::write) does, or over the old text where the disk is full and
