@@ -7,4 +7,5 @@ mod clock;
 mod cluster;
 mod full;
 mod node;
+mod readonly;
 mod settings;

@@ -172,6 +172,24 @@ impl Node {
         }
     }
 
+    /// Kills everything of the node at once.
+    pub(crate) fn kill(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let left = self.processes();
+            if left.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{} does not die: {left:?}", self.name);
+            process::send(left.iter().copied(), Signal::SIGKILL);
+            if let Some(child) = &mut self.daemon {
+                let _ = child.try_wait();
+            }
+            pause();
+        }
+        self.daemon = None;
+    }
+
     /// Waits until the daemon ends by itself.
     #[track_caller]
     pub(crate) fn ends(&mut self) {
