@@ -133,6 +133,8 @@ impl FailureKind {
                 || cause.is::<ForgottenError>()
                 || matches!(cause.downcast_ref(), Some(LockError::Taken { .. }))
                 || matches!(cause.downcast_ref(), Some(NodeError::Forgotten { .. }))
+                // somebody else has one of its ports
+                || cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         };
         if error.chain().any(is_refusal) {
             return Self::Refused;
