@@ -8,4 +8,5 @@ mod cluster;
 mod full;
 mod node;
 mod readonly;
+mod renewal;
 mod settings;

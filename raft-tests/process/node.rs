@@ -172,6 +172,13 @@ impl Node {
         }
     }
 
+    /// Kills the daemon alone: guard and PostgreSQL go on.
+    pub(crate) fn kill_daemon(&mut self) {
+        let mut child = self.daemon.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     /// Kills everything of the node at once.
     pub(crate) fn kill(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(20);

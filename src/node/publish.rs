@@ -338,7 +338,9 @@ fn renew_if_due(shared: &Shared) -> Result<(), crate::tls::TlsError> {
     let Some(trust) = state.trust.as_ref() else { return Ok(()) };
     let Some(member) = state.members.get(&shared.me) else { return Ok(()) };
     let current = NodeTrust::load(&shared.data_dir)?;
-    let is_due = current.facts()?.needs_renewal(wall_now()) || current.ca_certificates != trust.value.ca_certificates;
+    let is_due = current.facts()?.needs_renewal(wall_now())
+        || current.ca_certificates != trust.value.ca_certificates
+        || !current.is_of_newest_authority()?;
     if !is_due {
         return Ok(());
     }
