@@ -123,7 +123,6 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     let consensus = Consensus::open(&raft_folder, identity.node_id, RaftTiming::default(), transport)
         .await
         .context("open the replicated store")?;
-    tasks.spawn("raft", consensus.clone().drive());
 
     let paths = TrustPaths::below(&config.data_dir);
     let password_file = layout.config_dir().join("app.password");

@@ -10,8 +10,8 @@ use tokio::runtime::{Builder, Runtime};
 
 /// How long work on other threads may go on once the daemon has ended.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-/// Threads of the daemon: consensus, PostgreSQL and clients mostly wait, and idle threads cost memory.
-const WORKERS: usize = 3;
+/// Threads of the daemon beside those of pulses and Raft: PostgreSQL and clients mostly wait, and idle threads cost memory.
+const WORKERS: usize = 2;
 
 fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {

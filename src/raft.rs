@@ -15,7 +15,8 @@
 //!   back when it restarts. It costs one shared fdatasync more for each batch of commits.
 //! - A damaged log is never opened in part and never set aside by itself: an empty one under the same number would forget its
 //!   vote. The node refuses to start and says how to rejoin.
-//! - openraft spawns its tasks on the runtime that [`Consensus::open`] is called in.
+//! - openraft runs on a thread of its own: its ticks, 50 a second, would each wake several threads of the node's runtime, and
+//!   what holds that up does not hold up an election.
 
 pub mod consensus;
 pub mod log_store;

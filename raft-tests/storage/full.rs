@@ -10,7 +10,6 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use hasup::app::mend::until_failed_disk_takes_writes;
 use hasup::kv::{Command as Change, KvCommand, Proposal, Reply};
-use hasup::node::tasks::Tasks;
 use hasup::raft::{Consensus, RaftRpc, RaftTiming, RaftTransport, TransportError};
 use hasup::types::NodeId;
 
@@ -54,10 +53,8 @@ impl RaftTransport for Nobody {
     }
 }
 
-async fn open(folder: &Path, tasks: &Tasks) -> Consensus {
-    let consensus = Consensus::open(folder, NodeId(1), RaftTiming::default(), Arc::new(Nobody)).await.unwrap();
-    tasks.spawn("raft", consensus.clone().drive());
-    consensus
+async fn open(folder: &Path) -> Consensus {
+    Consensus::open(folder, NodeId(1), RaftTiming::default(), Arc::new(Nobody)).await.unwrap()
 }
 
 async fn until_leader(consensus: &Consensus) {
@@ -82,8 +79,8 @@ async fn raft_that_a_full_disk_stopped_goes_on_after_a_start_with_room() {
             return raft_tests::program::skip(name, &format!("needs root and tmpfs: {missing}"));
         }
     };
-    let (path, tasks) = (disk.0.join("raft"), Tasks::new());
-    let consensus = open(&path, &tasks).await;
+    let path = disk.0.join("raft");
+    let consensus = open(&path).await;
     consensus.initialize_single().await.unwrap();
     until_leader(&consensus).await;
     let mut acknowledged = Vec::new();
@@ -110,10 +107,8 @@ async fn raft_that_a_full_disk_stopped_goes_on_after_a_start_with_room() {
     tokio::time::timeout(PATIENCE, seen).await.unwrap();
     tokio::time::timeout(PATIENCE, consensus.shutdown()).await.unwrap();
     drop(consensus);
-    tasks.drain().await;
 
-    let tasks = Tasks::new();
-    let consensus = open(&path, &tasks).await;
+    let consensus = open(&path).await;
     until_leader(&consensus).await;
     let index = consensus.read_index(PATIENCE).await.unwrap();
     let applied = consensus.wait_applied(index, PATIENCE).await.unwrap();
@@ -122,5 +117,4 @@ async fn raft_that_a_full_disk_stopped_goes_on_after_a_start_with_room() {
     }
     assert!(matches!(consensus.propose(put(1000), PATIENCE).await, Ok(Reply::Applied { .. })));
     consensus.shutdown().await;
-    tasks.drain().await;
 }

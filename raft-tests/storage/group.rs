@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hasup::kv::{Command, KvCommand, Proposal, Reply};
-use hasup::node::tasks::Tasks;
 use hasup::raft::{Consensus, Leadership, ProposeError, RaftRpc, RaftTiming, RaftTransport, ReadError, TransportError};
 use hasup::types::NodeId;
 use tempfile::TempDir;
@@ -70,7 +69,6 @@ impl RaftTransport for Plug {
 struct Group {
     folder: TempDir,
     wires: Arc<Wires>,
-    tasks: BTreeMap<NodeId, Tasks>,
     requests: u128,
 }
 
@@ -78,7 +76,7 @@ impl Group {
     /// Returns a settled group of three voters.
     async fn of_three() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut group = Self { folder, wires: Arc::default(), tasks: BTreeMap::new(), requests: 0 };
+        let mut group = Self { folder, wires: Arc::default(), requests: 0 };
         for node in 1..=3 {
             group.start(node).await;
         }
@@ -100,16 +98,12 @@ impl Group {
         let plug = Arc::new(Plug { me: id, wires: Arc::downgrade(&self.wires) });
         let folder = self.path(node);
         let consensus = Consensus::open(&folder, id, RaftTiming::default(), plug).await.unwrap();
-        let tasks = Tasks::new();
-        tasks.spawn("raft", consensus.clone().drive());
         self.wires.nodes.lock().unwrap().insert(id, consensus);
-        self.tasks.insert(id, tasks);
     }
 
     async fn stop(&mut self, node: u64) {
         let consensus = self.wires.nodes.lock().unwrap().remove(&NodeId(node)).unwrap();
         consensus.shutdown().await;
-        self.tasks.remove(&NodeId(node)).unwrap().drain().await;
     }
 
     fn path(&self, node: u64) -> std::path::PathBuf {
@@ -168,7 +162,8 @@ impl Group {
     }
 
     async fn stop_all(mut self) {
-        for node in self.tasks.keys().map(|id| id.0).collect::<Vec<_>>() {
+        let running: Vec<u64> = self.wires.nodes.lock().unwrap().keys().map(|id| id.0).collect();
+        for node in running {
             self.stop(node).await;
         }
     }

@@ -5,7 +5,6 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hasup::node::tasks::Tasks;
 use hasup::raft::{Consensus, RaftTiming};
 use hasup::types::NodeId;
 
@@ -21,10 +20,8 @@ async fn a_store_of_release_0_1_0_opens_with_all_that_it_held() {
     let folder = tempfile::tempdir().unwrap();
     let unpacked = Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(folder.path()).status().unwrap();
     assert!(unpacked.success());
-    let tasks = Tasks::new();
     let path = folder.path().join("raft");
     let consensus = Consensus::open(&path, NodeId(1), RaftTiming::default(), Arc::new(Nobody)).await.unwrap();
-    tasks.spawn("raft", consensus.clone().drive());
     let mut known = consensus.leadership();
     tokio::time::timeout(PATIENCE, known.wait_for(|known| known.is_leader)).await.unwrap().unwrap();
     let index = consensus.read_index(PATIENCE).await.unwrap();
@@ -43,5 +40,4 @@ async fn a_store_of_release_0_1_0_opens_with_all_that_it_held() {
     assert!(record.opened && record.node == NodeId(1), "{record:?}");
     assert!(!state.events.is_empty() && state.trust.is_some());
     consensus.shutdown().await;
-    tasks.drain().await;
 }

@@ -11,8 +11,9 @@ use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError,
 use openraft::storage::RaftLogStorage;
 use openraft::{Config, Instant, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::log_store::{LogError, LogStore};
 use super::network::{Network, RPC_BYTES_MAX, RaftTransport};
@@ -226,6 +227,8 @@ impl Leadership {
 #[derive(Clone)]
 pub struct Consensus {
     pub(super) inner: Arc<Inner>,
+    /// Ends Raft's thread with the last clone; none where Raft runs on its caller's runtime.
+    thread: Option<Arc<DropGuard>>,
 }
 
 pub(super) struct Inner {
@@ -241,8 +244,9 @@ pub(super) struct Inner {
 }
 
 impl Consensus {
-    /// Opens the log and the snapshots of node `me` under `folder` and starts Raft on the present runtime. A new folder makes a
-    /// node that waits to be added; only [`initialize_single`](Self::initialize_single) begins a group.
+    /// Opens the log and the snapshots of node `me` under `folder` and starts Raft on a thread of its own: it ticks 50 times a
+    /// second, and each tick would wake several threads of the node's runtime. A new folder makes a node that waits to be added;
+    /// only [`initialize_single`](Self::initialize_single) begins a group.
     pub async fn open(
         folder: &Path,
         me: NodeId,
@@ -257,10 +261,30 @@ impl Consensus {
         let (log, machine) = opened.await.map_err(std::io::Error::other)??;
         let incoming = folder.join("incoming");
         let (compaction, rules) = (Compaction::default(), Rules::default());
-        Self::start(Foundation { me, log, machine, incoming, timing, compaction, rules, transport }).await
+        let foundation = Foundation { me, log, machine, incoming, timing, compaction, rules, transport };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let last_one_gone = CancellationToken::new();
+        let kept = last_one_gone.clone().drop_guard();
+        let (sender, started) = oneshot::channel();
+        std::thread::Builder::new().name("raft".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                let started = Self::start(foundation).await;
+                let watched = started.as_ref().ok().cloned();
+                // a caller that no longer listens has dropped the guard too
+                let _ = sender.send(started);
+                let Some(watched) = watched else { return };
+                tokio::select! {
+                    () = watched.drive() => last_one_gone.cancelled().await,
+                    () = last_one_gone.cancelled() => {}
+                }
+            });
+        })?;
+        let mut consensus = started.await.map_err(std::io::Error::other)??;
+        consensus.thread = Some(Arc::new(kept));
+        Ok(consensus)
     }
 
-    /// Starts Raft on what is open already.
+    /// Starts Raft on what is open already, on the present runtime.
     pub async fn start<L>(on: Foundation<L>) -> Result<Self, OpenError>
     where
         L: RaftLogStorage<TypeConfig> + LogHandle + Clone,
@@ -287,11 +311,14 @@ impl Consensus {
         let (leadership, _) = watch::channel(first);
         Ok(Self {
             inner: Arc::new(Inner { me, raft, timing, changing: Mutex::new(()), server, log, applied, leadership }),
+            thread: None,
         })
     }
 
-    /// Keeps [`leadership`](Self::leadership) up to date and the log short until Raft stops. The node runs it as a task.
+    /// Keeps [`leadership`](Self::leadership) up to date and the log short until Raft stops. [`open`](Self::open) sees to that;
+    /// who starts it otherwise runs this as a task.
     pub async fn drive(self) {
+        let _last_word = LastWord(&self.inner.leadership);
         let mut metrics = self.inner.raft.metrics();
         let mut compacted = 0;
         loop {
@@ -304,11 +331,6 @@ impl Consensus {
             });
             self.compact(&seen, &mut compacted).await;
             if metrics.changed().await.is_err() {
-                let stopped = |known: &mut Leadership| {
-                    known.failed.get_or_insert_with(|| "Raft was shut down".to_owned());
-                    known.is_leader = false;
-                };
-                self.inner.leadership.send_modify(stopped);
                 return;
             }
         }
@@ -436,6 +458,18 @@ impl Consensus {
         // Its only error is that the core's task panicked, which `failed` has told already.
         let _ = self.inner.raft.shutdown().await;
         self.inner.log.close().await;
+    }
+}
+
+/// Says that Raft has stopped, when dropped: at the end of the watch over it, however that comes.
+struct LastWord<'a>(&'a watch::Sender<Leadership>);
+
+impl Drop for LastWord<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|known| {
+            known.failed.get_or_insert_with(|| "Raft was shut down".to_owned());
+            known.is_leader = false;
+        });
     }
 }
 
