@@ -138,6 +138,15 @@ fn a_read_only_disk_is_told_everywhere_moves_the_role_and_loses_nothing() {
     one.sql("insert into kept values (1001)");
     assert_eq!(one.json(&["status"])["active"], "n87");
     two.kill();
+    // what is kept for a dead member is told as soon as it is anything
+    one.sql("insert into kept select n from generate_series(2001, 3000) n");
+    for node in [&one, &three] {
+        let status = node.until("the log that is kept for it", |status| {
+            status["nodes"][1]["is_reachable"] == false && status["nodes"][1]["kept_log_bytes"].as_u64() > Some(0)
+        });
+        assert!(status["cluster"]["warnings"].to_string().contains("bytes of log for it"), "{status}");
+    }
+    one.sql("delete from kept where n > 2000");
     second.mend();
     two.run();
     one.until("the standby whole again", is_whole);
@@ -163,6 +172,13 @@ fn a_read_only_disk_is_told_everywhere_moves_the_role_and_loses_nothing() {
     }
     active.sql("insert into kept values (1002)");
     assert_eq!(active.sql("select count(*) from kept"), "1002");
+    // the history calls members by their names
+    let history = active.json(&["history"]);
+    let moves: Vec<&Value> = history.as_array().unwrap().iter().filter(|event| event["kind"] == "assigned").collect();
+    let (step, facts) =
+        (moves.last().unwrap()["why"]["step"].to_string(), moves.last().unwrap()["why"]["facts"].to_string());
+    assert!(step.contains(&format!("node {}", active.name)), "{step}");
+    assert!(["node 1", "node 2", "node 3"].iter().all(|number| !facts.contains(number)), "{facts}");
     one.kill();
     first.mend();
     one.run();
