@@ -49,7 +49,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::sys::exec::ExecError;
-use crate::types::Timeline;
+use crate::types::{Lsn, Timeline};
 
 /// Why the promotion's caller did not have PostgreSQL told: of a kind that only the caller knows.
 pub type TriggerError = Box<dyn std::error::Error + Send + Sync>;
@@ -126,6 +126,17 @@ pub enum PgError {
     NotYet {
         /// What is missing.
         why: &'static str,
+    },
+    /// Two histories with one name: nothing but a copy tells them apart.
+    #[error(
+        "this node's log and the active node's parted at {fork}, and both call what follows timeline {timeline}: somebody promoted one \
+         of them past hasup. pg_rewind cannot tell them apart; the database is to be copied"
+    )]
+    SameTimeline {
+        /// The number that both reached.
+        timeline: Timeline,
+        /// Where they parted.
+        fork: Lsn,
     },
     /// Promotion made another timeline than the reserved one (L13): the node must resign.
     #[error("promotion made timeline {made} instead of the reserved {reserved}: this node resigns, another is chosen")]

@@ -44,6 +44,7 @@ fn rewind(args: &[OsString]) -> ExitCode {
     let rewind = Rewind {
         source: Source { host: "127.0.0.1".to_owned(), port, ssl_mode: SslMode::VerifyCa },
         ssl: SslPaths { certificate: file("node.crt"), key: file("node.key"), ca: file("ca.crt") },
+        source_timeline: Timeline(4),
         fork,
         own: WalPosition { timeline: Timeline(timeline), lsn },
         label: "first".to_owned(),

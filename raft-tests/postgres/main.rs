@@ -3,5 +3,6 @@
 
 mod fixture;
 mod guard;
+mod rejoin;
 mod roles;
 mod slots;

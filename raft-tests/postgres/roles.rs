@@ -22,7 +22,7 @@ async fn live(node: &Node) -> hasup::postgres::observe::LiveFacts {
     }
 }
 
-async fn stated(node: &Node) -> WalPosition {
+pub async fn stated(node: &Node) -> WalPosition {
     eventually("the position is certain", async || {
         node.postgres.stated_position(LIMIT).await.map(|_| ()).map_err(|error| error.to_string())
     })
@@ -181,7 +181,7 @@ async fn standby_names_are_in_force_when_the_step_returns() {
     assert!(stated(&second).await >= end, "an orderly stop ships everything");
 }
 
-/// Aim: an old primary with 1000 rows that nobody else has comes back as a streaming standby, killed once in each step of the
+/// Aim: an old primary with 10,000 rows that nobody else has comes back as a streaming standby, killed once in each step of the
 /// rewind; its tail is listed. Where the killed `pg_rewind` cannot be repeated, a base backup does it.
 #[tokio::test(flavor = "multi_thread")]
 async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
@@ -200,12 +200,12 @@ async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
     .await;
     second.postgres.bar(LIMIT).await.unwrap();
     let fork = stated(&second).await;
-    first.sql("insert into t select generate_series(1, 1000)").await;
+    first.sql("insert into t select generate_series(1, 10000)").await;
     second.arm(2, Duration::from_secs(600)).await;
     second.postgres.write_sync_names(&SyncNames::Empty).unwrap();
     second.postgres.set_sync_names(&SyncNames::Empty, false, LIMIT).await.unwrap();
     second.promote(2, Timeline(4)).await;
-    second.sql("insert into t select generate_series(5001, 5100)").await;
+    second.sql("insert into t select generate_series(50001, 50100)").await;
     second.postgres.checkpoint(LIMIT).await.unwrap();
 
     // Crash, start barred, read to the end, stop in order.
@@ -231,6 +231,7 @@ async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
     let plan = Rewind {
         source: second.source(),
         ssl: first.postgres.settings().ssl.clone(),
+        source_timeline: Timeline(4),
         fork: parted,
         own,
         label: "second".to_owned(),
@@ -257,7 +258,7 @@ async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
         other => Err(format!("{other:?}")),
     })
     .await;
-    assert_eq!(first.sql("select count(*) || ' ' || min(id) from t").await, "100 5001");
+    assert_eq!(first.sql("select count(*) || ' ' || min(id) from t").await, "100 50001");
     assert_eq!(live(&first).await.timeline, Timeline(4));
 }
 

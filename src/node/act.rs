@@ -422,7 +422,12 @@ impl Shared {
         place: &JobPlace,
     ) -> Result<(), StepError> {
         let source = self.source(from)?;
-        let promoted = self.state().assignment.as_ref().map(|record| record.value.promoted).unwrap_or_default();
+        let (promoted, source_timeline) = self
+            .state()
+            .assignment
+            .as_ref()
+            .map(|record| (record.value.promoted, record.value.timeline))
+            .unwrap_or_default();
         let layout = self.postgres.postgres.layout().clone();
         let programs = self.postgres.postgres.programs().clone();
         let ssl = self.postgres.postgres.settings().ssl.clone();
@@ -454,6 +459,7 @@ impl Shared {
             let rewind = Rewind {
                 source: source.clone(),
                 ssl: ssl.clone(),
+                source_timeline,
                 fork: parted.fork,
                 own: parted.own,
                 label,
@@ -467,9 +473,9 @@ impl Shared {
                 // nothing was touched: tried again, as a copy would destroy the tail
                 Err(error @ PgError::NoSpace { .. }) => return Err(error.into()),
                 Err(error) => {
-                    let is_untouched =
-                        rewind::pending(&layout).is_none_or(|journal| journal.step == RewindStep::Quarantine);
-                    if is_untouched && self.postgres.note_rewind_refused() < REWIND_TRIES {
+                    let may_begin = !matches!(error, PgError::SameTimeline { .. })
+                        && rewind::pending(&layout).is_none_or(|journal| journal.step == RewindStep::Quarantine);
+                    if may_begin && self.postgres.note_rewind_refused() < REWIND_TRIES {
                         return Err(error.into());
                     }
                     tracing::warn!(error = %chain(&error), "the rewind failed; the database is copied instead")

@@ -30,6 +30,8 @@ pub struct Rewind {
     pub source: Source,
     /// The node's own certificate.
     pub ssl: SslPaths,
+    /// The timeline that the source writes on.
+    pub source_timeline: Timeline,
     /// Where the node's log parts from the source's.
     pub fork: Lsn,
     /// Where the node's log ends.
@@ -123,6 +125,10 @@ impl Rewind {
                      it barred, let it read its log, stop it"
                         .to_owned(),
                 ));
+            }
+            if data.timeline == self.source_timeline {
+                // pg_rewind would say that no rewind is required, and leave what differs
+                return Err(PgError::SameTimeline { timeline: data.timeline, fork: self.fork });
             }
             self.advance(layout, &mut journal, RewindStep::Quarantine)?;
             reached(RewindStep::Quarantine)?;

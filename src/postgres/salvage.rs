@@ -4,7 +4,7 @@
 //! begin: then all log goes to `salvage/` that the copy's history does not vouch for, and where there is no history, all there
 //! is. Files are moved, which takes no room, or copied where `pg_wal` lies on another disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -82,17 +82,28 @@ fn segments(wal_dir: &Path) -> Result<Vec<Segment>, PgError> {
     Ok(found)
 }
 
-/// Returns those of `old` that a copy with the history `history`, whose own log is `new`, need not hold.
-fn tail(old: Vec<Segment>, new: &[Segment], history: Option<&TimelineHistory>) -> Vec<Segment> {
+/// The histories in a folder, by their timelines.
+type Histories = BTreeMap<Timeline, TimelineHistory>;
+
+/// Returns those of `old`, whose histories are `theirs`, that a copy with the history `history`, whose own log is `new`, need not hold.
+fn tail(old: Vec<Segment>, theirs: &Histories, new: &[Segment], history: Option<&TimelineHistory>) -> Vec<Segment> {
     let end_of = |timeline: Timeline| new.iter().filter(|file| file.timeline == timeline).map(Segment::end).max();
+    // A number has one maker (I7), unless a person promoted past hasup: then both branched off differently.
+    let is_same_timeline = |timeline: Timeline| {
+        let before =
+            |it: &TimelineHistory| it.ancestors.iter().copied().take_while(|(older, _)| *older < timeline).collect();
+        let lines: Option<(Vec<_>, Vec<_>)> =
+            history.zip(theirs.get(&timeline)).map(|(new, old)| (before(new), before(old)));
+        lines.is_none_or(|(new, old)| new == old)
+    };
     let is_vouched_for = |file: &Segment| {
         let is_same_cluster = new.iter().all(|new| new.header.system_identifier == file.header.system_identifier);
         let left_at = history.and_then(|history| match history.ancestors.iter().find(|left| left.0 == file.timeline) {
             Some((_, left_at)) => Some(*left_at),
-            // a number has one maker (I7), so it holds all that was there when it was copied
+            // it holds all that was there when it was copied
             None => end_of(file.timeline).filter(|_| history.timeline == file.timeline),
         });
-        is_same_cluster && left_at.is_some_and(|left_at| file.end() <= left_at)
+        is_same_cluster && is_same_timeline(file.timeline) && left_at.is_some_and(|left_at| file.end() <= left_at)
     };
     old.into_iter().filter(|file| !is_vouched_for(file)).collect()
 }
@@ -113,13 +124,16 @@ pub(super) fn keep_tail(layout: &Layout, old: &Path) -> Result<Option<Salvage>, 
     }
     let new = segments(&layout.wal_dir()).unwrap_or_default();
     let known = history::read_all(&layout.wal_dir()).ok().map(|histories| history::newest(&histories));
-    let tail = tail(segments(&wal_dir)?, &new, known.as_ref());
-    let (Some(first), Some(last)) = (tail.first(), tail.iter().max_by_key(|file| (file.timeline, file.end()))) else {
-        return Ok(None);
-    };
     // named by when that database wrote last, so that a repetition finds its folder again
     let written = fs::metadata(old.join("global/pg_control")).map_or(0, |control| control.mtime());
     let folder = layout.salvage_dir().join(format!("{written}-copy"));
+    let mut theirs = history::read_all(&wal_dir).unwrap_or_default();
+    // a try that was interrupted may have moved them
+    theirs.extend(history::read_all(&folder).unwrap_or_default());
+    let tail = tail(segments(&wal_dir)?, &theirs, &new, known.as_ref());
+    let (Some(first), Some(last)) = (tail.first(), tail.iter().max_by_key(|file| (file.timeline, file.end()))) else {
+        return Ok(None);
+    };
     let mut names: BTreeSet<String> = tail.iter().map(|file| file.name.clone()).collect();
     for entry in fs::read_dir(&wal_dir).map_err(file_error("list", &wal_dir))?.flatten() {
         names.extend(entry.file_name().into_string().ok().filter(|name| name.ends_with(".history")));
@@ -198,12 +212,21 @@ mod tests {
     }
 
     fn kept(old: &[(u32, u64)], new: &[(u32, u64)], histories: &[(u32, &str)]) -> Vec<String> {
+        kept_with(old, &[], new, histories)
+    }
+
+    fn kept_with(
+        old: &[(u32, u64)],
+        old_histories: &[(u32, &str)],
+        new: &[(u32, u64)],
+        histories: &[(u32, &str)],
+    ) -> Vec<String> {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::new(folder.path());
         layout.prepare().unwrap();
         fill(&layout.pgdata, new, histories);
         let aside = folder.path().join("aside");
-        fill(&aside, old, &[]);
+        fill(&aside, old, old_histories);
         // made ahead, and filled with old log
         let (name, bytes) = file(2, 900, 3 * MIB16);
         fs::write(aside.join("pg_wal").join(name), bytes).unwrap();
@@ -230,5 +253,9 @@ mod tests {
         assert_eq!(kept(&[(4, 6), (4, 7)], &[(4, 9)], &history), Vec::<String>::new());
         assert_eq!(kept(&[(4, 9), (4, 10)], &[(4, 9)], &history), [name(4, 10)]);
         assert_eq!(kept(&[(2, 4), (2, 5)], &[], &[]), [name(2, 4), name(2, 5)]);
+        // a timeline of the same number that branched off elsewhere
+        let other = [(4, "2\t0/6000100\tfork\n")];
+        let found = kept_with(&[(2, 4), (2, 5), (4, 6)], &other, &[(4, 9)], &history);
+        assert_eq!(found, [name(2, 5), "00000004.history".to_owned(), name(4, 6)]);
     }
 }
