@@ -10,6 +10,7 @@
 mod check;
 mod defaults;
 mod host;
+mod owned;
 mod raw;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use zeroize::Zeroize;
 pub use check::{Effective, Facts, Loaded, load};
 pub use defaults::{Kind, SETTINGS, Setting, setting};
 pub use host::{Address, Host, HostError};
+pub use owned::is_owned;
 pub use raw::{Layer, Origin, Problem, Problems, Sources, peek, render};
 
 use crate::types::NodeName;

@@ -26,6 +26,7 @@ pub mod error;
 mod guard_link;
 pub mod handle;
 mod leader;
+mod names;
 pub mod options;
 mod propose;
 mod publish;

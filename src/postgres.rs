@@ -51,6 +51,9 @@ use std::time::Duration;
 use crate::sys::exec::ExecError;
 use crate::types::{Lsn, Timeline};
 
+/// Why the promotion's caller did not have PostgreSQL told: of a kind that only the caller knows.
+pub type TriggerError = Box<dyn std::error::Error + Send + Sync>;
+
 /// PostgreSQL did not do what was asked, or could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum PgError {
@@ -115,6 +118,9 @@ pub enum PgError {
     /// A helper program failed.
     #[error(transparent)]
     Tool(#[from] ExecError),
+    /// Nobody told it to become primary (L15): it goes on as a standby.
+    #[error("PostgreSQL was not told to become primary, and goes on as a standby")]
+    NotTriggered(#[source] TriggerError),
     /// The position is not certain yet (L10): ask again.
     #[error("the end of PostgreSQL's log is not certain yet: {why}; nothing is stated, and asked again")]
     NotYet {

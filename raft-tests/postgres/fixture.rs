@@ -262,7 +262,7 @@ impl Node {
 
     /// Promotes through the guard, armed for `generation` before.
     pub async fn promote(&self, generation: u64, timeline: Timeline) {
-        let trigger = async { self.guard.promote(Generation(generation)).await.map_err(|error| error.to_string()) };
+        let trigger = async { Ok(self.guard.promote(Generation(generation)).await?) };
         self.postgres.promote(timeline, LIMIT, trigger).await.unwrap();
     }
 

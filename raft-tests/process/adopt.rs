@@ -211,21 +211,37 @@ fn a_running_server_is_stopped_only_where_that_is_allowed_and_kills_on_the_way_l
     node.refused(&["start", "--adopt", &pgdata]).fails(3, &["a server runs", "--stop-running", "Nothing was touched"]);
     assert_eq!(server.client("select count(*) from orders"), "1001", "it serves on");
 
-    // killed sooner and later on the way: each time the server is its owner's, or the node's to take over again
-    for after in [50, 150, 250, 350, 450, 600, 750, 900, 1200, 1600] {
+    // killed at each of its marks, and sooner and later on the way: each time the server is its owner's, or the node's to take over
+    let [asked, marked, member] = [
+        node.data_dir().join("begin.json"),
+        Path::new(&pgdata).join("standby.signal"),
+        node.data_dir().join("identity.json"),
+    ];
+    let after =
+        [10, 20, 30, 50, 80, 120, 160, 200, 250, 300, 400, 600, 900].map(|ms| (Duration::from_millis(ms), None));
+    let at = [&asked, &marked, &member].map(|mark| (Duration::from_secs(20), Some(mark)));
+    let (mut early, mut inside, mut late) = (0, 0, 0);
+    for (within, mark) in at.into_iter().chain(after) {
         let mut begun = node.spawn(&["start", "--adopt", &pgdata, "--stop-running"]);
-        let until = Instant::now() + Duration::from_millis(after);
-        while Instant::now() < until && begun.try_wait().unwrap().is_none() {
-            std::thread::park_timeout(Duration::from_millis(5));
+        let until = Instant::now() + within;
+        while Instant::now() < until && begun.try_wait().unwrap().is_none() && !mark.is_some_and(|mark| mark.exists()) {
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        match (begun.try_wait().unwrap(), asked.exists()) {
+            // it was the first thing kept, and goes once the node has begun
+            (None, true) => inside += 1,
+            (None, false) if !member.exists() => early += 1,
+            _ => late += 1,
         }
         begun.kill().unwrap();
         begun.wait().unwrap();
-        let is_marked = Path::new(&pgdata).join("standby.signal").exists();
-        if !is_marked && !Path::new(&pgdata).join("postmaster.pid").exists() {
+        if !marked.exists() && !Path::new(&pgdata).join("postmaster.pid").exists() {
             server.start();
-            assert_eq!(server.client("select count(*) from orders"), "1001", "after {after} ms");
+            assert_eq!(server.client("select count(*) from orders"), "1001", "after {within:?}, {mark:?}");
         }
     }
+    println!("kills: {early} before the adoption, {inside} within, {late} after it");
+    assert!(inside > 0, "no kill hit the adoption: {early} came before it, {late} after");
     let has_begun = node.data_dir().join("identity.json").exists() && !node.data_dir().join("begin.json").exists();
     if has_begun {
         node.run();

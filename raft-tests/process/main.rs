@@ -3,7 +3,10 @@
 
 mod adopt;
 mod begin;
+mod clock;
 mod cluster;
 mod full;
 mod node;
+mod readonly;
+mod renewal;
 mod settings;

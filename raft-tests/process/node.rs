@@ -28,7 +28,6 @@ pub(crate) struct Ended {
 
 impl Ended {
     /// Returns the JSON that it printed, having succeeded.
-    /// Runs a command with `--json`.
     pub(crate) fn json(&self) -> Value {
         assert_eq!(self.code, Some(0), "{self:?}");
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
@@ -51,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) host: String,
     pub(crate) folder: TempDir,
     pub(crate) ports: [u16; 3],
+    /// What its processes find in their environment beside the caller's.
+    pub(crate) environment: Vec<(&'static str, PathBuf)>,
     daemon: Option<Child>,
 }
 
@@ -62,7 +63,7 @@ impl Node {
         fs::write(folder.path().join("node.toml"), "").unwrap();
         let host = format!("127.0.0.{number}");
         let ports = free_ports(&host);
-        Self { name: format!("n{number}"), host, folder, ports, daemon: None }
+        Self { name: format!("n{number}"), host, folder, ports, environment: Vec::new(), daemon: None }
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {
@@ -89,7 +90,7 @@ impl Node {
 
     /// Runs a command that ends by itself, with the flags that find this node.
     pub(crate) fn hasup(&self, words: &[&str]) -> Ended {
-        run(words.iter().map(|word| (*word).to_owned()).chain(self.place()), Stdio::null())
+        self.ended(words.iter().map(|word| (*word).to_owned()).chain(self.place()))
     }
 
     /// Runs a statement as the superuser and returns its first value.
@@ -109,7 +110,11 @@ impl Node {
     /// Runs `start` or `join` with the node's flags, where it is expected to end at once.
     pub(crate) fn refused(&self, words: &[&str]) -> Ended {
         let words = words.iter().map(|word| (*word).to_owned());
-        run(words.chain(["--foreground".to_owned()]).chain(self.place()).chain(self.identity()), Stdio::null())
+        self.ended(words.chain(["--foreground".to_owned()]).chain(self.place()).chain(self.identity()))
+    }
+
+    fn ended(&self, words: impl Iterator<Item = String>) -> Ended {
+        ended(clean(&mut limited(words)).envs(self.environment.iter().cloned()))
     }
 
     /// Starts the first node of a cluster and returns what it printed.
@@ -130,7 +135,8 @@ impl Node {
         let (out, log) = (self.folder.path().join("out"), self.folder.path().join("log"));
         let mut command = Command::new(hasup());
         command.args(words).args(["--foreground", "--json"]).args(self.place()).args(self.identity());
-        clean(&mut command).stdout(File::create(&out).unwrap()).stderr(File::create(&log).unwrap());
+        clean(&mut command).envs(self.environment.iter().cloned());
+        command.stdout(File::create(&out).unwrap()).stderr(File::create(&log).unwrap());
         command.spawn().unwrap()
     }
 
@@ -166,6 +172,31 @@ impl Node {
         }
     }
 
+    /// Kills the daemon alone: guard and PostgreSQL go on.
+    pub(crate) fn kill_daemon(&mut self) {
+        let mut child = self.daemon.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Kills everything of the node at once.
+    pub(crate) fn kill(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let left = self.processes();
+            if left.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{} does not die: {left:?}", self.name);
+            process::send(left.iter().copied(), Signal::SIGKILL);
+            if let Some(child) = &mut self.daemon {
+                let _ = child.try_wait();
+            }
+            pause();
+        }
+        self.daemon = None;
+    }
+
     /// Waits until the daemon ends by itself.
     #[track_caller]
     pub(crate) fn ends(&mut self) {
@@ -183,7 +214,7 @@ impl Node {
         let log = File::options().append(true).open(self.folder.path().join("log")).unwrap();
         let mut command = Command::new(hasup());
         command.args(["run", "--foreground"]).args(self.place());
-        clean(&mut command).stdout(Stdio::null()).stderr(log);
+        clean(&mut command).envs(self.environment.iter().cloned()).stdout(Stdio::null()).stderr(log);
         self.daemon = Some(command.spawn().unwrap());
     }
 
@@ -274,9 +305,17 @@ pub(crate) fn as_postgres(program: &Path, words: &[&str]) -> String {
 
 /// Runs the binary with `words` and waits for its end.
 pub(crate) fn run(words: impl IntoIterator<Item = String>, input: Stdio) -> Ended {
+    ended(clean(&mut limited(words)).stdin(input))
+}
+
+fn limited(words: impl IntoIterator<Item = String>) -> Command {
     let mut command = Command::new("timeout");
     command.arg(COMMAND_LIMIT).arg(hasup()).args(words);
-    let output = clean(&mut command).stdin(input).output().unwrap();
+    command
+}
+
+fn ended(command: &mut Command) -> Ended {
+    let output = command.output().unwrap();
     Ended {
         code: output.status.code(),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),

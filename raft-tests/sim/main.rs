@@ -4,6 +4,7 @@
 
 mod act;
 mod control;
+mod cores;
 mod event;
 mod faults;
 mod invariants;

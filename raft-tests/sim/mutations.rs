@@ -1,11 +1,10 @@
 //! Rules left out on purpose, one by one: a simulator that does not notice is not worth its time.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use hasup::ha::rules::{Mutation, Rules};
 
+use crate::cores::lowest;
 use crate::run::{Outcome, play};
 
 /// Each mutation is found within so many schedules.
@@ -42,31 +41,8 @@ const SHOWN_WITH_RAFT: [Mutation; 2] = [Mutation::GrantPreVotesBlindly, Mutation
 
 /// Returns the lowest seed of `0..within` that shows `mutation`, played on all cores.
 fn first_seed_that_shows(mutation: Mutation, within: u64) -> Option<Outcome> {
-    let next = AtomicU64::new(0);
-    let found: Mutex<Option<Outcome>> = Mutex::new(None);
-    let limit = AtomicU64::new(within);
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= limit.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    let outcome = play(seed, Rules::without(mutation), false);
-                    if outcome.violation.is_some() {
-                        limit.fetch_min(seed, Ordering::Relaxed);
-                        let mut found = found.lock().expect("no thread panics while it holds what was found");
-                        if found.as_ref().is_none_or(|former| former.seed > seed) {
-                            *found = Some(outcome);
-                        }
-                    }
-                }
-            });
-        }
-    });
-    found.into_inner().expect("no thread panics while it holds what was found")
+    let shown = |seed| Some(play(seed, Rules::without(mutation), false)).filter(|outcome| outcome.violation.is_some());
+    lowest(within, shown).map(|(_, outcome)| outcome)
 }
 
 #[test]

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hasup::ha::rules::Rules;
 
+use crate::cores::{Enough, on_all_cores};
 use crate::faults::{Schedule, draw};
 use crate::invariants::{Violation, i10_it_heals};
 use crate::rng::Time;
@@ -133,7 +133,6 @@ impl Report {
 /// Plays every seed of `seeds` on all cores.
 pub fn play_all(seeds: Range<u64>, rules: Rules) -> Report {
     let began = Instant::now();
-    let next = AtomicU64::new(seeds.start);
     let count = seeds.end - seeds.start;
     let report = Mutex::new(Report {
         seeds: count,
@@ -144,27 +143,17 @@ pub fn play_all(seeds: Range<u64>, rules: Rules) -> Report {
         events: 0,
         slowest: None,
     });
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        return;
-                    }
-                    let outcome = play(seed, rules, false);
-                    let mut report = report.lock().expect("no thread panics while it holds the report");
-                    report.acknowledgements += outcome.acknowledgements;
-                    report.promotions += outcome.promotions as u64;
-                    report.events += outcome.events;
-                    report.slowest = report.slowest.max(outcome.back_after.map(|span| (span, seed)));
-                    if outcome.violation.is_some() {
-                        report.failures.push(outcome);
-                    }
-                }
-            });
+    on_all_cores(seeds, |seed| {
+        let outcome = play(seed, rules, false);
+        let mut report = report.lock().expect("no thread panics while it holds the report");
+        report.acknowledgements += outcome.acknowledgements;
+        report.promotions += outcome.promotions as u64;
+        report.events += outcome.events;
+        report.slowest = report.slowest.max(outcome.back_after.map(|span| (span, seed)));
+        if outcome.violation.is_some() {
+            report.failures.push(outcome);
         }
+        Enough::NotYet
     });
     let mut report = report.into_inner().expect("no thread panics while it holds the report");
     report.failures.sort_by_key(|failure| failure.seed);

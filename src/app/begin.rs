@@ -133,12 +133,16 @@ impl FailureKind {
                 || cause.is::<ForgottenError>()
                 || matches!(cause.downcast_ref(), Some(LockError::Taken { .. }))
                 || matches!(cause.downcast_ref(), Some(NodeError::Forgotten { .. }))
+                // somebody else has one of its ports
+                || cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         };
         if error.chain().any(is_refusal) {
             return Self::Refused;
         }
         match error.chain().find_map(|cause| cause.downcast_ref::<JoinError>()) {
-            Some(JoinError::Refused(_) | JoinError::WrongAuthority { .. }) => Self::Refused,
+            Some(JoinError::Refused(_) | JoinError::WrongAuthority { .. } | JoinError::ClocksDiffer { .. }) => {
+                Self::Refused
+            }
             Some(JoinError::Unknown { .. }) => Self::Unknown,
             Some(JoinError::NotReached { .. } | JoinError::BadGrant { .. } | JoinError::Prepare(_)) | None => {
                 Self::Other

@@ -26,6 +26,7 @@ use crate::node::handle::{Answer, Request};
 use crate::node::options;
 use crate::node::status::{RaftRole, Status};
 use crate::postgres::adopt::Adoption;
+use crate::sys::fs::PROBE;
 
 /// How long the token that `start` prints admits nodes.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -76,7 +77,6 @@ pub enum Daemon {
 /// # Errors
 /// The settings have problems, the node has begun before, or its folders cannot be made.
 pub fn prepare_daemon(cli: &Cli) -> Result<Option<Daemon>, CliError> {
-    let json = cli.reach.json;
     match &cli.command {
         Command::Start { node, begin, adopt, stop_running } => {
             let options = options::parse(&begin.options).map_err(|error| CliError::Usage(error.to_string()))?;
@@ -84,7 +84,8 @@ pub fn prepare_daemon(cli: &Cli) -> Result<Option<Daemon>, CliError> {
             let folder = adopt.as_ref().map(|folder| folder.trim_end_matches('/').to_owned());
             node.postgres_data_dir = folder.or(node.postgres_data_dir);
             let ask = || Ok(Begin::Start { options, adopt: adopt.is_some() });
-            set_out(cli, &node, begin, json, *stop_running, ask).map(Some)
+            let running = if *stop_running { RunningServer::IsStopped } else { RunningServer::IsRefused };
+            set_out(cli, &node, begin, running, ask).map(Some)
         }
         Command::Join { members, token, token_file, node, begin } => {
             let options = options::parse(&begin.options).map_err(|error| CliError::Usage(error.to_string()))?;
@@ -99,7 +100,7 @@ pub fn prepare_daemon(cli: &Cli) -> Result<Option<Daemon>, CliError> {
             }
             let ask =
                 || Ok(Begin::Join { targets, token: join_token(token.as_deref(), token_file.as_deref())?, options });
-            set_out(cli, node, begin, json, false, ask).map(Some)
+            set_out(cli, node, begin, RunningServer::IsRefused, ask).map(Some)
         }
         Command::Run { node, .. } => {
             let Local { config, .. } = Local::load(&cli.reach, node)?;
@@ -124,13 +125,21 @@ pub fn prepare_daemon(cli: &Cli) -> Result<Option<Daemon>, CliError> {
     }
 }
 
+/// What becomes of a server that runs in a database to adopt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RunningServer {
+    /// Nothing is touched.
+    IsRefused,
+    /// It is stopped in order, and started again by hasup.
+    IsStopped,
+}
+
 /// Prepares `start` and `join`.
 fn set_out(
     cli: &Cli,
     node: &NodeFlags,
     flags: &BeginFlags,
-    json: bool,
-    stop_running: bool,
+    running: RunningServer,
     ask: impl FnOnce() -> Result<Begin, CliError>,
 ) -> Result<Daemon, CliError> {
     if !flags.foreground && !systemd::is_here() {
@@ -180,7 +189,7 @@ fn set_out(
     let adoption = match &begin {
         // an interrupted start goes on with what it took over
         _ if app::is_member(&config.data_dir) => None,
-        Begin::Start { adopt: true, .. } => Some(adoptable(&config, owner, stop_running)?),
+        Begin::Start { adopt: true, .. } => Some(adoptable(&config, owner, running)?),
         Begin::Start { .. } => {
             app::refuse_foreign_database(&config).map_err(|error| CliError::Refused(error.to_string()))?;
             None
@@ -200,7 +209,7 @@ fn set_out(
         Begin::forget(&config.data_dir).context("forget what was asked for")?;
         return Err(CliError::Refused(refused.to_string()));
     }
-    let announce = (!flags.no_wait).then_some(json);
+    let announce = (!flags.no_wait).then_some(cli.reach.json);
     Ok(if flags.foreground {
         Daemon::Node { config, begin, announce }
     } else {
@@ -209,11 +218,11 @@ fn set_out(
 }
 
 /// Looks whether the database can be adopted, and says what that will change.
-fn adoptable(config: &Config, owner: Option<(Uid, Gid)>, stop_running: bool) -> Result<Adoption, CliError> {
+fn adoptable(config: &Config, owner: Option<(Uid, Gid)>, running: RunningServer) -> Result<Adoption, CliError> {
     let user = owner.map_or_else(geteuid, |(user, _)| user);
     let found = app::inspect_adoption(config, user.as_raw()).map_err(|error| CliError::Refused(error.to_string()))?;
     if let Some(postmaster) = found.postmaster {
-        if !stop_running {
+        if running == RunningServer::IsRefused {
             let text = format!(
                 "a server runs in {} (process {postmaster}). Nothing was touched. To adopt it, hasup stops it in order and starts it \
                  again under its guard: clients lose their connections for some seconds. Allow that by --stop-running, or stop it \
@@ -222,7 +231,7 @@ fn adoptable(config: &Config, owner: Option<(Uid, Gid)>, stop_running: bool) -> 
             );
             return Err(CliError::Refused(text));
         }
-        app::require_own_ports(config)?;
+        app::require_own_ports(config).map_err(as_ended)?;
     }
     let folder = config.postgres.data_dir.display();
     let mut lines =
@@ -239,8 +248,8 @@ fn adoptable(config: &Config, owner: Option<(Uid, Gid)>, stop_running: bool) -> 
 
 fn first_entry(folder: &Path) -> Option<String> {
     let names = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    // the last two are what a try that was killed leaves of files it was about to put in place
-    names.into_iter().find(|name| !["lost+found", "begin.new", "node.new"].contains(&name.as_str()))
+    // the last three are what a try that was killed leaves of files it was about to put in place, or to remove
+    names.into_iter().find(|name| !["lost+found", "begin.new", "node.new", PROBE].contains(&name.as_str()))
 }
 
 /// Sees to it that the unit, which names no flags, finds the same folders; returns whether the flags were written to the

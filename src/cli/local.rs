@@ -18,6 +18,7 @@ use super::show::{Out, table};
 use crate::config::{self, Address, Config, Effective, Facts, Layer, Secret, Sources};
 use crate::http::client::{Client, Members, Target};
 use crate::node::status::Status;
+use crate::sys::fs::{is_read_only, try_to_write};
 
 /// The node file that is read where none is named.
 pub(super) const NODE_FILE: &str = "/etc/hasup/hasup.toml";
@@ -156,15 +157,19 @@ pub(super) fn make_folders(config: &Config, owner: Option<(Uid, Gid)>) -> Result
                 }
                 fs::DirBuilder::new().mode(mode).create(path)?;
                 give()?;
-            } else if owner.is_some() && fs::metadata(path)?.uid() == 0 && fs::read_dir(path)?.next().is_none() {
-                // Made by root for this purpose.
+            } else if owner.is_some() && fs::metadata(path)?.uid() == 0 && is_unused(path)? {
+                // Made by root for this purpose, be it as the place where a disk is mounted.
                 fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
                 give()?;
             }
             Ok(fs::metadata(path)?.uid() == user.as_raw())
         };
         let what = match make() {
-            Ok(true) => continue,
+            Ok(true) => match try_to_write(path) {
+                Err(error) if is_read_only(&error) => return Err(read_only(path, &error)),
+                _ => continue,
+            },
+            Err(error) if is_read_only(&error) => return Err(read_only(path, &error)),
             Ok(false) => "belongs to another user".to_owned(),
             Err(error) => format!("cannot be made or looked at ({error})"),
         };
@@ -175,6 +180,23 @@ pub(super) fn make_folders(config: &Config, owner: Option<(Uid, Gid)>) -> Result
         )));
     }
     Ok(())
+}
+
+fn is_unused(folder: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(folder)? {
+        if entry?.file_name() != "lost+found" {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn read_only(folder: &Path, error: &io::Error) -> CliError {
+    CliError::Refused(format!(
+        "the disk of {} is read-only or has failed ({error}). Nothing was begun. `findmnt -T {0}` names it and `dmesg` tells why; once it \
+         is sound, make it writable (`mount -o remount,rw`, or unmount, `fsck` and mount), then run the same command again",
+        folder.display()
+    ))
 }
 
 /// Gives up root's rights for good, where the process has them. To be called before any other thread exists.

@@ -205,6 +205,7 @@ pub(super) mod tests {
             timeline: Some(Timeline(2)),
             lsn: Some(Lsn(0x300_0148)),
             lag_bytes: lag,
+            kept_log_bytes: None,
             version: "0.1.0".to_owned(),
             checks: BTreeMap::new(),
             troubles: Vec::new(),
@@ -255,7 +256,7 @@ n3    10.0.0.3:7400  failed   unknown   100       silent 12 s  0.1.0
             "id": 2, "name": "n2", "address": "10.0.0.2:7400", "api_address": "10.0.0.2:7401",
             "postgres_address": "10.0.0.2:5432", "kind": "data", "state": "standby", "is_reachable": true,
             "heard_ms_ago": 40, "raft": "leader", "priority": 100, "nofailover": true, "timeline": 2, "lsn": "0/3000148",
-            "lag_bytes": 20_000_000, "version": "0.1.0", "checks": {}, "troubles": [],
+            "lag_bytes": 20_000_000, "kept_log_bytes": null, "version": "0.1.0", "checks": {}, "troubles": [],
         });
         assert_eq!(json, expected);
     }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use super::defaults::{SETTINGS, setting};
 use super::host::{Address, Host};
+use super::owned::is_owned;
 use super::raw::{Origin, Problem, Problems, Said, Sources, Value, gather};
 use super::{BalancerConfig, Config, Endpoint, LogConfig, LogFormat, PostgresConfig};
 use crate::types::NodeName;
@@ -142,7 +143,7 @@ impl Checker {
             let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.');
             if !is_name {
                 self.blame("postgres.settings", &format!("`{name}` is no name of a PostgreSQL setting"), "correct it");
-            } else if OWNED.contains(&name.to_ascii_lowercase().as_str()) {
+            } else if is_owned(name) {
                 let what = format!("`{name}` is kept by hasup, a wrong value would break failover");
                 self.blame("postgres.settings", &what, "remove it");
             }
@@ -316,33 +317,6 @@ impl Checker {
         found
     }
 }
-
-/// Settings of PostgreSQL that hasup keeps, as replication, fencing or its own access depend on them.
-const OWNED: &[&str] = &[
-    "config_file",
-    "data_directory",
-    "fsync",
-    "full_page_writes",
-    "hba_file",
-    "hot_standby",
-    "ident_file",
-    "lc_messages",
-    "listen_addresses",
-    "log_destination",
-    "logging_collector",
-    "port",
-    "primary_conninfo",
-    "primary_slot_name",
-    "promote_trigger_file",
-    "recovery_target_timeline",
-    "restart_after_crash",
-    "ssl",
-    "synchronous_commit",
-    "synchronous_standby_names",
-    "unix_socket_directories",
-    "wal_level",
-    "wal_retrieve_retry_interval",
-];
 
 /// Returns whether `text` is a level or a comma list of `target=level`.
 fn is_filter(text: &str) -> bool {

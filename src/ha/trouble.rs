@@ -13,6 +13,8 @@ pub enum Trouble {
     DiskFull,
     /// A disk of it is nearly full.
     DiskLow,
+    /// A disk of it is read-only, as after an error of it.
+    DiskReadOnly,
 }
 
 impl Trouble {
@@ -30,11 +32,20 @@ impl Trouble {
             Self::RaftStopped => format!("{name}'s Raft has stopped; its log tells why"),
             Self::DiskFull => format!("{name}'s disk is full: free some space there"),
             Self::DiskLow => format!("{name}'s disk is nearly full: free some space there"),
+            Self::DiskReadOnly => format!(
+                "{name}'s disk takes no writes: it is read-only or has failed; `dmesg` there tells why. Stop hasup there, mend and \
+                 mount the disk, start hasup again"
+            ),
         }
     }
 
-    /// Returns whether it is about a disk that is full, or will be soon.
+    /// Returns whether it is about a disk that takes no writes, or will soon take none.
     pub fn is_of_disk(self) -> bool {
-        matches!(self, Self::DiskFull | Self::DiskLow | Self::RaftStoppedDiskFull)
+        matches!(self, Self::DiskFull | Self::DiskLow | Self::RaftStoppedDiskFull | Self::DiskReadOnly)
+    }
+
+    /// Returns whether what clients write cannot be kept.
+    pub fn stops_writes(self) -> bool {
+        matches!(self, Self::DiskFull | Self::DiskReadOnly)
     }
 }

@@ -308,9 +308,9 @@ impl Shared {
         let process = self.postgres_process();
         // the record may have changed while this waited, and a guard that died since the arming has a successor that knows nothing
         let trigger = async {
-            self.refuse_stale(&Step::Promote { generation, timeline }).map_err(|error| chain(&error))?;
-            let guard = self.guard.client().map_err(|error| error.to_string())?;
-            guard.promote(generation).await.map_err(|error| error.to_string())
+            self.refuse_stale(&Step::Promote { generation, timeline })?;
+            self.guard.client()?.promote(generation).await?;
+            Ok(())
         };
         match self.postgres.postgres.promote(timeline, limit, trigger).await {
             Ok(()) => {
@@ -345,7 +345,7 @@ impl Shared {
     /// Makes what every cluster needs, where it is not there: at the first promotion of all, and after an adoption.
     async fn provision(&self) -> Result<(), PgError> {
         // in an adopted cluster `app` may be somebody's, and clients have what they need
-        let is_adopted = self.postgres.postgres.layout().adopted_file().exists();
+        let is_adopted = self.postgres.postgres.layout().is_adopted();
         let there = format!(
             "select to_regclass('hasup.heartbeat') is not null and ({is_adopted} or exists (select from pg_database where datname = 'app'))"
         );

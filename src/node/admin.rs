@@ -488,7 +488,7 @@ impl Shared {
             data.map(|member| format!("{}:{}", bracketed(&member.postgres_host), member.postgres_port)).collect();
         let ca_file = self.ca_file.display().to_string();
         // an adopted cluster has roles and databases of its own
-        let is_adopted = self.postgres.postgres.layout().adopted_file().exists();
+        let is_adopted = self.postgres.postgres.layout().is_adopted();
         let (user, database) = if is_adopted { ("", "") } else { ("app", "app") };
         let at = if is_adopted { "" } else { "@" };
         Dsn {

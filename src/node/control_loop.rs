@@ -55,6 +55,7 @@ pub(super) async fn run(shared: Arc<Shared>, published: watch::Sender<Arc<Status
         resolved_at: Instant::now(),
         resolved: BTreeMap::new(),
         logged: None,
+        failed: None,
         publisher: publish::Publisher::default(),
         shared,
     };
@@ -121,6 +122,8 @@ struct ControlLoop {
     resolved_at: Instant,
     resolved: BTreeMap<NodeId, Vec<std::net::SocketAddr>>,
     logged: Option<(NodeState, Vec<String>)>,
+    /// The step that failed last, and why: told once, however often it is tried again.
+    failed: Option<String>,
     publisher: publish::Publisher,
 }
 
@@ -147,10 +150,18 @@ impl ControlLoop {
         for step in plan.steps.clone() {
             tracing::debug!(?step, "step");
             if let Err(error) = shared.act(step.clone()).await {
-                tracing::info!(?step, error = %chain(&error), "step not done; decided afresh");
+                let failed = format!("{step:?}: {}", chain(&error));
+                // a disk that takes no writes fails it for hours
+                if self.failed.as_ref() != Some(&failed) {
+                    tracing::info!(?step, error = %chain(&error), "step not done; decided afresh");
+                }
+                self.failed = Some(failed);
                 has_failed = true;
                 break;
             }
+        }
+        if !has_failed && !plan.steps.is_empty() {
+            self.failed = None;
         }
         let pause = if has_failed {
             PAUSE_AFTER_ERROR

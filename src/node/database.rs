@@ -100,6 +100,7 @@ pub(super) struct Database {
     cancelled_waits: AtomicU64,
     /// What the server says of collations that differ here; none before it has been asked.
     collation_warnings: Mutex<Option<Vec<String>>>,
+    kept_log: Mutex<BTreeMap<NodeId, u64>>,
     news: Arc<Notify>,
 }
 
@@ -123,6 +124,7 @@ impl Database {
             is_hot: AtomicBool::new(true),
             cancelled_waits: AtomicU64::new(0),
             collation_warnings: Mutex::default(),
+            kept_log: Mutex::default(),
             news,
         };
         let (follows, rebuilt) = (database.read_followed(), database.read_rebuilt());

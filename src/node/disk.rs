@@ -1,4 +1,4 @@
-//! Looks after the room on the disks of data directory and database, beside the loop: a disk may hang.
+//! Looks whether the disks of data directory and database take writes and have room, beside the loop: a disk may hang.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Shared;
 use crate::ha::trouble::Trouble;
 use crate::postgres::layout::{free_bytes, size_bytes};
-use crate::sys::fs::write_durably;
+use crate::sys::fs::{PROBE, is_read_only, try_to_write, write_durably};
 
 /// How often the disks are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -18,16 +18,18 @@ const LOW_BYTES: u64 = 64 << 20;
 const PLENTY_BYTES: u64 = 1 << 30;
 /// What is written to a disk that is nearly full, to see whether it takes writes.
 const PROBE_BYTES: usize = 256 << 10;
-/// A disk is called full after so many such writes in a row have failed for want of room, and nearly full meanwhile: of nodes that
-/// share a disk, none gives the role up to another.
+/// A disk is called full, or read-only, after so many such writes in a row have failed for that reason: of nodes that share a disk,
+/// none gives the role up to another.
 const FAILURES: u32 = 3;
 
-/// How much room a disk has.
+/// How much room a disk has, the worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Room {
     Enough,
     Low,
     Full,
+    /// It takes no write, whatever room it has.
+    ReadOnly,
 }
 
 impl Room {
@@ -44,10 +46,12 @@ impl Room {
 
     /// Looks at the disk under `folder`. One that cannot be looked at is not called full.
     fn look(folder: &Path) -> Self {
+        if try_to_write(folder).is_err_and(|error| is_read_only(&error)) {
+            return Self::ReadOnly;
+        }
         let (Ok(size), Ok(free)) = (size_bytes(folder), free_bytes(folder)) else { return Self::Enough };
         Self::of(size, free, || {
-            // of a name that no copy of a database takes along
-            let probe = folder.join("pgsql_tmp.hasup");
+            let probe = folder.join(PROBE);
             let written = write_durably(&probe, &vec![0xA5; PROBE_BYTES], 0o600);
             // One that failed may have left nothing to remove.
             let _ = std::fs::remove_file(&probe);
@@ -65,8 +69,10 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     let mut failures = 0;
     loop {
         let seen = look(folders.clone()).await;
-        failures = if seen == Some(Room::Full) { failures + 1 } else { 0 };
+        failures = if seen >= Some(Room::Full) { failures + 1 } else { 0 };
         let trouble = match seen {
+            Some(Room::ReadOnly) if failures >= FAILURES => Some(Trouble::DiskReadOnly),
+            Some(Room::ReadOnly) => *shared.disk.borrow(),
             Some(Room::Full) if failures >= FAILURES => Some(Trouble::DiskFull),
             Some(Room::Full | Room::Low) => Some(Trouble::DiskLow),
             Some(Room::Enough) | None => None,
@@ -75,7 +81,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
         if is_new {
             match trouble {
                 Some(trouble) => tracing::error!("{}", trouble.of(shared.name.as_str())),
-                None => tracing::info!("the disk has room again"),
+                None => tracing::info!("the disk takes writes and has room again"),
             }
             shared.news.notify_one();
         }

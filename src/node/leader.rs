@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
+use super::names::named;
 use super::views::{ASSIGNED, LeaderFacts, LeaderMemory};
 use crate::ha::assign::{Assigned, Order, assign};
 use crate::ha::record::{Assignment, AssignmentReason, Event, Goals, ResignReason, WhyRecord};
@@ -89,6 +90,13 @@ pub(super) async fn lead(shared: Arc<Shared>) {
 }
 
 async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Generation) {
+    // as they are called now: a member that is removed later is still told by its name
+    let state = shared.state();
+    let why = WhyRecord {
+        facts: why.facts.iter().map(|fact| named(fact, &state)).collect(),
+        step: named(&why.step, &state),
+        rule: why.rule,
+    };
     let step = if why.step.is_empty() { format!("{order:?}") } else { why.step.clone() };
     let done = match order {
         Order::Record { expected, assignment } => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
+use super::names::named;
 use super::status::{
     CheckStatus, ClusterStatus, NodeStatus, PostgresStatus, RaftRole, Status, TroubleStatus, Versions,
 };
@@ -53,8 +54,9 @@ impl Publisher {
         let collations = shared.postgres.collation_warnings();
         let here = collations.iter().flatten().map(|warning| format!("{}: {warning}", shared.name));
         cluster.warnings.extend(here);
-        let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
-        waiting_on.extend(shared.assigned.borrow().waiting_on.iter().map(|wait| format!("as leader: {wait}")));
+        let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(|wait| named(&wait.to_string(), state)).collect();
+        let as_leader = shared.assigned.borrow().waiting_on.clone();
+        waiting_on.extend(as_leader.iter().map(|wait| named(&format!("as leader: {wait}"), state)));
         if let PostgresFacts::ShutOut { why } = &shared.postgres.last_observation().facts {
             waiting_on.push(why.clone());
         }
@@ -144,6 +146,7 @@ fn node_status(
         nofailover: member.nofailover,
         timeline: position.map(|position| position.timeline),
         lsn,
+        kept_log_bytes: shared.postgres.kept_log().get(&member.id).copied(),
         lag_bytes: active_lsn.zip(lsn).map(|(active, own)| active.0.saturating_sub(own.0)),
         version: member.version.clone(),
         troubles: report
@@ -192,7 +195,7 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
         check(
             raft_works,
             leadership.failed.clone().unwrap_or_else(|| match leadership.leader {
-                Some(leader) => format!("node {leader} leads in term {}", leadership.term),
+                Some(leader) => named(&format!("node {leader} leads in term {}", leadership.term), &shared.state()),
                 None => "no leader is known".to_owned(),
             }),
             false,
@@ -282,8 +285,10 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
         warnings.push("MINORITY: this node hears no majority of the voters, so nothing can be decided here".to_owned());
     }
     for node in nodes.iter().filter(|node| !node.is_reachable) {
+        let kept = node.kept_log_bytes.filter(|bytes| *bytes > 0);
+        let kept = kept.map(|bytes| format!(". A slot here keeps {bytes} bytes of log for it")).unwrap_or_default();
         warnings.push(format!(
-            "{} is not heard: repair it, or remove it with `hasup nodes remove {}` and add another",
+            "{} is not heard: repair it, or remove it with `hasup nodes remove {}` and add another{kept}",
             node.name, node.name
         ));
     }
@@ -338,7 +343,9 @@ fn renew_if_due(shared: &Shared) -> Result<(), crate::tls::TlsError> {
     let Some(trust) = state.trust.as_ref() else { return Ok(()) };
     let Some(member) = state.members.get(&shared.me) else { return Ok(()) };
     let current = NodeTrust::load(&shared.data_dir)?;
-    let is_due = current.facts()?.needs_renewal(wall_now()) || current.ca_certificates != trust.value.ca_certificates;
+    let is_due = current.facts()?.needs_renewal(wall_now())
+        || current.ca_certificates != trust.value.ca_certificates
+        || !current.is_of_newest_authority()?;
     if !is_due {
         return Ok(());
     }

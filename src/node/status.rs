@@ -137,6 +137,9 @@ pub struct NodeStatus {
     pub lsn: Option<Lsn>,
     /// How far it is behind the active node, in bytes; absent where unknown.
     pub lag_bytes: Option<u64>,
+    /// How much log the slot for it keeps on the node that says this, in bytes; absent where there is none.
+    #[serde(default)]
+    pub kept_log_bytes: Option<u64>,
     /// Version of hasup on it.
     pub version: String,
     /// Its checks by name.

@@ -25,7 +25,7 @@ use super::settings::{
     self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, parse_dynamic, render_adopted_hba,
     render_config, render_dynamic, render_hba, render_ident,
 };
-use super::{PgError, Programs, file_error};
+use super::{PgError, Programs, TriggerError, file_error};
 use crate::guard::StartSpec;
 use crate::guard::procs::{children_of, send, works_in};
 use crate::types::{Generation, Lsn, NodeName, Timeline, WalPosition};
@@ -200,7 +200,7 @@ impl Postgres {
     pub fn write_access_rules(&self, members: &BTreeSet<NodeName>) -> Result<(), PgError> {
         let PostgresSetup { layout, settings, .. } = &self.setup;
         let (mut hba, mut ident) = (render_hba(), render_ident(&settings.local_user, members));
-        if layout.adopted_file().exists() {
+        if layout.is_adopted() {
             let path = layout.pgdata.join("pg_hba.conf");
             let theirs = fs::read(&path).map_err(file_error("read", &path))?;
             hba = render_adopted_hba(&String::from_utf8_lossy(&theirs));
@@ -338,7 +338,7 @@ impl Postgres {
         &self,
         reserved: Timeline,
         limit: Duration,
-        trigger: impl Future<Output = Result<(), String>>,
+        trigger: impl Future<Output = Result<(), TriggerError>>,
     ) -> Result<(), PgError> {
         let layout = &self.setup.layout;
         let deadline = Instant::now() + limit;
@@ -351,7 +351,7 @@ impl Postgres {
             )));
         }
         history::lay_placeholders(&wal_dir, reserved)?;
-        trigger.await.map_err(PgError::Refused)?;
+        trigger.await.map_err(PgError::NotTriggered)?;
         let what = "promote";
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

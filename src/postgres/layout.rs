@@ -99,6 +99,11 @@ impl Layout {
         self.pgdata.join("hasup-adopted.conf")
     }
 
+    /// Tells whether the cluster was adopted, here or on the node that this one is a copy of.
+    pub fn is_adopted(&self) -> bool {
+        self.adopted_file().exists()
+    }
+
     /// The folder in which a copy is made before it takes the place of `pgdata`: beside it, so that a rename suffices.
     pub fn new_holder(&self) -> Holder {
         self.holder("new")

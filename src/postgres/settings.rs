@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::layout::Layout;
+use crate::config::is_owned;
 use crate::ha::record::{CommitSet, DataMember};
 use crate::types::{Generation, NodeName};
 
@@ -59,52 +60,6 @@ pub struct Adopted {
 
 /// How many WAL senders and replication slots a server has at least.
 pub(super) const REPLICATION_PLACES: u64 = 16;
-
-/// Settings that nobody else may change: with another value of these, a promise of hasup does not hold.
-pub const OWNED: [&str; 37] = [
-    "archive_cleanup_command",
-    "archive_mode",
-    "config_file",
-    "data_directory",
-    "external_pid_file",
-    "fsync",
-    "full_page_writes",
-    "hba_file",
-    "hot_standby",
-    "ident_file",
-    "lc_messages",
-    "listen_addresses",
-    "log_destination",
-    "logging_collector",
-    "max_replication_slots",
-    "max_wal_senders",
-    "port",
-    "primary_conninfo",
-    "primary_slot_name",
-    "promote_trigger_file",
-    "recovery_end_command",
-    "recovery_min_apply_delay",
-    "recovery_target",
-    "recovery_target_action",
-    "recovery_target_timeline",
-    "restart_after_crash",
-    "restore_command",
-    "ssl",
-    "ssl_ca_file",
-    "ssl_cert_file",
-    "ssl_key_file",
-    "synchronous_commit",
-    "synchronous_standby_names",
-    "unix_socket_directories",
-    "wal_level",
-    "wal_log_hints",
-    "wal_retrieve_retry_interval",
-];
-
-/// Tells whether a setting is hasup's own.
-pub fn is_owned(name: &str) -> bool {
-    OWNED.contains(&name.to_ascii_lowercase().as_str())
-}
 
 /// Returns the folders of PostgreSQL's sockets: hasup's own first.
 pub(super) fn socket_dirs(layout: &Layout, adopted: Option<&Adopted>) -> Vec<PathBuf> {

@@ -31,6 +31,8 @@ struct Slot {
     node: NodeId,
     keeps_from: Option<Lsn>,
     is_lost: bool,
+    /// How much log it keeps, up to the end that the server knows.
+    kept_bytes: u64,
 }
 
 /// A change of one slot.
@@ -42,8 +44,9 @@ enum Change {
 }
 
 const SLOTS: &str = "\
-select slot_name, restart_lsn, wal_status = 'lost' or restart_lsn is null from pg_replication_slots
-where slot_type = 'physical' and slot_name ~ '^hasup_n[0-9]+$'";
+select slot_name, restart_lsn, wal_status = 'lost' or restart_lsn is null, pg_wal_lsn_diff(case when pg_is_in_recovery()
+  then greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) else pg_current_wal_lsn() end, restart_lsn)
+from pg_replication_slots where slot_type = 'physical' and slot_name ~ '^hasup_n[0-9]+$'";
 
 fn name(node: NodeId) -> String {
     format!("hasup_n{}", node.0)
@@ -51,15 +54,20 @@ fn name(node: NodeId) -> String {
 
 impl Postgres {
     /// Makes, moves on and drops slots so that there is one for each of `members`, and none for others. Repeatable; on a primary
-    /// or a standby.
+    /// or a standby. Returns how much log each of them kept before, in bytes.
     ///
     /// # Errors
     /// PostgreSQL does not answer, or refuses a change; those before it are made.
-    pub async fn keep_slots(&self, members: &BTreeMap<NodeId, Keep>, limit: Duration) -> Result<(), PgError> {
+    pub async fn keep_slots(
+        &self,
+        members: &BTreeMap<NodeId, Keep>,
+        limit: Duration,
+    ) -> Result<BTreeMap<NodeId, u64>, PgError> {
         let mut session = self.new_session(limit).await?;
         let what = "list its replication slots";
         let slots = read(&session.query(what, SLOTS, limit).await?);
-        let mut first = Ok(());
+        let kept = slots.iter().filter(|slot| !slot.is_lost).map(|slot| (slot.node, slot.kept_bytes)).collect();
+        let mut first = Ok(kept);
         for change in changes(&slots, members) {
             let (what, sql) = match change {
                 Change::Make(node) => (
@@ -77,7 +85,7 @@ impl Postgres {
             if let Err(error) = session.query(what, &sql, limit).await {
                 // the others are kept all the same, on a connection that still answers
                 let goes_on = session.survives(&error);
-                first = first.and(Err(error));
+                first = first.and_then(|_| Err(error));
                 if goes_on {
                     continue;
                 }
@@ -106,11 +114,13 @@ pub fn keep_limit_mib(path: &std::path::Path, least: u32) -> Result<u32, PgError
 
 fn read(rows: &Rows) -> Vec<Slot> {
     let slot = |row: &Vec<Option<String>>| {
-        let [slot_name, keeps_from, is_lost] = row.as_slice() else { return None };
+        let [slot_name, keeps_from, is_lost, kept_bytes] = row.as_slice() else { return None };
         Some(Slot {
             node: NodeId(slot_name.as_deref()?.strip_prefix("hasup_n")?.parse().ok()?),
             keeps_from: keeps_from.as_deref().and_then(|lsn| lsn.parse().ok()),
             is_lost: is_lost.as_deref() == Some("t"),
+            // less than nothing where the member is ahead of what a standby knows
+            kept_bytes: kept_bytes.as_deref().and_then(|bytes| bytes.parse().ok()).unwrap_or(0),
         })
     };
     rows.iter().filter_map(slot).collect()
@@ -140,7 +150,8 @@ mod tests {
 
     #[test]
     fn each_member_has_one_slot_that_follows_it_and_nobody_else_has() {
-        let slot = |node, from, is_lost| Slot { node: NodeId(node), keeps_from: Some(Lsn(from)), is_lost };
+        let slot =
+            |node, from, is_lost| Slot { node: NodeId(node), keeps_from: Some(Lsn(from)), is_lost, kept_bytes: 0 };
         let keep = |reached: Option<u64>, is_heard| Keep { reached: reached.map(Lsn), is_heard };
         let members = BTreeMap::from([
             (NodeId(2), keep(Some(200), true)),
@@ -165,10 +176,13 @@ mod tests {
 
     #[test]
     fn rows_are_read_and_strange_ones_left_alone() {
-        let row =
-            |a: &str, b: Option<&str>, c: &str| vec![Some(a.to_owned()), b.map(str::to_owned), Some(c.to_owned())];
+        let row = |a: &str, b: Option<&str>, c: &str, d: &str| {
+            [Some(a), b, Some(c), Some(d)].map(|it| it.map(str::to_owned)).to_vec()
+        };
+        let ahead = row("hasup_n3", None, "t", "-8");
         let read =
-            read(&vec![row("hasup_n2", Some("0/3000000"), "f"), row("hasup_n3", None, "t"), row("theirs", None, "f")]);
+            read(&vec![row("hasup_n2", Some("0/3000000"), "f", "16777216"), ahead, row("theirs", None, "f", "0")]);
+        assert_eq!([read[0].kept_bytes, read[1].kept_bytes], [16 << 20, 0]);
         assert_eq!(read.len(), 2);
         assert_eq!((read[0].node, read[0].keeps_from), (NodeId(2), Some(Lsn(0x300_0000))));
         assert!(read[1].is_lost);

@@ -50,6 +50,29 @@ pub fn write_volatile(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::write(path, bytes)
 }
 
+/// The name of a file that is written to see whether a disk takes it: PostgreSQL's copies of a database leave such names out.
+pub const PROBE: &str = "pgsql_tmp.hasup";
+
+/// Makes an empty file in `folder` and removes it: a file system that has turned read-only by itself is told by nothing less.
+///
+/// # Errors
+/// What the file system says to it.
+pub fn try_to_write(folder: &Path) -> io::Result<()> {
+    let path = folder.join(PROBE);
+    OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+    match fs::remove_file(&path) {
+        // another process tries at the same time
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Tells whether `error` says that the file system takes no write at all: it is read-only, or was given up after an error.
+pub fn is_read_only(error: &io::Error) -> bool {
+    let was_given_up = Some(rustix::io::Errno::IO.raw_os_error());
+    error.kind() == io::ErrorKind::ReadOnlyFilesystem || error.raw_os_error() == was_given_up
+}
+
 /// Makes the names in the folder `dir` durable.
 pub fn fsync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()

@@ -13,11 +13,11 @@ use rustls::pki_types::pem::PemObject;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::{ClusterSecret, TlsError, random};
+use super::{ClusterSecret, TlsError, issue, random};
 use crate::ha::record::Trust;
 
-/// Clocks of two machines may differ by an hour before anybody notices, and one may be corrected in between.
-const BACKDATED: Duration = Duration::from_secs(2 * 3600);
+/// More than of what it issues: a member with a clock behind the founder's issues certificates that begin before the founder's.
+const BACKDATED: Duration = issue::BACKDATED.saturating_mul(2);
 /// Ten years; renewal is an overlap of two authorities, so a long life costs nothing but trust in one key.
 const LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// The first byte of a sealed key.
@@ -69,7 +69,7 @@ impl fmt::Debug for CertificateAuthority {
 }
 
 impl CertificateAuthority {
-    /// Makes a new authority for the cluster, valid from two hours before `now` (wall clock since 1970) for ten years.
+    /// Makes a new authority for the cluster, valid from two days before `now` (wall clock since 1970) for ten years.
     pub fn create(cluster_id: &str, now: Duration) -> Result<Self, TlsError> {
         let make = |source| TlsError::Make { what: "the cluster's certificate authority", source };
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(make)?;

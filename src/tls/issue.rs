@@ -14,8 +14,9 @@ use super::ca::{calendar, common_name, serial};
 use super::facts::RESERVED;
 use super::{CertificateAuthority, NodeIdentity, TlsError};
 
-/// A clock one hour behind must still accept a certificate that was issued just now, with room for the way and drift.
-const BACKDATED: Duration = Duration::from_secs(90 * 60);
+/// A clock that is behind must accept a certificate that was issued just now: an hour where nobody keeps it, up to fourteen
+/// where the hardware's clock shows local time and is taken for UTC.
+pub(super) const BACKDATED: Duration = Duration::from_secs(24 * 3600);
 /// Ninety days, renewed after sixty.
 const LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -31,7 +32,7 @@ pub struct LeafRequest {
 }
 
 impl CertificateAuthority {
-    /// Issues a certificate, in PEM, valid from 90 minutes before `now` (wall clock since 1970) for 90 days.
+    /// Issues a certificate, in PEM, valid from a day before `now` (wall clock since 1970) for 90 days.
     ///
     /// Subject CN is `hasup-node-<name>`, by which PostgreSQL maps it; it serves as server and client. A host that is
     /// neither an address nor a DNS name, or lies in the reserved `.hasup`, is refused.

@@ -73,3 +73,56 @@ impl ServerCertVerifier for PinnedAuthority {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustls::pki_types::pem::PemObject;
+    use rustls::server::WebPkiClientVerifier;
+
+    use super::*;
+    use crate::tls::{CertificateAuthority, LeafRequest, NodeIdentity, NodeKeys};
+    use crate::types::NodeId;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const NOW: Duration = Duration::from_secs(1_800_000_000);
+
+    #[test]
+    fn a_certificate_holds_for_joiners_and_members_whose_clocks_are_hours_off_both_ways() {
+        let authority = CertificateAuthority::create("c1", NOW).unwrap();
+        let identity = NodeIdentity { node: NodeId(1), name: "n1".parse().unwrap(), cluster_id: "c1".into() };
+        let request = LeafRequest { identity, csr: NodeKeys::generate().unwrap().csr().unwrap(), hosts: Vec::new() };
+        let root = CertificateDer::from_pem_slice(authority.certificates()[0].as_bytes()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let pinned = PinnedAuthority::new(authority.fingerprint().unwrap(), provider.clone());
+        let mut roots = RootCertStore::empty();
+        roots.add(root.clone()).unwrap();
+        let members = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
+        // issued by a member whose clock is that of `issued`, looked at by one whose clock is that of `now`
+        let judge = |issued: Duration, now: Duration| {
+            let pem = authority.issue(&request, issued).unwrap();
+            let leaf = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+            let (now, name) = (UnixTime::since_unix_epoch(now), ServerName::try_from("127.0.0.1").unwrap());
+            let joiner =
+                pinned.verify_server_cert(&leaf, std::slice::from_ref(&root), &name, &[], now).map(|_| ()).err();
+            let member = members.verify_client_cert(&leaf, std::slice::from_ref(&root), now).map(|_| ()).err();
+            assert_eq!(joiner.is_none(), member.is_none(), "{joiner:?}, {member:?}");
+            joiner
+        };
+        for off in [0, 1, 2, 14] {
+            for issued in [NOW - off * HOUR, NOW, NOW + off * HOUR] {
+                for now in [NOW - off.min(9) * HOUR, NOW, NOW + off * HOUR] {
+                    assert_eq!(judge(issued, now), None, "{off} hours off: {issued:?}, {now:?}");
+                }
+            }
+        }
+        let told = |error| {
+            matches!(error, Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { .. })))
+        };
+        assert!(told(judge(NOW, NOW - 25 * HOUR)));
+        let told =
+            |error| matches!(error, Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { .. })));
+        assert!(told(judge(NOW, NOW + 91 * 24 * HOUR)));
+    }
+}

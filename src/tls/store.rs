@@ -10,6 +10,8 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{CertificateParams, KeyPair};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
@@ -227,6 +229,22 @@ impl NodeTrust {
         write(&paths.certificate, self.certificate.as_bytes(), 0o644)
     }
 
+    /// Tells whether the certificate was issued by the newest authority: a renewal that was killed between its two files leaves one
+    /// of the authority before.
+    pub fn is_of_newest_authority(&self) -> Result<bool, TlsError> {
+        let newest = self.ca_certificates.first().ok_or_else(|| damaged("the authorities", "there is none"))?;
+        let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| error.to_string());
+        let (leaf, newest) = der(&self.certificate)
+            .and_then(|leaf| Ok((leaf, der(newest)?)))
+            .map_err(|error| damaged("the node's certificates", &error))?;
+        let names = x509_parser::parse_x509_certificate(&leaf).and_then(|(_, leaf)| {
+            let (_, newest) = x509_parser::parse_x509_certificate(&newest)?;
+            // no two authorities of a cluster share a subject
+            Ok(leaf.issuer().as_raw() == newest.subject().as_raw())
+        });
+        names.map_err(|error| damaged("the node's certificates", &error.to_string()))
+    }
+
     /// Returns what the node's certificate says.
     pub fn facts(&self) -> Result<CertificateFacts, TlsError> {
         CertificateFacts::of_pem(&self.certificate)
@@ -319,6 +337,41 @@ mod tests {
         let facts = NodeTrust::load(folder.path()).unwrap().facts().unwrap();
         assert_eq!((facts.identity.clone(), facts.days_left(late)), (identity, 90));
         assert!(!facts.needs_renewal(late) && facts.needs_renewal(late + 60 * day));
+    }
+
+    /// Aim: a renewal may be killed between any two writes. Method: every state of the two files that it leaves, beside a half
+    /// file that was not renamed yet, is read as a restart does, and met by members in every other such state.
+    #[test]
+    fn a_renewal_killed_between_any_two_writes_leaves_whole_files_that_every_member_accepts() {
+        let now = crate::sys::clock::wall_now();
+        let identity = NodeIdentity { node: NodeId(1), name: "n1".parse().unwrap(), cluster_id: "c1".into() };
+        let keys = NodeKeys::generate().unwrap();
+        let (old, authority) = NodeTrust::found_cluster(keys, identity.clone(), Vec::new(), now).unwrap();
+        let imported = CertificateAuthority::create("c1", now).unwrap().trusting_also(authority.certificates());
+        let (keys, secret) = (old.keys.clone(), old.cluster_secret.clone());
+        let new = NodeTrust::issued(&imported, keys, secret, identity, Vec::new(), now).unwrap();
+        let mut states = Vec::new();
+        for (ca, certificate) in [(&old, &old), (&new, &old), (&new, &new)] {
+            let folder = tempfile::tempdir().unwrap();
+            old.save(folder.path()).unwrap();
+            let paths = TrustPaths::below(folder.path());
+            fs::write(paths.folder.join(".ca.crt.7-0.new"), &new.ca_certificates[0][..9]).unwrap();
+            write(&paths.ca, ca.ca_certificates.concat().as_bytes(), 0o644).unwrap();
+            write(&paths.certificate, certificate.certificate.as_bytes(), 0o644).unwrap();
+            let read = NodeTrust::load(folder.path()).unwrap();
+            crate::tls::TlsContext::new(&read).unwrap();
+            let is_due = !read.is_of_newest_authority().unwrap() || read.ca_certificates != new.ca_certificates;
+            assert_eq!(is_due, certificate.certificate != new.certificate, "what was begun is gone on with");
+            states.push(read);
+        }
+        // the record comes to all before any of them renews, but a member may be slow to: that one knows no new authority yet
+        for (at, one) in states.iter().enumerate() {
+            for (other_at, other) in states.iter().enumerate() {
+                let der = CertificateDer::from_pem_slice(other.certificate.as_bytes()).unwrap();
+                let is_accepted = crate::tls::TlsContext::new(one).unwrap().still_trusts(&[der]);
+                assert_eq!(is_accepted, at > 0 || other_at < 2, "{at} of {other_at}");
+            }
+        }
     }
 
     /// PostgreSQL and libpq read these files by OpenSSL, which checks more than rustls does.

@@ -18,7 +18,6 @@ mod oracle;
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hasup::ha::rules::{Mutation, Rules};
@@ -26,6 +25,7 @@ use hasup::types::NodeId;
 
 use self::group::{Group, NODES};
 use self::oracle::{Broken, Oracle, Verdict};
+use crate::cores::{Enough, lowest, on_all_cores};
 use crate::rng::Rng;
 
 /// How many schedules are played unless told otherwise.
@@ -132,39 +132,9 @@ async fn heal(group: &Group, rng: &mut Rng) {
     }
 }
 
-/// Plays the seeds below `limit` on all cores, and hands each verdict to `each`, which returns whether to go on above it.
-fn play_all(limit: u64, rules: Rules, each: impl Fn(u64, Verdict) -> bool + Sync) {
-    let (next, limit) = (AtomicU64::new(0), AtomicU64::new(limit));
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= limit.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    if !each(seed, play(seed, rules)) {
-                        limit.fetch_min(seed, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-    });
-}
-
 /// Returns the lowest of the first `within` seeds that shows `mutation`.
 pub fn first_seed_that_shows(mutation: Mutation, within: u64) -> Option<(u64, Broken)> {
-    let found: Mutex<Option<(u64, Broken)>> = Mutex::new(None);
-    play_all(within, Rules::without(mutation), |seed, verdict| {
-        let Some(broken) = verdict.broken else { return true };
-        let mut found = found.lock().unwrap();
-        if found.as_ref().is_none_or(|(former, _)| *former > seed) {
-            *found = Some((seed, broken));
-        }
-        false
-    });
-    found.into_inner().unwrap()
+    lowest(within, |seed| play(seed, Rules::without(mutation)).broken)
 }
 
 #[test]
@@ -182,7 +152,8 @@ fn real_raft_keeps_its_promises_in_every_schedule() {
     let sums = Mutex::new((0, 0, 0));
     let failures = Mutex::new(Vec::new());
     let shown = Mutex::new(false);
-    play_all(seeds, Rules::default(), |seed, verdict| {
+    on_all_cores(0..seeds, |seed| {
+        let verdict = play(seed, Rules::default());
         let mut sums = sums.lock().unwrap();
         sums.0 += verdict.elections;
         sums.1 += verdict.entries;
@@ -194,7 +165,7 @@ fn real_raft_keeps_its_promises_in_every_schedule() {
             }
             failures.lock().unwrap().push((seed, broken));
         }
-        true
+        Enough::NotYet
     });
     let (elections, entries, operations) = sums.into_inner().unwrap();
     let mut failures = failures.into_inner().unwrap();

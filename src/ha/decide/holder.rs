@@ -8,7 +8,6 @@ use crate::ha::quorum::majority_of_every;
 use crate::ha::record::{Assignment, CommitSet, ResignReason, SwitchoverGoal};
 use crate::ha::rules::Mutation;
 use crate::ha::state::NodeState;
-use crate::ha::trouble::Trouble;
 use crate::ha::view::{AppliedRecord, Job, NamesInEffect, NodeView, SyncNames};
 use crate::types::{BootTime, Generation, Lsn, NodeId};
 
@@ -102,7 +101,7 @@ impl Holder<'_> {
             })
         };
         // small writes may still succeed where there is room in a file; those that clients need do not
-        if is_primary && view.troubles.contains(&Trouble::DiskFull) && can_write_elsewhere() {
+        if is_primary && view.troubles.iter().any(|trouble| trouble.stops_writes()) && can_write_elsewhere() {
             return Some(ResignReason::PostgresFailed);
         }
         if may_be_primary && view.postgres.stalled_for > view.timing.write_stall_limit && can_be_replaced() {

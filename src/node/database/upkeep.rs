@@ -86,9 +86,17 @@ impl Database {
     /// Keeps log for `members` by slots of this node's server, whichever its role; a server that does not answer is left for the
     /// next time.
     pub(in crate::node) async fn keep_slots(&self, members: &BTreeMap<NodeId, Keep>) {
-        if let Err(error) = self.postgres.keep_slots(members, SIZE_LIMIT).await {
-            tracing::debug!(error = %crate::node::act::chain(&error), "the replication slots are not as they should be yet");
+        match self.postgres.keep_slots(members, SIZE_LIMIT).await {
+            Ok(kept) => *self.kept_log.lock() = kept,
+            Err(error) => {
+                tracing::debug!(error = %crate::node::act::chain(&error), "the replication slots are not as they should be yet");
+            }
         }
+    }
+
+    /// Returns how much log each member's slot kept on this node when they were last looked at, in bytes.
+    pub(in crate::node) fn kept_log(&self) -> BTreeMap<NodeId, u64> {
+        self.kept_log.lock().clone()
     }
 
     /// Returns what is wrong with collations on this machine; none before PostgreSQL has been asked.

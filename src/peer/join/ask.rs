@@ -1,10 +1,14 @@
 //! The joiner's side.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use rustls::CertificateError;
 use rustls::pki_types::ServerName;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -45,6 +49,21 @@ pub enum JoinError {
         /// What the token demands.
         fingerprint: Fingerprint,
     },
+    /// The two machines' clocks differ by more than certificates allow for.
+    #[error(
+        "the clocks of this machine and of {target} differ too much: its certificate holds {holds}, and here it is {}. Nothing was \
+         joined and the token was not shown to it. Set the clock that is wrong (`date -u` on both shows which; \
+         `timedatectl set-ntp true` keeps it right), then run the same command again",
+        shown(*here)
+    )]
+    ClocksDiffer {
+        /// Who was asked.
+        target: String,
+        /// From or until when the certificate holds.
+        holds: CertificateBound,
+        /// This machine's clock, as the time since 1970.
+        here: Duration,
+    },
     /// A member said no.
     #[error("{0}")]
     Refused(JoinRefusal),
@@ -74,6 +93,31 @@ pub enum JoinError {
     Prepare(#[from] TlsError),
 }
 
+/// The end of a certificate's life that this machine's clock lies beyond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateBound {
+    /// It holds from this time since 1970 on.
+    From(Duration),
+    /// It holds until this time since 1970.
+    Until(Duration),
+}
+
+impl fmt::Display for CertificateBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::From(time) => write!(f, "from {} on", shown(*time)),
+            Self::Until(time) => write!(f, "until {}", shown(*time)),
+        }
+    }
+}
+
+/// Returns a wall-clock time since 1970 in UTC as people read it.
+fn shown(since_1970: Duration) -> String {
+    let seconds = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);
+    let moment = OffsetDateTime::from_unix_timestamp(seconds).ok().and_then(|moment| moment.format(&Rfc3339).ok());
+    moment.unwrap_or_else(|| format!("{seconds} s after 1970"))
+}
+
 /// Asks the members at `targets` (`host` or `host:port`), in order, to take this node; waits `within` for the decision.
 ///
 /// The joiner must answer probes meanwhile ([`answer_probes`](super::answer_probes)). A grant has been checked: it is for
@@ -89,7 +133,7 @@ pub async fn join(
     let mut targets: VecDeque<String> = targets.iter().map(|target| with_default_port(target)).collect();
     let mut handed_on = 0;
     let mut tried = Vec::new();
-    let mut wrong_authority = None;
+    let mut unfit = None;
     while let Some(target) = targets.pop_front() {
         let stream = timeout_at(deadline.min(Instant::now() + CONNECT_LIMIT), async {
             let tcp = connect(&target).await?;
@@ -99,9 +143,7 @@ pub async fn join(
         let mut stream = match stream.await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                if is_wrong_certificate(&error) {
-                    wrong_authority = Some(target.clone());
-                }
+                unfit = unfit_certificate(&error, &target, token).or(unfit);
                 tried.push(format!("{target}: {error}"));
                 continue;
             }
@@ -135,15 +177,24 @@ pub async fn join(
             Err(refusal) => return Err(JoinError::Refused(refusal)),
         }
     }
-    match wrong_authority {
-        Some(target) => Err(JoinError::WrongAuthority { target, fingerprint: token.fingerprint() }),
-        None => Err(JoinError::NotReached { tried: tried.join("; ") }),
-    }
+    Err(unfit.unwrap_or_else(|| JoinError::NotReached { tried: tried.join("; ") }))
 }
 
-fn is_wrong_certificate(error: &std::io::Error) -> bool {
+/// Returns what is wrong with the certificate that `target` has shown, if that is why the connection failed.
+fn unfit_certificate(error: &std::io::Error, target: &str, token: &TokenText) -> Option<JoinError> {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+    let Some(rustls::Error::InvalidCertificate(error)) = inner else { return None };
+    let since_1970 = |time: &rustls::pki_types::UnixTime| Duration::from_secs(time.as_secs());
+    let (holds, here) = match error {
+        CertificateError::NotValidYetContext { time, not_before } => {
+            (CertificateBound::From(since_1970(not_before)), since_1970(time))
+        }
+        CertificateError::ExpiredContext { time, not_after } => {
+            (CertificateBound::Until(since_1970(not_after)), since_1970(time))
+        }
+        _ => return Some(JoinError::WrongAuthority { target: target.to_owned(), fingerprint: token.fingerprint() }),
+    };
+    Some(JoinError::ClocksDiffer { target: target.to_owned(), holds, here })
 }
 
 fn check(grant: &JoinGrant, token: &TokenText, request: &JoinRequest) -> Result<(), String> {

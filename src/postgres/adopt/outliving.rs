@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::{LOCAL_SETTINGS, SOCKETS, UNTOLD_SETTINGS};
+use crate::config::is_owned;
 use crate::postgres::conf_file;
 use crate::postgres::controldata::ControlData;
 use crate::postgres::layout::Layout;
@@ -16,11 +17,8 @@ pub(super) fn kept(
     opts: &BTreeMap<String, String>,
     control: &ControlData,
 ) -> BTreeMap<String, String> {
-    let mut kept: BTreeMap<String, String> = opts
-        .iter()
-        .filter(|(name, _)| !settings::is_owned(name))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
+    let mut kept: BTreeMap<String, String> =
+        opts.iter().filter(|(name, _)| !is_owned(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
     let get = |name: &str| theirs.get(name).filter(|value| !value.is_empty());
     if let Some(level) = get("wal_level").filter(|level| level.eq_ignore_ascii_case("logical")) {
         kept.insert("wal_level".to_owned(), level.clone());
