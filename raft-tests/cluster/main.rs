@@ -78,6 +78,8 @@ schedules! {
     always node_joins,
     full   parted_history,
     full   packets_are_lost,
+    always ipv6,
+    always host_names,
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub async fn form(
     supervisors[0].is_member();
     let token_file = dir.join("token");
     write_private(&token_file, &format!("{token}\n"))?;
-    let member = format!("{}:{}", first.host, first.peer_port);
+    let member = first.peer_address();
     for node in others {
         tell(&format!("{}: hasup join {member}", node.name));
         supervisors.push(Supervisor::begin(Arc::clone(node), First::Join(member.clone(), token_file.clone())));

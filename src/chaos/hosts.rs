@@ -20,7 +20,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::process;
-use super::schedule::Direction;
+use super::schedule::{Addresses, Direction};
 
 /// Where cgroup v1's freezer is, and the unified hierarchy, as distributions mount them.
 const FREEZER: &str = "/sys/fs/cgroup/freezer";
@@ -94,6 +94,24 @@ pub struct Lab {
     pub hosts: Vec<Host>,
     switch: String,
     judge: String,
+    /// What stands in for `/etc/hosts`, where hosts have names.
+    table: Option<PathBuf>,
+}
+
+fn ipv4(index: usize) -> String {
+    format!("10.77.0.{}", index + 1)
+}
+
+fn full_name(host: &str) -> String {
+    format!("{host}.hasup.test")
+}
+
+/// Writes a table of the hosts' names and addresses, as `/etc/hosts` has it, and returns where.
+fn host_table(names: &[&str], dir: &Path) -> Result<PathBuf, HostError> {
+    let lines = names.iter().enumerate().map(|(index, name)| format!("{} {}\n", ipv4(index), full_name(name)));
+    let path = dir.join("hosts");
+    put(&path, &format!("127.0.0.1 localhost\n{}", lines.collect::<String>()))?;
+    Ok(path)
 }
 
 impl Lab {
@@ -101,7 +119,7 @@ impl Lab {
     ///
     /// # Errors
     /// [`HostError`]; whatever was made is removed again.
-    pub fn set_up(names: &[&str], dir: &Path) -> Result<Self, HostError> {
+    pub fn set_up(names: &[&str], dir: &Path, addresses: Addresses) -> Result<Self, HostError> {
         if !nix::unistd::Uid::effective().is_root() {
             return Err(HostError::NotRoot);
         }
@@ -109,7 +127,11 @@ impl Lab {
         let id = format!("hasup{}", std::process::id());
         // Labs of one machine may live side by side; their networks never meet, so one range serves all.
         let (switch, judge) = (format!("{id}-switch"), format!("{id}-judge"));
-        let mut lab = Self { hosts: Vec::new(), switch: switch.clone(), judge: judge.clone() };
+        let table = match addresses {
+            Addresses::Names => Some(host_table(names, dir)?),
+            Addresses::Ipv4 | Addresses::Ipv6 => None,
+        };
+        let mut lab = Self { hosts: Vec::new(), switch: switch.clone(), judge: judge.clone(), table: table.clone() };
         ip(&["netns", "add", &switch])?;
         ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"])?;
         ip(&["-n", &switch, "link", "set", "br0", "up"])?;
@@ -117,18 +139,21 @@ impl Lab {
             &switch,
             "add table bridge faults\nadd chain bridge faults forward { type filter hook forward priority 0; }\n",
         )?;
-        plug(&switch, &judge, "p-judge", "10.77.0.254/24")?;
+        let is_v6 = addresses == Addresses::Ipv6;
+        plug(&switch, &judge, "p-judge", if is_v6 { "fd77::ff/64" } else { "10.77.0.254/24" })?;
         for (index, name) in names.iter().enumerate() {
-            let address = format!("10.77.0.{}", index + 1);
+            let number = index + 1;
+            let own = if is_v6 { format!("fd77::{number}") } else { ipv4(index) };
             let namespace = format!("{id}-{name}");
             let port = format!("p-{name}");
-            plug(&switch, &namespace, &port, &format!("{address}/24"))?;
+            plug(&switch, &namespace, &port, &format!("{own}/{}", if is_v6 { 64 } else { 24 }))?;
+            let address = if table.is_some() { full_name(name) } else { own };
             let chain = format!("add chain bridge faults {port}\nadd rule bridge faults forward jump {port}\n");
             nft(&switch, &chain)?;
             let freezer = Freezer::make(&namespace)?;
             let others: Vec<PathBuf> =
                 names.iter().filter(|other| *other != name).map(|other| dir.join(other)).collect();
-            let anchor = anchor(&namespace, &others)?;
+            let anchor = anchor(&namespace, &others, table.as_deref())?;
             let network = PathBuf::from(format!("/proc/{}/ns/net", anchor.id()));
             let network = fs::read_link(&network).map_err(|source| HostError::File { path: network, source })?;
             lab.hosts.push(Host {
@@ -150,7 +175,12 @@ impl Lab {
     /// # Errors
     /// [`HostError::File`] when the kernel refuses.
     pub fn enter_as_judge(&self) -> Result<(), HostError> {
-        enter(&self.judge)
+        enter(&self.judge)?;
+        let Some(table) = &self.table else { return Ok(()) };
+        let failed = |why: String| HostError::Command { command: "look the hosts' names up".to_owned(), why };
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(|error| failed(error.to_string()))?;
+        run("mount", &["--make-rprivate", "/"], "")?;
+        run("mount", &["--bind", &table.display().to_string(), "/etc/hosts"], "")
     }
 
     /// Returns the host named `name`.
@@ -370,16 +400,22 @@ fn plug(switch: &str, namespace: &str, port: &str, address: &str) -> Result<(), 
     ip(&["netns", "add", namespace])?;
     ip(&["link", "add", "name", "eth0", "netns", namespace, "type", "veth", "peer", "name", port, "netns", switch])?;
     ip(&["-n", switch, "link", "set", port, "master", "br0", "up"])?;
-    ip(&["-n", namespace, "addr", "add", address, "dev", "eth0"])?;
+    let mut add = vec!["-n", namespace, "addr", "add", address, "dev", "eth0"];
+    // nobody else can have it, and looking for a duplicate takes a second
+    add.extend(address.contains(':').then_some("nodad"));
+    ip(&add)?;
     ip(&["-n", namespace, "link", "set", "eth0", "up"])?;
     ip(&["-n", namespace, "link", "set", "lo", "up"])
 }
 
 /// Starts the process that keeps a host's namespaces: the chassis, which a power cut leaves standing.
-fn anchor(namespace: &str, hidden: &[PathBuf]) -> Result<Child, HostError> {
+fn anchor(namespace: &str, hidden: &[PathBuf], table: Option<&Path>) -> Result<Child, HostError> {
     let mut script = "mount --make-rprivate / && mount -t tmpfs -o mode=755 tmpfs /run".to_owned();
     for folder in hidden {
         script.push_str(&format!(" && mount -t tmpfs -o mode=000 tmpfs '{}'", folder.display()));
+    }
+    if let Some(table) = table {
+        script.push_str(&format!(" && mount --bind '{}' /etc/hosts", table.display()));
     }
     script.push_str(" && echo ready && exec sleep infinity");
     let failed = |why: String| HostError::Command { command: format!("prepare {namespace}: {script}"), why };
@@ -529,7 +565,7 @@ mod tests {
             fs::create_dir(folder.path().join(name)).unwrap();
             fs::write(folder.path().join(name).join("mine"), name).unwrap();
         }
-        let lab = match Lab::set_up(&["n1", "n2"], folder.path()) {
+        let lab = match Lab::set_up(&["n1", "n2"], folder.path(), Addresses::Ipv4) {
             Ok(lab) => lab,
             Err(error) => {
                 let told = error.to_string();

@@ -70,6 +70,12 @@ impl Node {
         words.map(str::to_owned).to_vec()
     }
 
+    /// Returns where others join by it, as `host:port`; an IPv6 address stands in brackets.
+    pub fn peer_address(&self) -> String {
+        let (host, port) = (&self.host, self.peer_port);
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
     fn begin(&self, first: &First) -> Vec<String> {
         let mut words = match first {
             First::Start(_) => vec!["start".to_owned()],

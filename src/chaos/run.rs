@@ -24,7 +24,7 @@ use super::forming::{WHOLE_LIMIT, WayIn, form, write_node_file, write_private};
 use super::hosts::Lab;
 use super::journal::{Journal, Outcome, Span};
 use super::node::{First, Node, Supervisor, wait_settled};
-use super::schedule::{Fault, Part, Schedule, Step, Victim};
+use super::schedule::{Addresses, Fault, Part, Schedule, Step, Victim};
 use super::view::View;
 use super::{millis, process, rows};
 use crate::sys::clock::{boot_now, wall_now};
@@ -106,7 +106,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     };
     let mut interrupted = signal(SignalKind::interrupt()).context("await SIGINT")?;
     let mut terminated = signal(SignalKind::terminate()).context("await SIGTERM")?;
-    let mut range = Range::set_up(&names, dir.clone(), &tell)?;
+    let mut range = Range::set_up(&names, dir.clone(), schedule.addresses, &tell)?;
     let result = tokio::select! {
         result = range.play(&schedule, &tell) => result,
         _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),
@@ -173,7 +173,7 @@ impl Began {
 }
 
 impl Range {
-    fn set_up(names: &[&str], dir: PathBuf, tell: &dyn Fn(&str)) -> anyhow::Result<Self> {
+    fn set_up(names: &[&str], dir: PathBuf, addresses: Addresses, tell: &dyn Fn(&str)) -> anyhow::Result<Self> {
         let user = User::from_name(USER).context("look for the user postgres")?;
         let user = user.context(
             "there is no user `postgres`; nothing was started. Install PostgreSQL: apt-get install postgresql",
@@ -185,7 +185,7 @@ impl Range {
             chown(&own, Some(user.uid), Some(user.gid))
                 .with_context(|| format!("give {} to postgres", own.display()))?;
         }
-        let lab = Lab::set_up(names, &dir)?;
+        let lab = Lab::set_up(names, &dir, addresses)?;
         // From here on this thread's sockets, and clients started by it, are on the cluster's network, outside every host.
         lab.enter_as_judge()?;
         tell(&format!("{} hosts, working in {}", names.len(), dir.display()));
@@ -444,7 +444,7 @@ impl Range {
         let file = self.dir.join(format!("token-{name}"));
         write_private(&file, &format!("{token}\n"))?;
         let member = &self.supervisors.first().context("there is no member")?.node;
-        let member = format!("{}:{}", member.host, member.peer_port);
+        let member = member.peer_address();
         let node = self.nodes.iter().find(|node| node.name == name).with_context(|| format!("no host {name}"))?;
         write_node_file(node)?;
         self.supervisors.push(Supervisor::begin(Arc::clone(node), First::Join(member, file)));

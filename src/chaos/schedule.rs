@@ -22,6 +22,7 @@
 //! writes 7s 9s                  # something must be
 //! option durability=one_node    # an option that the cluster starts with
 //! form n1 n2                    # the hosts that the cluster has at first; all where this is absent
+//! addresses ipv6                # how hosts find each other: ipv4 (as without it), ipv6, or names, by each host's /etc/hosts
 //! lossy                         # acknowledged rows may be lost, as that durability says; the nodes must agree all the same
 //! rewound                       # parted databases are mended without a copy, and at least one was
 //! ```
@@ -162,6 +163,18 @@ pub struct Stretch {
     pub writes: bool,
 }
 
+/// How hosts, and the clients outside, find each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Addresses {
+    /// IPv4 addresses.
+    #[default]
+    Ipv4,
+    /// IPv6 addresses.
+    Ipv6,
+    /// Host names.
+    Names,
+}
+
 /// A schedule: steps in the order of their times, and the instant at which faults end and health is awaited.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Schedule {
@@ -175,6 +188,8 @@ pub struct Schedule {
     pub options: Vec<String>,
     /// The hosts that the cluster has at first; all where empty.
     pub form: Vec<String>,
+    /// How hosts find each other.
+    pub addresses: Addresses,
     /// Whether acknowledged rows may be lost.
     pub lossy: bool,
     /// Whether a database must have been rewound, and none copied.
@@ -220,6 +235,14 @@ impl Schedule {
                     let known = hosts.join(", ");
                     hosts.contains(name).then_some(()).ok_or(format!("`{name}` is no host; use some of {known}"))
                 }),
+                ["addresses", kind @ ("ipv4" | "ipv6" | "names")] => {
+                    schedule.addresses = match *kind {
+                        "ipv6" => Addresses::Ipv6,
+                        "names" => Addresses::Names,
+                        _ => Addresses::Ipv4,
+                    };
+                    Ok(())
+                }
                 ["lossy"] => {
                     schedule.lossy = true;
                     Ok(())
@@ -230,7 +253,7 @@ impl Schedule {
                 }
                 [other, ..] => Err(format!(
                     "`{other}` begins no statement; use `at TIME FAULT [HOST]`, `end TIME`, `silent TIME TIME`, `writes TIME TIME`, \
-                     `option NAME=VALUE`, `form HOST…`, `lossy` or `rewound`"
+                     `option NAME=VALUE`, `form HOST…`, `addresses ipv4|ipv6|names`, `lossy` or `rewound`"
                 )),
             };
             if let Err(problem) = parsed {
@@ -420,6 +443,7 @@ mod tests {
             "option x",
             "at 1s part n1",
             "lossy now",
+            "addresses ipx",
         ] {
             assert!(Schedule::parse(&format!("{bad}\nend 5s"), HOSTS).is_err(), "{bad}");
         }
@@ -427,7 +451,7 @@ mod tests {
 
     #[test]
     fn expectations_and_the_first_members_are_read() {
-        let text = "silent 1s 2s\nwrites 2s 3s\noption durability=one_node\nform n1 n2\nlossy\nrewound\nend 5s";
+        let text = "silent 1s 2s\nwrites 2s 3s\noption durability=one_node\nform n1 n2\naddresses names\nlossy\nrewound\nend 5s";
         let schedule = Schedule::parse(text, HOSTS).unwrap();
         let of = |from, until, writes| Stretch {
             from: Duration::from_secs(from),
@@ -439,6 +463,7 @@ mod tests {
             (schedule.options, schedule.form),
             (vec!["durability=one_node".to_owned()], vec!["n1".to_owned(), "n2".to_owned()])
         );
+        assert_eq!(schedule.addresses, Addresses::Names);
         assert!(schedule.lossy && schedule.rewound);
     }
 }
