@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use raft_tests::program::{alone, lacks_postgres, skip};
 use serde_json::Value;
 
-use crate::node::{Node, pause};
+use crate::node::{Ended, Node, pause};
 
 const HOUR: i64 = 3600;
 /// What one write may take while clocks are set.
@@ -49,6 +49,20 @@ fn is_whole(status: &Value) -> bool {
     let has_vote = |node: &Value| node["raft"] == "leader" || node["raft"] == "follower";
     let is_well = |node: &Value| (node["state"] == "active" || node["state"] == "standby") && has_vote(node);
     nodes.len() == 3 && nodes.iter().all(is_well)
+}
+
+/// Runs `hasup check` on `node` until its answer `is_so`.
+#[track_caller]
+fn until_check(node: &Node, what: &str, is_so: impl Fn(&Ended) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let ended = node.hasup(&["check"]);
+        if is_so(&ended) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {ended:?}");
+        pause();
+    }
 }
 
 #[test]
@@ -133,13 +147,22 @@ fn clocks_an_hour_off_hinder_no_join_and_steps_of_an_hour_hold_up_no_write() {
     assert_eq!(one.sql("select count(*) from beats"), count.to_string());
     one.until("all as before", is_whole);
 
+    // so far back that it could connect to nobody: told by every node, and over once the clock is right
+    set_clock(&two, -72 * HOUR);
+    let told = "n82's clock is behind";
+    for node in [&one, &two, &three] {
+        until_check(node, told, |ended| ended.code == Some(2) && ended.out.contains(told));
+    }
+    set_clock(&two, 0);
+    until_check(&one, "nothing more of it", |ended| !ended.out.contains(told));
+
     // a token's life is told by the clock of the member that is asked
     let short = one.json(&["token", "create", "--ttl", "30m"]);
     let short = short["join_token"].as_str().unwrap();
     let mut fourth = Node::new(84);
     own_clock(&mut fourth, &library);
     set_clock(&one, HOUR);
-    fourth.refused(&["join", &one.peer(), "--token", short]).fails(3, &["expired"]);
+    fourth.refused(&["join", &one.peer(), "--token", short]).fails(3, &["expired", "by the clock of the member"]);
     set_clock(&one, 0);
     for node in [&one, &two, &three] {
         assert!(!node.log().contains("panicked"), "{}", node.log());

@@ -15,6 +15,8 @@ pub enum Trouble {
     DiskLow,
     /// A disk of it is read-only, as after an error of it.
     DiskReadOnly,
+    /// By its clock, its own certificate does not hold yet: neither do those of others, and it connects to nobody anew.
+    ClockBehind,
 }
 
 impl Trouble {
@@ -35,6 +37,10 @@ impl Trouble {
             Self::DiskReadOnly => format!(
                 "{name}'s disk takes no writes: it is read-only or has failed; `dmesg` there tells why. Stop hasup there, mend and \
                  mount the disk, start hasup again"
+            ),
+            Self::ClockBehind => format!(
+                "{name}'s clock is behind by more than a day: certificates do not hold there, so it connects to nobody anew. Set it \
+                 (`timedatectl set-ntp true`); hasup goes on by itself"
             ),
         }
     }

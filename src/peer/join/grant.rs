@@ -127,7 +127,10 @@ pub enum JoinRefusal {
     )]
     WrongToken,
     /// The token was right once.
-    #[error("the join token expired {expired_s_ago} s ago. Create a new one on a member: `hasup token create`")]
+    #[error(
+        "the join token expired {expired_s_ago} s ago, by the clock of the member that was asked. Create a new one there: \
+         `hasup token create`"
+    )]
     ExpiredToken {
         /// How long ago.
         expired_s_ago: u64,
