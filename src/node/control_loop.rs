@@ -27,6 +27,9 @@ use crate::types::{BootTime, NodeId, NodeName};
 
 /// A round after a failed step is not begun sooner: the same failure again and again would fill log and processor.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
+/// PostgreSQL is looked at every few milliseconds for so long after the newest change of what is waited for: a crash recovery, a
+/// copy or the other nodes may take hours, and each look at one that lets nobody in costs it a process.
+const HOT_FOR: Duration = Duration::from_secs(10);
 /// How long a node that stops waits for its resignation to be heard.
 const LINGER: Duration = Duration::from_secs(1);
 /// How often host names of members are resolved anew for the pulses.
@@ -55,6 +58,7 @@ pub(super) async fn run(shared: Arc<Shared>, published: watch::Sender<Arc<Status
         resolved_at: Instant::now(),
         resolved: BTreeMap::new(),
         logged: None,
+        changed_at: Instant::now(),
         failed: None,
         publisher: publish::Publisher::default(),
         shared,
@@ -122,6 +126,7 @@ struct ControlLoop {
     resolved_at: Instant,
     resolved: BTreeMap<NodeId, Vec<std::net::SocketAddr>>,
     logged: Option<(NodeState, Vec<String>)>,
+    changed_at: Instant,
     /// The step that failed last, and why: told once, however often it is tried again.
     failed: Option<String>,
     publisher: publish::Publisher,
@@ -139,8 +144,8 @@ impl ControlLoop {
         let plan = decide(&view);
         // in effect before any step: whoever bars no longer acknowledges
         shared.pulses.set_stance(plan.stance.clone());
-        shared.postgres.set_hot(is_in_motion(&plan));
         self.log(&plan);
+        shared.postgres.set_hot(is_in_motion(&plan) && self.changed_at.elapsed() < HOT_FOR);
         shared.plan.send_replace(Arc::new(plan.clone()));
         let status = self.publisher.status(&shared, &state, &view, &plan);
         self.published.send_replace(Arc::new(status));
@@ -257,6 +262,7 @@ impl ControlLoop {
         if self.logged.as_ref() != Some(&now) {
             tracing::info!(state = %now.0, waiting_on = now.1.join("; "), "state");
             self.logged = Some(now);
+            self.changed_at = Instant::now();
         }
     }
 }
