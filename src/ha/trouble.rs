@@ -15,8 +15,8 @@ pub enum Trouble {
     DiskLow,
     /// A disk of it is read-only, as after an error of it.
     DiskReadOnly,
-    /// By its clock, its own certificate does not hold yet: neither do those of others, and it connects to nobody anew.
-    ClockBehind,
+    /// By its clock, the certificate of another member does not hold: it cannot connect to that one anew.
+    ClocksDiffer,
 }
 
 impl Trouble {
@@ -38,9 +38,10 @@ impl Trouble {
                 "{name}'s disk takes no writes: it is read-only or has failed; `dmesg` there tells why. Stop hasup there, mend and \
                  mount the disk, start hasup again"
             ),
-            Self::ClockBehind => format!(
-                "{name}'s clock is behind by more than a day: certificates do not hold there, so it connects to nobody anew. Set it \
-                 (`timedatectl set-ntp true`); hasup goes on by itself"
+            Self::ClocksDiffer => format!(
+                "by {name}'s clock the certificate of another member does not hold, so it cannot connect to that one: one of their \
+                 clocks is wrong by a day or more. `date -u` on each shows which; set it (`timedatectl set-ntp true`), and hasup goes \
+                 on by itself"
             ),
         }
     }

@@ -9,7 +9,6 @@ use std::time::Duration;
 use super::Shared;
 use crate::ha::trouble::Trouble;
 use crate::postgres::layout::{free_bytes, size_bytes};
-use crate::sys::clock::wall_now;
 use crate::sys::fs::{PROBE, is_read_only, try_to_write, write_durably};
 
 /// How often the disks are looked at.
@@ -102,8 +101,9 @@ impl Shared {
             let is_full = failed.contains("No space left") || failed.contains("os error 28");
             if is_full { Trouble::RaftStoppedDiskFull } else { Trouble::RaftStopped }
         });
-        let is_behind = wall_now() < self.tls.facts().not_before;
-        raft.into_iter().chain(*self.disk.borrow()).chain(is_behind.then_some(Trouble::ClockBehind)).collect()
+        let members = &self.state().members;
+        let is_off = self.tls.out_of_time().iter().any(|node| members.contains_key(node));
+        raft.into_iter().chain(*self.disk.borrow()).chain(is_off.then_some(Trouble::ClocksDiffer)).collect()
     }
 }
 

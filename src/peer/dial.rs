@@ -89,7 +89,9 @@ async fn dial_one(
     let tcp = connect(address).await?;
     let expected = NodeIdentity { node: peer.id, name: peer.name.clone(), cluster_id: tls.identity().cluster_id };
     let connector = TlsConnector::from(tls.peer_client(protocol));
-    let mut stream = connector.connect(server_name(&expected)?, tcp).await?;
+    let connected = connector.connect(server_name(&expected)?, tcp).await;
+    tls.note_handshake(peer.id, connected.as_ref().map(drop));
+    let mut stream = connected?;
     let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let leaf = leaf.ok_or_else(|| Failure::Other("it showed no certificate".into()))?;
     if CertificateFacts::of_der(leaf)?.identity != expected {

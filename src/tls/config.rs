@@ -1,9 +1,13 @@
 //! rustls settings, replaced in the running process when certificates change.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -17,6 +21,11 @@ use tokio::sync::watch;
 
 use super::pinned::PinnedAuthority;
 use super::{CertificateFacts, Fingerprint, NodeIdentity, NodeTrust, TlsError};
+use crate::sys::clock::boot_now;
+use crate::types::{BootTime, NodeId};
+
+/// Longer than between two tries of a member that needs another one.
+const OUT_OF_TIME_FOR: Duration = Duration::from_secs(15);
 
 /// What a connection to the peer port is for; chosen by ALPN, so that each has its own rules from the first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +77,8 @@ pub struct TlsContext {
     certified: Arc<ArcSwap<CertifiedKey>>,
     api_server: Arc<ServerConfig>,
     changes: watch::Sender<u64>,
+    /// Members whose certificates did not hold by this machine's clock, and when they were dialled.
+    out_of_time: Mutex<BTreeMap<NodeId, BootTime>>,
 }
 
 impl fmt::Debug for TlsContext {
@@ -90,6 +101,7 @@ impl TlsContext {
             certified,
             api_server: Arc::new(api_server),
             changes: watch::Sender::new(0),
+            out_of_time: Mutex::default(),
         })
     }
 
@@ -142,11 +154,38 @@ impl TlsContext {
         self.api_server.clone()
     }
 
+    /// Notes how the handshake with `node` ended, as far as clocks go: with a certificate that does not hold now, or well.
+    pub fn note_handshake(&self, node: NodeId, ended: Result<(), &io::Error>) {
+        let mut out_of_time = self.out_of_time.lock();
+        match ended {
+            Ok(()) => drop(out_of_time.remove(&node)),
+            Err(error) if is_out_of_time(error) => drop(out_of_time.insert(node, boot_now())),
+            // says nothing of clocks
+            Err(_) => {}
+        }
+    }
+
+    /// Returns the members whose certificates did not hold by this machine's clock when they were dialled a short while ago: who
+    /// cannot connect tries again and again.
+    pub fn out_of_time(&self) -> BTreeSet<NodeId> {
+        let now = boot_now();
+        let dialled = self.out_of_time.lock();
+        dialled.iter().filter(|(_, at)| now.since(**at) < OUT_OF_TIME_FOR).map(|(node, _)| *node).collect()
+    }
+
     /// Tells whether a chain that a member once proved would still be accepted now.
     pub fn still_trusts(&self, chain: &[CertificateDer<'_>]) -> bool {
         let Some((leaf, rest)) = chain.split_first() else { return false };
         self.current.load().members.verify_client_cert(leaf, rest, UnixTime::now()).is_ok()
     }
+}
+
+/// Tells whether a handshake failed as the certificate shown does not hold yet, or no longer.
+fn is_out_of_time(error: &io::Error) -> bool {
+    use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(error)) = inner else { return false };
+    matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
 }
 
 /// The protocols that members speak among each other.

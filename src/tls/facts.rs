@@ -100,10 +100,11 @@ impl CertificateFacts {
         Self::of_der(&der)
     }
 
-    /// Tells whether two thirds of its life have passed at `now` (wall clock since 1970).
+    /// Tells whether two thirds of its life have passed at `now` (wall clock since 1970), or its life has not begun: then it was
+    /// issued by a clock that was wrong.
     pub fn needs_renewal(&self, now: Duration) -> bool {
         let life = self.not_after.saturating_sub(self.not_before);
-        now >= self.not_before + life * 2 / 3
+        now < self.not_before || now >= self.not_before + life * 2 / 3
     }
 
     /// Returns the whole days it is still valid at `now`; negative once it has expired.
@@ -156,7 +157,8 @@ mod tests {
             not_before: 100 * day,
             not_after: 190 * day,
         };
-        assert!(!facts.needs_renewal(159 * day));
+        assert!(!facts.needs_renewal(100 * day) && !facts.needs_renewal(159 * day));
+        assert!(facts.needs_renewal(99 * day), "issued by a clock that ran ahead");
         assert!(facts.needs_renewal(160 * day));
         assert_eq!(facts.days_left(100 * day), 90);
         assert_eq!(facts.days_left(190 * day), 0);
