@@ -27,7 +27,7 @@ const WRITES: &str = "HASUP_TEST_LOG_WRITES";
 /// Cuts of power in the one test, and at most in the other; the environment may ask for more.
 const CUTS: &str = "HASUP_TEST_POWER_CUTS";
 const FEW_CUTS: u32 = 24;
-const MANY_CUTS: u32 = 60;
+const MANY_CUTS: u32 = 100;
 /// Then another one takes its place.
 const CUTS_OF_A_LOG: u32 = 4;
 
