@@ -5,4 +5,5 @@ mod full;
 mod group;
 mod million;
 mod release;
+mod speed;
 mod suite;

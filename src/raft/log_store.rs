@@ -1,4 +1,4 @@
-//! The Raft log, vote and committed index, in sled.
+//! The Raft log, vote and committed index, in sled. What is durable when, and why: `log_writer`.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -12,13 +12,16 @@ use std::sync::mpsc::{Sender, channel};
 use futures_util::future::BoxFuture;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::consensus::{LogHandle, LogMark};
+#[cfg(feature = "mutations")]
+pub use super::log_writer::WITHOUT_PACE;
 use super::log_writer::{
-    COMMITTED_KEY, Change, Found, PURGED_KEY, SEGMENT_BYTES, Trees, VOTE_KEY, for_each_entry, guarded,
+    COMMITTED_KEY, Change, Found, PURGED_KEY, Pace, SEGMENT_BYTES, Trees, VOTE_KEY, for_each_entry, guarded,
     remove_backwards, remove_upto, run, sync,
 };
 use super::types::{Entry, LogId, TypeConfig, Vote};
@@ -265,13 +268,13 @@ impl LogHandle for LogStore {
 }
 
 fn open_trees(path: &Path) -> io::Result<Trees> {
+    let file = ordered_file(path)?;
     let config = sled::Config::new().path(path).flush_every_ms(None).cache_capacity(8 << 20);
     let config = config.segment_size(segment_bytes(path)?);
     let db = config.open().map_err(io::Error::from)?;
     let log = db.open_tree("log").map_err(io::Error::from)?;
     let meta = db.open_tree("meta").map_err(io::Error::from)?;
     db.flush().map_err(io::Error::from)?;
-    let file = File::open(path.join("db"))?;
     file.sync_all()?;
     File::open(path.join("conf"))?.sync_all()?;
     fsync_dir(path)?;
@@ -279,6 +282,23 @@ fn open_trees(path: &Path) -> io::Result<Trees> {
         fsync_dir(parent)?;
     }
     Ok(Trees { db, log, meta, file: Arc::new(file) })
+}
+
+/// Opens sled's file, made where it is missing, and has the file system make each write to it durable before it returns.
+fn ordered_file(path: &Path) -> io::Result<File> {
+    let file = File::options().create(true).truncate(false).read(true).write(true).open(path.join("db"))?;
+    let ordered = ioctl_getflags(&file).and_then(|flags| match flags.contains(IFlags::SYNC) {
+        true => Ok(()),
+        false => ioctl_setflags(&file, flags | IFlags::SYNC),
+    });
+    if let Err(error) = ordered {
+        tracing::warn!(
+            path = %path.display(), %error,
+            "the file system does not take the attribute S (synchronous writes) for the Raft log: a power cut while much is written \
+             may damage this node's log, and the node would have to join again; put the data folder on ext4 or xfs"
+        );
+    }
+    Ok(file)
 }
 
 /// Returns the size of segments that the log in `path` was made with: sled opens it with no other.
@@ -304,7 +324,7 @@ fn load(trees: &Trees) -> io::Result<Memory> {
     };
     if let Some(purged) = memory.purged {
         // A crash may have come between noting and removing.
-        remove_upto(trees, purged.index)?;
+        remove_upto(trees, purged.index, &mut Pace::default())?;
     }
     let mut last: Option<LogId> = memory.purged;
     let mut short = None;
@@ -331,7 +351,7 @@ fn load(trees: &Trees) -> io::Result<Memory> {
         Ok(())
     })?;
     if let Some(short) = short {
-        remove_backwards(trees, short)?;
+        remove_backwards(trees, short, &mut Pace::default())?;
         sync(trees)?;
     }
     memory.last = last;
@@ -526,10 +546,10 @@ mod tests {
     async fn a_log_made_with_other_segments_is_opened_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let older =
-            sled::Config::new().path(folder.path()).segment_size(128 << 10).flush_every_ms(None).open().unwrap();
+            sled::Config::new().path(folder.path()).segment_size(512 << 10).flush_every_ms(None).open().unwrap();
         drop(older);
         let mut log = with_entries(folder.path(), 5, 10_000).await;
-        assert_eq!(segment_bytes(folder.path()).unwrap(), 128 << 10);
+        assert_eq!(segment_bytes(folder.path()).unwrap(), 512 << 10);
         log.close().await;
         log = LogStore::open(folder.path(), NodeId(1)).unwrap();
         assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(entry(4, 0).log_id));
@@ -569,5 +589,28 @@ mod tests {
         log.close().await;
         let opened = LogStore::open(folder.path(), NodeId(1)).map(drop);
         assert!(matches!(opened, Err(LogError::Damaged { .. })), "{opened:?}");
+    }
+
+    #[tokio::test]
+    async fn every_open_sees_to_it_that_writes_are_durable_as_they_return() {
+        // not in /tmp, which may be a tmpfs, and that knows no such attribute
+        let folder = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+        let probe = File::create(folder.path().join("probe")).unwrap();
+        if ioctl_getflags(&probe).and_then(|flags| ioctl_setflags(&probe, flags | IFlags::SYNC)).is_err() {
+            println!("SKIPPED every_open_sees_to_it: the file system of the build knows no attribute S");
+            return;
+        }
+        let ordered = || {
+            let file = File::open(folder.path().join("log/db")).unwrap();
+            ioctl_getflags(&file).unwrap().contains(IFlags::SYNC)
+        };
+        let path = folder.path().join("log");
+        with_entries(&path, 1, 10).await.close().await;
+        assert!(ordered());
+        let file = File::open(path.join("db")).unwrap();
+        ioctl_setflags(&file, ioctl_getflags(&file).unwrap() - IFlags::SYNC).unwrap();
+        assert!(!ordered());
+        with_entries(&path, 0, 0).await.close().await;
+        assert!(ordered());
     }
 }
