@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::storage::RaftLogStorage;
-use openraft::{Config, Instant, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{Config, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::timeout;
@@ -24,8 +24,7 @@ use crate::codec::encode;
 use crate::ha::rules::Rules;
 use crate::kv::snapshot::SnapshotError;
 use crate::kv::{Proposal, Reply};
-use crate::sys::clock::boot_now;
-use crate::types::{BootTime, NodeId};
+use crate::types::NodeId;
 
 /// The log is compacted when its entries have this many bytes, however few they are.
 const SNAPSHOT_BYTES: usize = 32 << 20;
@@ -50,7 +49,8 @@ impl RaftTiming {
     pub fn scaled(multiplier: u32) -> Self {
         let multiplier = multiplier.max(1);
         Self {
-            heartbeat: Duration::from_millis(100) * multiplier,
+            // openraft ticks five times in this, and each tick wakes a thread, also in a cluster where nothing happens
+            heartbeat: Duration::from_millis(200) * multiplier,
             election_min: Duration::from_millis(300) * multiplier,
             election_max: Duration::from_millis(600) * multiplier,
         }
@@ -185,7 +185,7 @@ pub enum ReadError {
 pub struct Leadership {
     /// Who leads, as far as this node knows.
     pub leader: Option<NodeId>,
-    /// Whether this node leads. Without a majority it may believe so for long: see `quorum_acked`.
+    /// Whether this node leads. Without a majority it may believe so for long.
     pub is_leader: bool,
     /// The term.
     pub term: u64,
@@ -205,22 +205,10 @@ pub struct Leadership {
     pub committed: u64,
     /// Index up to which this node has applied.
     pub applied: u64,
-    /// On the leader: when the newest heartbeat that a majority acknowledged was sent. Writes commit while it is young.
-    pub quorum_acked: Option<BootTime>,
     /// On the leader: the index up to which each member's log is known to be equal.
     pub matched: BTreeMap<NodeId, u64>,
-    /// On the leader: when the newest heartbeat that each member acknowledged was sent.
-    pub heard: BTreeMap<NodeId, BootTime>,
     /// Why Raft has stopped for good on this node, if so: it must fence and be restarted.
     pub failed: Option<String>,
-}
-
-impl Leadership {
-    /// Returns whether anything but ages differs.
-    fn differs(&self, other: &Self) -> bool {
-        let ageless = |it: &Self| Self { quorum_acked: None, heard: BTreeMap::new(), ..it.clone() };
-        ageless(self) != ageless(other)
-    }
 }
 
 /// Raft on this node. Cheap to clone.
@@ -325,13 +313,16 @@ impl Consensus {
             let seen = metrics.borrow_watched().clone();
             let now = leadership(&seen, self.inner.log.as_ref());
             self.inner.leadership.send_if_modified(|before| {
-                let differs = before.differs(&now);
+                let differs = *before != now;
                 *before = now;
                 differs
             });
             self.compact(&seen, &mut compacted).await;
-            if metrics.changed().await.is_err() {
-                return;
+            // a leader's metrics change with each of its ticks, by ages that nobody asks for
+            while is_alike(&seen, &metrics.borrow_watched()) {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
             }
         }
     }
@@ -461,6 +452,20 @@ impl Consensus {
     }
 }
 
+/// Whether two looks at openraft's metrics differ in ages alone.
+fn is_alike(one: &RaftMetrics<TypeConfig>, other: &RaftMetrics<TypeConfig>) -> bool {
+    let office =
+        |it: &RaftMetrics<TypeConfig>| (it.running_state.is_ok(), it.state, it.current_leader, it.current_term);
+    let members = |it: &RaftMetrics<TypeConfig>| [it.membership_config.clone(), it.committed_membership_config.clone()];
+    let log = |it: &RaftMetrics<TypeConfig>| {
+        (it.last_log_index, [it.local_committed, it.last_applied, it.snapshot, it.purged])
+    };
+    office(one) == office(other)
+        && log(one) == log(other)
+        && one.replication == other.replication
+        && members(one) == members(other)
+}
+
 /// Says that Raft has stopped, when dropped: at the end of the watch over it, however that comes.
 struct LastWord<'a>(&'a watch::Sender<Leadership>);
 
@@ -500,7 +505,6 @@ fn config(timing: RaftTiming, compaction: Compaction) -> Config {
 
 /// Returns what openraft's metrics say.
 fn leadership(seen: &RaftMetrics<TypeConfig>, log: &dyn LogHandle) -> Leadership {
-    let now = boot_now();
     let members = seen.membership_config.membership();
     let nodes = |ids: &BTreeSet<u64>| ids.iter().copied().map(NodeId).collect();
     let voters: Vec<BTreeSet<NodeId>> = members.get_joint_config().iter().map(nodes).collect();
@@ -517,14 +521,7 @@ fn leadership(seen: &RaftMetrics<TypeConfig>, log: &dyn LogHandle) -> Leadership
         snapshot: index(&seen.snapshot),
         committed: index(&seen.local_committed),
         applied: index(&seen.last_applied),
-        quorum_acked: seen.last_quorum_acked.map(|sent| now.before(sent.elapsed())),
         matched: seen.replication.iter().flatten().map(|(node, id)| (NodeId(*node), index(id))).collect(),
-        heard: seen
-            .heartbeat
-            .iter()
-            .flatten()
-            .filter_map(|(node, sent)| Some((NodeId(*node), now.before((*sent)?.elapsed()))))
-            .collect(),
         failed: log.failed().or_else(|| seen.running_state.as_ref().err().map(ToString::to_string)),
     }
 }

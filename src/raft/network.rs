@@ -29,7 +29,7 @@ const SNAPSHOT_PIECE: usize = 512 << 10;
 const PIECE_DEADLINE: Duration = Duration::from_secs(3);
 const INSTALLED_PER_SECOND: u64 = 4 << 20;
 /// A follower that must sync a slow disk gets this many heartbeats' time for entries, so that a batch is not sent twice.
-const APPEND_HEARTBEATS: u32 = 10;
+const APPEND_HEARTBEATS: u32 = 5;
 
 /// Which calls share a connection: none of them may hold up those of another lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
