@@ -163,6 +163,8 @@ pub(crate) struct Shared {
     tls: Arc<TlsContext>,
     tasks: Tasks,
     news: Arc<Notify>,
+    /// Notified when pulses bring news: the leader looks at once, also while the control loop is busy with a step.
+    heard: Arc<Notify>,
     /// Bumped after each round of the control loop; wakes the leader.
     rounds: watch::Sender<u64>,
     plan: watch::Sender<Arc<Plan>>,
@@ -207,7 +209,13 @@ impl Node {
             let _ = deadlines.extend(generation, end);
         };
         let promised = durable.get().lease_span;
-        let pulses = Pulses::start(parts.pulse, promised, on_lease, Arc::clone(&news)).map_err(NodeError::Pulses)?;
+        let heard = Arc::new(Notify::new());
+        let (of_loop, of_leader) = (Arc::clone(&news), Arc::clone(&heard));
+        let on_news = move || {
+            of_loop.notify_one();
+            of_leader.notify_one();
+        };
+        let pulses = Pulses::start(parts.pulse, promised, on_lease, on_news).map_err(NodeError::Pulses)?;
         let (plan, _) = watch::channel(Arc::new(control_loop::first_plan()));
         let acted_under = Mutex::new(durable.get().acknowledged);
         let shared = Arc::new(Shared {
@@ -233,6 +241,7 @@ impl Node {
             guard,
             durable,
             news,
+            heard,
             plan,
             acted_under,
         });

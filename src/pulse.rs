@@ -20,7 +20,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::process::Pid;
 use rustix::thread::gettid;
-use tokio::sync::Notify;
 
 pub use self::seal::PulseSecret;
 use self::seal::Sealer;
@@ -66,6 +65,8 @@ pub struct PulsePeer {
 
 /// Called with each lease that grew, from the thread that saw it.
 type OnLease = Box<dyn Fn(Generation, BootTime) + Send + Sync>;
+/// Called whenever what was heard is worth a look, from the thread that heard it.
+type OnNews = Box<dyn Fn() + Send + Sync>;
 
 struct Shared {
     core: Mutex<PulseCore>,
@@ -74,7 +75,7 @@ struct Shared {
     sockets: Vec<UdpSocket>,
     /// For peers whose address is of a family that this node does not listen on: sends only, as they answer to where it listens.
     senders: Vec<UdpSocket>,
-    news: Arc<Notify>,
+    on_news: OnNews,
     on_lease: OnLease,
     newer_cluster: Mutex<Option<ClusterGeneration>>,
     is_stopped: AtomicBool,
@@ -90,8 +91,8 @@ pub struct Pulses {
 impl Pulses {
     /// Binds the sockets and starts a thread for each; the first one also sends the rounds.
     ///
-    /// `promised` is the longest lease that this node may have acknowledged before. `on_lease` is called with every lease that grew, from a pulse thread: it must not wait. `news` is notified whenever the
-    /// control loop should look.
+    /// `promised` is the longest lease that this node may have acknowledged before. `on_lease` is called with every lease that grew, and
+    /// `on_news` whenever what was heard is worth a look, both from a pulse thread: they must not wait.
     ///
     /// # Errors
     ///
@@ -100,7 +101,7 @@ impl Pulses {
         config: PulseConfig,
         promised: Duration,
         on_lease: impl Fn(Generation, BootTime) + Send + Sync + 'static,
-        news: Arc<Notify>,
+        on_news: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let sockets = config.listen.iter().map(UdpSocket::bind).collect::<io::Result<Vec<_>>>()?;
         let any: [SocketAddr; 2] = [(Ipv4Addr::UNSPECIFIED, 0).into(), (Ipv6Addr::UNSPECIFIED, 0).into()];
@@ -122,7 +123,7 @@ impl Pulses {
             addresses: Mutex::new(BTreeMap::new()),
             sockets,
             senders,
-            news,
+            on_news: Box::new(on_news),
             on_lease: Box::new(on_lease),
             newer_cluster: Mutex::new(None),
             is_stopped: AtomicBool::new(false),
@@ -246,10 +247,10 @@ impl Shared {
         if let Some(newer) = received.newer_cluster {
             let mut known = self.newer_cluster.lock();
             *known = (*known).max(Some(newer));
-            self.news.notify_one();
+            (self.on_news)();
         }
         if received.is_news {
-            self.news.notify_one();
+            (self.on_news)();
         }
     }
 
@@ -272,6 +273,8 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Notify;
+
     use super::*;
     use crate::ha::pulse::Report;
 
@@ -291,7 +294,9 @@ mod tests {
             listen: vec![listen.parse().expect("an address")],
         };
         let news = Arc::new(Notify::new());
-        (Pulses::start(config, Duration::from_secs(2), |_, _| {}, Arc::clone(&news)).expect("bind on loopback"), news)
+        let told = Arc::clone(&news);
+        let pulses = Pulses::start(config, Duration::from_secs(2), |_, _| {}, move || told.notify_one());
+        (pulses.expect("bind on loopback"), news)
     }
 
     fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {

@@ -39,6 +39,7 @@ pub(super) async fn lead(shared: Arc<Shared>) {
             changed = rounds.changed() => if changed.is_err() { return },
             changed = states.changed() => if changed.is_err() { return },
             changed = leaderships.changed() => if changed.is_err() { return },
+            () = shared.heard.notified() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         rounds.mark_unchanged();
