@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::Shared;
 use super::database::{JobPlace, to_postgres};
 use crate::guard::{GuardError, Lease, StopMode};
@@ -30,6 +32,8 @@ const SHORT: Duration = Duration::from_secs(2);
 const FIRST_WRITE_LIMIT: Duration = Duration::from_secs(1);
 /// How long work may take that waits for a checkpoint of a busy database.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
+/// How long standbys may take to get ready for a switchover; it goes on without them.
+const STANDBY_CHECKPOINT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a copy of the database may take before it is begun anew.
 const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a rewind may take before a copy is made instead.
@@ -362,7 +366,16 @@ impl Shared {
 
     async fn prepare_switchover(self: Arc<Self>, generation: Generation, place: JobPlace) {
         match self.postgres.postgres.prepare_stop(CHECKPOINT_LIMIT).await {
-            Ok(()) => self.postgres.note_checkpointed(generation),
+            Ok(()) => {
+                let standbys = self.postgres.view(&self.guard.view(), self.postgres_process()).standbys;
+                let asked = standbys
+                    .into_keys()
+                    .map(|member| self.ask_for_checkpoint(member.node, generation, STANDBY_CHECKPOINT_LIMIT));
+                for error in join_all(asked).await.into_iter().filter_map(Result::err) {
+                    tracing::info!(error = %chain(&error), "a standby is not prepared for the switchover, which takes longer then");
+                }
+                self.postgres.note_checkpointed(generation);
+            }
             Err(error) => place.fail(format!("prepare PostgreSQL's stop for the switchover: {}", chain(&error)), SHORT),
         }
     }
@@ -454,7 +467,7 @@ impl Shared {
         let may_rewind = may_rewind && !basebackup::is_pending(&layout);
         if let (true, Some(parted)) = (may_rewind, parted) {
             place.becomes(Job::Rebuilding);
-            self.ask_for_checkpoint(from, generation).await?;
+            self.ask_for_checkpoint(from, generation, CHECKPOINT_LIMIT).await?;
             let label = format!("{}", wall_now().as_secs());
             let rewind = Rewind {
                 source: source.clone(),
@@ -527,11 +540,11 @@ impl Shared {
         Ok(())
     }
 
-    async fn ask_for_checkpoint(&self, node: NodeId, generation: Generation) -> Result<(), StepError> {
+    async fn ask_for_checkpoint(&self, node: NodeId, generation: Generation, limit: Duration) -> Result<(), StepError> {
         let request = PeerRequest::Checkpoint { generation };
-        match self.peers.call(node, MemberProtocol::Bulk, request, CHECKPOINT_LIMIT).await {
+        match self.peers.call(node, MemberProtocol::Bulk, request, limit).await {
             Ok(PeerResponse::Checkpointed) => Ok(()),
-            Ok(other) => Err(StepError::Unknown(format!("the active node made no checkpoint: {other:?}"))),
+            Ok(other) => Err(StepError::Unknown(format!("node {node} made no checkpoint: {other:?}"))),
             Err(error) => Err(StepError::Unknown(error.to_string())),
         }
     }

@@ -66,6 +66,8 @@ const READMIT_LIMIT: Duration = Duration::from_secs(2);
 /// How long filling a WAL segment ahead of a stop may take: at 16 MB it takes some 0.1 s, at the 1 GB that PostgreSQL allows it is
 /// left off midway.
 const FILL_LIMIT: Duration = Duration::from_secs(5);
+/// How long standbys may take to replay the checkpoint ahead of a stop.
+const REPLAY_LIMIT: Duration = Duration::from_secs(1);
 /// After this, a WAL receiver that has not gone by itself is told to (L9).
 const RECEIVER_TERM_AFTER: Duration = Duration::from_millis(50);
 
@@ -486,7 +488,8 @@ impl Postgres {
     /// present WAL segment but for its last part.
     ///
     /// With `archive_mode = on` the stop switches to a new segment: the rest of the present one is written, and streamed to every
-    /// standby, before PostgreSQL ends. That is 8 MB on average, and half of the time that a stop takes.
+    /// standby, before PostgreSQL ends. That is 8 MB on average, and half of the time that a stop takes. When this returns, standbys that
+    /// stream have replayed what was done, so that a checkpoint of theirs makes the file of the segment after this one ready.
     pub async fn prepare_stop(&self, limit: Duration) -> Result<(), PgError> {
         let deadline = Instant::now() + limit;
         let left = || deadline.saturating_duration_since(Instant::now()).max(POLL);
@@ -497,7 +500,16 @@ impl Postgres {
             // commits of others pass between two parts
             sleep(POLL).await;
         }
-        session.query("make a checkpoint", "checkpoint", left()).await.map(drop)
+        session.query("make a checkpoint", "checkpoint", left()).await?;
+        let end = session.value("tell the end of its log", "select pg_current_wal_insert_lsn()", left()).await?;
+        let replayed = format!(
+            "select coalesce(min(replay_lsn) >= '{end}', true) from pg_stat_replication where state = 'streaming'"
+        );
+        let replayed_by = Instant::now() + REPLAY_LIMIT.min(left());
+        while Instant::now() < replayed_by && session.value("tell what is replayed", &replayed, left()).await? != "t" {
+            sleep(POLL).await;
+        }
+        Ok(())
     }
 
     /// Makes a checkpoint: on the source of a rewind.
