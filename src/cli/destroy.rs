@@ -46,6 +46,7 @@ pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliE
         return Err(CliError::Refused(text));
     }
     let socket = config.admin_socket();
+    refuse_member(&socket).await?;
     if systemd::runs(data_dir) {
         // Stopped by its supervisor, which else would start it again.
         systemd::retire()?;
@@ -75,6 +76,25 @@ pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliE
     local::remove_if_there(&config.admin_socket())?;
     out.answer(&json!({"deleted": data_dir}), &text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses where the node runs as a member of a cluster that can decide without it: there it is to leave first.
+async fn refuse_member(socket: &Path) -> Result<(), CliError> {
+    if UnixStream::connect(socket).is_err() {
+        return Ok(());
+    }
+    let client = Client::new(vec![Target::Admin(socket.to_owned())], None, None).context("prepare to ask the node")?;
+    // one that does not answer is in nobody's service
+    let Ok(status) = client.status().await else { return Ok(()) };
+    if !status.cluster.majority || status.nodes.len() < 2 {
+        return Ok(());
+    }
+    Err(CliError::Refused(format!(
+        "{0} is a member of a cluster of {1}, whose commits and votes may count on it. Nothing was deleted. Run `hasup leave` here first \
+         (`hasup switchover` before, where it is active). To delete it all the same, stop hasup here first",
+        status.me,
+        status.nodes.len()
+    )))
 }
 
 /// Puts the files that an adoption replaced beside the database that stays; returns the folder, if there are any.

@@ -337,7 +337,7 @@ impl Shared {
         }
         let why = WhyRecord {
             facts: vec![format!("an operator asked to remove {name}")],
-            rule: "design 9".to_owned(),
+            rule: "an operator's order".to_owned(),
             step: format!("removes node {name}"),
         };
         let generation = state.assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();

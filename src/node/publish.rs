@@ -51,6 +51,16 @@ impl Publisher {
             .collect();
         let lease = view.pulse.lease.filter(|_| view.guard.armed.is_some());
         let mut cluster = cluster_status(state, view, &nodes);
+        let disowned_by: Vec<String> = shared.peers.disowned_by().into_iter().filter_map(name_of).collect();
+        if !cluster.majority && !disowned_by.is_empty() {
+            // the others are well, and nothing is to be repaired there
+            cluster.warnings = vec![format!(
+                "{} is no member of this cluster any more: it was removed, or another took its place ({} said so). Nothing that is \
+                 shown here of the others is of the present. To join again: `hasup destroy --yes` here, then `hasup join`",
+                shared.name,
+                disowned_by.join(", ")
+            )];
+        }
         let collations = shared.postgres.collation_warnings();
         let here = collations.iter().flatten().map(|warning| format!("{}: {warning}", shared.name));
         cluster.warnings.extend(here);

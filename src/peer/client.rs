@@ -1,6 +1,6 @@
 //! Calls a member by its number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -135,6 +135,8 @@ struct Inner {
     book: watch::Sender<AddressBook>,
     entrances: Mutex<BTreeMap<(NodeId, MemberProtocol), Arc<Entrance>>>,
     new_links: mpsc::UnboundedSender<Link>,
+    /// Members whose newest answer was that this node is none.
+    disowned_by: Mutex<BTreeSet<NodeId>>,
 }
 
 /// Calls members. Cheap to clone; all clones share one connection per member and purpose.
@@ -153,7 +155,13 @@ impl PeerClient {
     /// Returns a client that knows no peers yet, and the work to run beside it as a task; when that ends, calls fail.
     pub fn new(tls: Arc<TlsContext>) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (new_links, mut links) = mpsc::unbounded_channel::<Link>();
-        let inner = Inner { tls, book: watch::Sender::default(), entrances: Mutex::default(), new_links };
+        let inner = Inner {
+            tls,
+            book: watch::Sender::default(),
+            entrances: Mutex::default(),
+            new_links,
+            disowned_by: Mutex::default(),
+        };
         let work = async move {
             let mut running = JoinSet::new();
             loop {
@@ -181,6 +189,11 @@ impl PeerClient {
             *current = book;
             changed
         });
+    }
+
+    /// Returns the members whose newest answer was that this node is no member: it was removed, or another took its place.
+    pub fn disowned_by(&self) -> BTreeSet<NodeId> {
+        self.inner.disowned_by.lock().clone()
     }
 
     /// Asks `target` and waits `within` for its answer, which may be a refusal.
@@ -219,9 +232,13 @@ impl PeerClient {
         }
         match timeout_at(deadline, answer).await {
             Ok(Ok(Ok(payload))) => {
+                self.inner.disowned_by.lock().remove(&target);
                 codec::decode(&payload).map_err(|error| unknown(Unknown::BadAnswer(error.to_string())))
             }
-            Ok(Ok(Err(DialError::NotAMember))) => Err(not_sent(NotSent::NotAMember)),
+            Ok(Ok(Err(DialError::NotAMember))) => {
+                self.inner.disowned_by.lock().insert(target);
+                Err(not_sent(NotSent::NotAMember))
+            }
             Ok(Ok(Err(DialError::Unreachable(tried)))) => Err(not_sent(NotSent::Unreachable(tried))),
             Ok(Err(_)) if fate.withdraw() => Err(not_sent(NotSent::GivenUp)),
             Ok(Err(_)) => Err(unknown(Unknown::Lost)),
