@@ -135,6 +135,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
         cluster_id: identity.cluster_id.clone(),
         cluster_secret: trust.cluster_secret.clone(),
         data_dir: config.data_dir.clone(),
+        copy_rate_kib: config.postgres.copy_rate_kib,
         guard_program: guard_program(),
         first_peers: identity.peers.iter().map(|member| (member.name.to_string(), member.id)).collect(),
         peers,

@@ -86,6 +86,8 @@ pub struct PostgresConfig {
     pub port: u16,
     /// Where clients and standbys reach it.
     pub advertise: Address,
+    /// The most that a copy of the database to this node takes in a second, in KiB; no limit where absent.
+    pub copy_rate_kib: Option<u32>,
     /// Further settings of this node's server, name and value as in `postgresql.conf`.
     pub settings: BTreeMap<String, String>,
 }

@@ -89,6 +89,8 @@ pub struct NodeParts {
     pub cluster_secret: ClusterSecret,
     /// The folder of the node's own state.
     pub data_dir: PathBuf,
+    /// The most that a copy of the database to this node takes in a second, in KiB.
+    pub copy_rate_kib: Option<u32>,
     /// The binary to start a guard with; none where a supervisor does that.
     pub guard_program: Option<PathBuf>,
     /// The members by name as this node was told of them when it joined.
@@ -153,6 +155,7 @@ pub(crate) struct Shared {
     ca_file: PathBuf,
     password_file: PathBuf,
     data_dir: PathBuf,
+    copy_rate_kib: Option<u32>,
     first_peers: BTreeMap<String, NodeId>,
     consensus: Consensus,
     peers: PeerClient,
@@ -226,6 +229,7 @@ impl Node {
             ca_file: parts.ca_file,
             password_file: parts.password_file,
             data_dir: parts.data_dir,
+            copy_rate_kib: parts.copy_rate_kib,
             first_peers: parts.first_peers,
             postgres: Arc::new(Database::new(parts.postgres, Arc::clone(&news))),
             consensus: parts.consensus,

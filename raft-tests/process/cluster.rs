@@ -252,6 +252,18 @@ fn names_changed_by_hand(active: &Node) {
     active.until("both standbys stream again", |status| streaming(status) == 2);
 }
 
+/// A superuser makes a standby follow somebody else, past hasup: `check` tells while it is so, and it is undone.
+fn source_changed_by_hand(standby: &Node) {
+    let was = standby.sql("show primary_conninfo");
+    for sql in ["alter system set primary_conninfo = 'host=192.0.2.1'", "select pg_reload_conf()"] {
+        standby.sql(sql);
+    }
+    standby.until("the change was seen", |_| standby.log().contains("primary_conninfo was changed past hasup"));
+    standby.until("the source is back", |_| standby.sql("show primary_conninfo") == was);
+    standby.until("it streams again", |_| standby.sql("select status from pg_stat_wal_receiver") == "streaming");
+    standby.until("it is well", |_| standby.hasup(&["check"]).code == Some(0));
+}
+
 /// Waits until the node's PostgreSQL has exactly these replication slots.
 #[track_caller]
 fn keeps_log(node: &Node, slots: &str) {
@@ -298,6 +310,7 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     }
     assert_eq!(first.hasup(&["check"]).code, Some(0), "{:?}", first.hasup(&["check"]));
     names_changed_by_hand(&first);
+    source_changed_by_hand(&second);
     // what one node was told, every node knows
     second.json(&["kv", "put", "x", "1"]);
     assert_eq!(third.hasup(&["kv", "get", "x"]).out.trim_end(), "1");

@@ -69,6 +69,9 @@ pub struct NodeFlags {
     /// Folder of PostgreSQL's programs; default: found by version
     #[arg(long, value_name = "DIR")]
     pub postgres_bin_dir: Option<String>,
+    /// Most that a copy of the database to this node takes in a second; example: 50MB
+    #[arg(long, value_name = "RATE")]
+    pub postgres_copy_rate: Option<String>,
     /// User that hasup and PostgreSQL run as; default: postgres
     #[arg(long, value_name = "NAME")]
     pub user: Option<String>,

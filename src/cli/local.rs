@@ -91,6 +91,7 @@ fn flags(reach: &Reach, node: &NodeFlags) -> Vec<(String, String, String)> {
         ("--postgres-port", "postgres.port", &node.postgres_port),
         ("--postgres-data-dir", "postgres.data_dir", &node.postgres_data_dir),
         ("--postgres-bin-dir", "postgres.bin_dir", &node.postgres_bin_dir),
+        ("--postgres-copy-rate", "postgres.copy_rate", &node.postgres_copy_rate),
         ("--user", "user", &node.user),
         ("--witness", "witness", &witness),
         ("--log-level", "log.level", &node.log_level),

@@ -135,6 +135,11 @@ impl Checker {
             self.blame("postgres.advertise", &error.to_string(), "use host or host:port, IPv6 in brackets");
             Address { host: host.clone(), port }
         });
+        let said = self.text("postgres.copy_rate", "");
+        let copy_rate_kib = copy_rate(&said).unwrap_or_else(|| {
+            self.blame("postgres.copy_rate", "is no rate", "use kB or MB a second, from 32kB to 1024MB, like \"50MB\"");
+            None
+        });
         let settings = match self.take("postgres.settings") {
             Some((Value::Map(settings), _)) => settings,
             _ => BTreeMap::new(),
@@ -148,7 +153,7 @@ impl Checker {
                 self.blame("postgres.settings", &what, "remove it");
             }
         }
-        PostgresConfig { bin_dir, data_dir, listen, port, advertise, settings }
+        PostgresConfig { bin_dir, data_dir, listen, port, advertise, copy_rate_kib, settings }
     }
 
     fn log(&mut self) -> LogConfig {
@@ -331,6 +336,20 @@ fn is_filter(text: &str) -> bool {
     })
 }
 
+/// Reads how much may be copied in a second, in KiB: nothing for no limit. Returns none where that is no rate, or one that
+/// `pg_basebackup` does not take.
+fn copy_rate(text: &str) -> Option<Option<u32>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    let (number, kib) = match (text.strip_suffix("MB"), text.strip_suffix("kB")) {
+        (Some(number), _) => (number, 1024),
+        (None, number) => (number?, 1),
+    };
+    let rate = number.trim().parse::<u32>().ok()?.checked_mul(kib)?;
+    (32..=1024 * 1024).contains(&rate).then_some(Some(rate))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::raw::{Layer, render};
@@ -458,6 +477,19 @@ port = 6432
     }
 
     #[test]
+    fn rates_of_copies_are_those_that_pg_basebackup_takes() {
+        for (text, rate) in [("", None), ("32kB", Some(32)), ("50MB", Some(50 * 1024)), ("1024 MB", Some(1024 * 1024))]
+        {
+            assert_eq!(copy_rate(text), Some(rate), "{text}");
+        }
+        for text in ["50", "31kB", "1025MB", "-1MB", "9999999999MB", "MB", "50GB"] {
+            assert_eq!(copy_rate(text), None, "{text}");
+        }
+        let loaded = load(&file("[postgres]\ncopy_rate = \"1GB\"\n"), &facts());
+        assert!(format!("{:?}", loaded.unwrap_err()).contains("from 32kB to 1024MB"));
+    }
+
+    #[test]
     fn postgres_settings_take_numbers_and_truths() {
         let loaded =
             load(&file("[postgres.settings]\nwork_mem = \"16MB\"\njit = false\nmax_connections = 50\n"), &facts());
@@ -472,7 +504,7 @@ port = 6432
         let loaded = load(&file(text), &Facts::default()).unwrap();
         assert_eq!(loaded.config.node_name.as_str(), "db1");
         assert_eq!(loaded.config.peer.advertise[1].to_string(), "192.168.0.1:7400");
-        // With every commented setting taken at its word nothing else comes out, but for the balancer and the programs.
+        // With every commented setting taken at its word nothing else comes out, but for the balancer, the programs and the rate.
         let uncommented: String = text
             .lines()
             .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
@@ -480,6 +512,7 @@ port = 6432
             .collect();
         let mut spelled = load(&file(&uncommented), &Facts::default()).unwrap().config;
         assert!(spelled.balancer.take().is_some() && spelled.postgres.bin_dir.take().is_some());
+        assert_eq!(spelled.postgres.copy_rate_kib.take(), Some(50 * 1024));
         assert_eq!(spelled, loaded.config);
     }
 }

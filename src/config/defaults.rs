@@ -81,6 +81,12 @@ pub const SETTINGS: &[Setting] = &[
     row("postgres.listen", Kind::List, "(host_ip)", "hosts that PostgreSQL binds"),
     row("postgres.port", Kind::Port, "5432", "port that PostgreSQL binds"),
     row("postgres.advertise", Kind::Text, "(host_ip)", "host or host:port under which clients reach PostgreSQL"),
+    row(
+        "postgres.copy_rate",
+        Kind::Text,
+        "(no limit)",
+        "most that a copy of the database to this node takes in a second, like 50MB",
+    ),
     row("postgres.settings", Kind::Map, "{}", "further settings of this node's PostgreSQL"),
     row("log.level", Kind::Text, "info", "error, warn, info, debug, trace, or a filter like info,hasup::pulse=debug"),
     row("log.format", Kind::Text, "text", "text or json"),

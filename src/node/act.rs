@@ -516,7 +516,7 @@ impl Shared {
             source,
             ssl,
             application: "hasup_copy".to_owned(),
-            max_rate_kib: None,
+            max_rate_kib: self.copy_rate_kib,
             // the member that admitted this node has compared the sizes
             expected_bytes: 0,
             limit: COPY_LIMIT,

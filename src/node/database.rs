@@ -37,6 +37,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 /// A standby that may follow has this long to begin streaming before its log is looked at, and again each time after that.
 const LOG_READ_EVERY: Duration = Duration::from_secs(3);
+/// PostgreSQL has this long to read settings again before they are found wrong.
+const LEAD_BACK_EVERY: Duration = Duration::from_secs(1);
 /// How much of the end of PostgreSQL's log is looked at.
 const LOG_TAIL_BYTES: u64 = 16 << 10;
 /// How many of its last lines: an older complaint may have been mended since.
@@ -82,6 +84,8 @@ struct Memory {
     retries: Vec<(Job, BootTime)>,
     changed_at: BootTime,
     started_at: Option<BootTime>,
+    /// When `primary_conninfo` was last set back.
+    led_back_at: BootTime,
     log_read_at: BootTime,
     /// When it last answered, and when it last took a durable write, since it is a primary.
     answered_at: Option<BootTime>,
@@ -102,6 +106,21 @@ pub(super) struct Database {
     collation_warnings: Mutex<Option<Vec<String>>>,
     kept_log: Mutex<BTreeMap<NodeId, u64>>,
     news: Arc<Notify>,
+}
+
+impl Memory {
+    /// Whether this standby shows another source than the one it was told to follow; not again before that can have been undone.
+    fn is_led_astray(&mut self, observation: &Observation) -> bool {
+        let PostgresFacts::Live(live) = &observation.facts else { return false };
+        let followed =
+            self.follows.filter(|_| live.in_recovery && self.job.is_none() && observation.began >= self.changed_at);
+        let is_astray = followed.is_some_and(|followed| live.follows_generation != Some(followed.generation))
+            && observation.began.since(self.led_back_at.max(self.changed_at)) >= LEAD_BACK_EVERY;
+        if is_astray {
+            self.led_back_at = observation.began;
+        }
+        is_astray
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -195,6 +214,7 @@ impl Database {
             tracing::warn!(%noted, %shown, "synchronous_standby_names were changed past hasup (L18): commits of this moment may \
                 have waited for nobody; they are set again. Find out who uses ALTER SYSTEM, and change `durability` instead");
         }
+        let is_led_astray = memory.is_led_astray(&observation);
         if let PostgresFacts::ShutOut { why } = &observation.facts
             && !std::mem::replace(&mut memory.is_shut_out, true)
         {
@@ -203,6 +223,15 @@ impl Database {
         let changed_at = memory.changed_at;
         // never both locks at once: the channel has one of its own
         drop(memory);
+        if is_led_astray {
+            tracing::warn!(
+                "primary_conninfo was changed past hasup: this standby followed nobody of the cluster, and commits may have waited \
+                for it; it is set back. Find out who uses ALTER SYSTEM"
+            );
+            if let Err(error) = self.postgres.undo_alter_system() {
+                tracing::warn!(%error, "what ALTER SYSTEM has set could not be taken back yet");
+            }
+        }
         let mut is_news = false;
         let is_hot = self.is_hot.load(Ordering::Relaxed);
         self.observed.send_modify(|known| {

@@ -186,6 +186,13 @@ impl Postgres {
         })
     }
 
+    /// Undoes what `ALTER SYSTEM` has set of hasup's settings, in a running PostgreSQL.
+    pub fn undo_alter_system(&self) -> Result<(), PgError> {
+        self.clear_auto_conf()?;
+        self.reload();
+        Ok(())
+    }
+
     /// Takes lines out of `postgresql.auto.conf` that contradict hasup's settings: that file is read last and would win.
     fn clear_auto_conf(&self) -> Result<(), PgError> {
         let path = self.setup.layout.pgdata.join("postgresql.auto.conf");

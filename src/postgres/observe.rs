@@ -62,6 +62,8 @@ pub struct LiveFacts {
     pub sync_names_shown: String,
     /// Whether `primary_conninfo` is empty in that connection.
     pub follows_nobody: bool,
+    /// The generation whose credentials `primary_conninfo` names; absent where it is not hasup's.
+    pub follows_generation: Option<Generation>,
     /// Which PostgreSQL cluster it is.
     pub system_identifier: u64,
 }
@@ -118,7 +120,7 @@ struct Raw {
     receiver: Option<RawReceiver>,
     senders: Vec<SenderFacts>,
     sync_names: String,
-    conninfo_is_empty: bool,
+    conninfo: String,
     system_identifier: String,
     segment_bytes: u64,
 }
@@ -137,7 +139,7 @@ select json_build_object(
  'senders', (select coalesce(json_agg(json_build_object('application_name', application_name, 'state', state,
    'flush_lsn', flush_lsn, 'replay_lsn', replay_lsn, 'sync_state', sync_state)), '[]') from pg_stat_replication),
  'sync_names', current_setting('synchronous_standby_names'),
- 'conninfo_is_empty', current_setting('primary_conninfo') = '',
+ 'conninfo', current_setting('primary_conninfo'),
  'system_identifier', (select system_identifier::text from pg_control_system()),
  'segment_bytes', pg_size_bytes(current_setting('wal_segment_size')))
 from (select pg_is_in_recovery() as r) as role";
@@ -195,7 +197,8 @@ pub(super) async fn observe_with(
         receiver,
         senders: raw.senders,
         sync_names_shown: raw.sync_names,
-        follows_nobody: raw.conninfo_is_empty,
+        follows_nobody: raw.conninfo.is_empty(),
+        follows_generation: generation_of(&raw.conninfo),
         system_identifier,
     };
     Ok(Observed { facts, segment_bytes: raw.segment_bytes })
