@@ -96,6 +96,7 @@
 //! - **L12** Chosen is the furthest (timeline, LSN); then fitness, then priority. Priority never costs data. Where the furthest is
 //!   not fit, one with less is chosen only if fewer than k of each set can hold what it lacks; else nobody is, which status foretells.
 //! - **L13** The record reserves the new timeline's number, so a number has one maker and (timeline, LSN) orders all WAL.
+//!   A person who promotes past hasup breaks that: two histories of one number are never rewound, but copied.
 //! - **L14** A bar is lifted by a higher generation alone. A barred holder that lives on may be assigned again.
 //! - **L15** Nothing is promoted without a lease of its own generation; the guard, which alone tells PostgreSQL to, refuses it.
 //! - **L16** The new commit set comes from who answered; older records retire only when the new one has *opened*: k of its

@@ -51,7 +51,7 @@ use std::time::Duration;
 use crate::sys::exec::ExecError;
 use crate::types::{Lsn, Timeline};
 
-/// Why the promotion's caller did not have PostgreSQL told: of a kind that only the caller knows.
+/// Why the caller of `promote` did not trigger it: its own error, kept as the source.
 pub type TriggerError = Box<dyn std::error::Error + Send + Sync>;
 
 /// PostgreSQL did not do what was asked, or could not be asked.
@@ -127,10 +127,11 @@ pub enum PgError {
         /// What is missing.
         why: &'static str,
     },
-    /// Two histories with one name: nothing but a copy tells them apart.
+    /// Two histories with one name: only a copy makes them one.
     #[error(
         "this node's log and the active node's parted at {fork}, and both call what follows timeline {timeline}: somebody promoted one \
-         of them past hasup. pg_rewind cannot tell them apart; the database is to be copied"
+         of them past hasup. pg_rewind cannot tell them apart: hasup copies the database and keeps this node's tail in salvage/. Find out who \
+         uses pg_ctl promote"
     )]
     SameTimeline {
         /// The number that both reached.

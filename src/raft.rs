@@ -9,14 +9,15 @@
 //! Raft knows numbers alone), and any notion of who is active: Raft leadership is not the active role.
 //!
 //! Decisions and their price:
-//! - A record is durable when one fdatasync of sled's file has returned; sled's own flush is not enough on Linux. Appends,
+//! - A record is durable when one fdatasync of sled's file has returned; sled's own flush is not enough on Linux (why: [`log_writer`]). Appends,
 //!   votes and the committed index that arrive together share one.
 //! - The committed index is durable before an entry is applied, so that what a node has applied (and promised on) never goes
 //!   back when it restarts. It costs one shared fdatasync more for each batch of commits.
 //! - A damaged log is never opened in part and never set aside by itself: an empty one under the same number would forget its
 //!   vote. The node refuses to start and says how to rejoin.
-//! - openraft runs on a thread of its own: its ticks, 50 a second, would each wake several threads of the node's runtime, and
+//! - openraft runs on a thread of its own: its ticks, 25 a second, would each wake several threads of the node's runtime, and
 //!   what holds that up does not hold up an election.
+//! - `histogram/`, a package of its own, stands in for a dependency of openraft's (why: there).
 
 pub mod consensus;
 pub mod log_store;

@@ -252,7 +252,7 @@ fn names_changed_by_hand(active: &Node) {
     active.until("both standbys stream again", |status| streaming(status) == 2);
 }
 
-/// A superuser makes a standby follow somebody else, past hasup: `check` tells while it is so, and it is undone.
+/// A superuser makes a standby follow somebody else, past hasup: it is undone, and said.
 fn source_changed_by_hand(standby: &Node) {
     let was = standby.sql("show primary_conninfo");
     for sql in ["alter system set primary_conninfo = 'host=192.0.2.1'", "select pg_reload_conf()"] {
@@ -325,10 +325,18 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     // each keeps log for the two others, whatever its role, and for nobody who has gone
     keeps_log(&second, "hasup_n1,hasup_n3");
     keeps_log(&first, "hasup_n2,hasup_n3");
+    third
+        .hasup(&["destroy", "--yes"])
+        .fails(3, &["is a member of a cluster of 3", "Nothing was deleted", "hasup leave"]);
+    assert!(third.data_dir().join("pgdata/PG_VERSION").is_file(), "it is refused before anything is touched");
     first.json(&["nodes", "remove", "n63"]);
+    third.until("a word that it was removed", |status| {
+        status["cluster"]["warnings"].to_string().contains("is no member of this cluster any more")
+    });
     let status = first.until("two members", |status| status["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2));
     assert!(status["nodes"].as_array().unwrap().iter().all(|node| node["name"] != "n63"), "{status}");
-    third.stop();
+    let destroyed = third.hasup(&["destroy", "--yes"]);
+    assert!(destroyed.code == Some(0) && !third.data_dir().exists(), "{destroyed:?}");
     keeps_log(&first, "hasup_n2");
     keeps_log(&second, "hasup_n1");
     second.until("writes with two", |status| status["active"] == "n62" && status["cluster"]["majority"] == true);

@@ -83,6 +83,9 @@ fn an_import_and_the_renewal_after_it_are_whole_wherever_the_daemon_is_killed() 
         .args(["s_client", "-starttls", "postgres", "-connect", &format!("{}:{}", node.host, node.ports[2])])
         .stdin(std::process::Stdio::null())
         .output();
+    if served.is_err() {
+        println!("SKIPPED the certificate that PostgreSQL serves: there is no openssl");
+    }
     if let Ok(served) = served {
         let body: String = load(&node).certificate.lines().filter(|line| !line.starts_with("---")).take(4).collect();
         let served: String = String::from_utf8_lossy(&served.stdout).lines().collect();

@@ -113,6 +113,12 @@ impl Begin {
     }
 }
 
+/// Whether somebody else has one of the node's ports.
+fn is_port_taken(error: &anyhow::Error) -> bool {
+    let is_of_port = |cause: &io::Error| cause.kind() == io::ErrorKind::AddrInUse;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_of_port))
+}
+
 /// What kind of end a try to begin came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -133,10 +139,8 @@ impl FailureKind {
                 || cause.is::<ForgottenError>()
                 || matches!(cause.downcast_ref(), Some(LockError::Taken { .. }))
                 || matches!(cause.downcast_ref(), Some(NodeError::Forgotten { .. }))
-                // somebody else has one of its ports
-                || cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         };
-        if error.chain().any(is_refusal) {
+        if error.chain().any(is_refusal) || is_port_taken(error) {
             return Self::Refused;
         }
         match error.chain().find_map(|cause| cause.downcast_ref::<JoinError>()) {
@@ -173,7 +177,11 @@ impl Failure {
         if Begin::load(data_dir)? == Begin::Run {
             return Ok(());
         }
-        let failure = Self { kind: FailureKind::of(error), message: format!("{error:#}") };
+        let mut failure = Self { kind: FailureKind::of(error), message: format!("{error:#}") };
+        if failure.kind == FailureKind::Refused && data_dir.join("identity.json").exists() && is_port_taken(error) {
+            // it had begun in an earlier try, and a port becomes free
+            failure.kind = FailureKind::Other;
+        }
         let path = Self::path(data_dir);
         let bytes = serde_json::to_vec(&failure).map_err(|source| BeginError::Broken { path: path.clone(), source })?;
         keep(&path, &bytes, 0o600, None)?;

@@ -176,7 +176,7 @@ pub enum Command {
     },
     /// Take this node out of the cluster
     Leave,
-    /// Stop this node and delete its state and its database
+    /// Stop this node and delete its state and its database; refused while it runs as a member of a cluster
     Destroy {
         /// Really delete
         #[arg(long)]

@@ -1,4 +1,4 @@
-//! `hasup destroy`: this node's state and database are deleted; the rest of the cluster is not asked.
+//! `hasup destroy`: this node's state and database are deleted; the rest of the cluster is not asked, and a node that runs as a member refuses.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -22,6 +22,8 @@ use crate::sys::fs::write_durably;
 
 /// How long the daemon and its guard may take to end.
 const END_LIMIT: Duration = Duration::from_secs(90);
+/// After it was removed, a node may take so long to notice that the others are silent.
+const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliError> {
     let config = Local::load(&cli.reach, &NodeFlags::default())?.config;
@@ -78,17 +80,25 @@ pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliE
     Ok(ExitCode::SUCCESS)
 }
 
-/// Refuses where the node runs as a member of a cluster that can decide without it: there it is to leave first.
+/// Refuses where the node runs as a member of a cluster that has a majority now, with others in it: there it is to leave first.
 async fn refuse_member(socket: &Path) -> Result<(), CliError> {
     if UnixStream::connect(socket).is_err() {
         return Ok(());
     }
     let client = Client::new(vec![Target::Admin(socket.to_owned())], None, None).context("prepare to ask the node")?;
-    // one that does not answer is in nobody's service
-    let Ok(status) = client.status().await else { return Ok(()) };
-    if !status.cluster.majority || status.nodes.len() < 2 {
-        return Ok(());
-    }
+    let deadline = Instant::now() + SILENCE_LIMIT;
+    let status = loop {
+        // one that does not answer is in nobody's service
+        let Ok(status) = client.status().await else { return Ok(()) };
+        let is_listed = status.nodes.iter().any(|node| node.name == status.me);
+        if !status.cluster.majority || !is_listed || status.nodes.len() < 2 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            break status;
+        }
+        sleep(Duration::from_millis(100)).await;
+    };
     Err(CliError::Refused(format!(
         "{0} is a member of a cluster of {1}, whose commits and votes may count on it. Nothing was deleted. Run `hasup leave` here first \
          (`hasup switchover` before, where it is active). To delete it all the same, stop hasup here first",

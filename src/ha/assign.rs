@@ -97,7 +97,7 @@ fn names(nodes: &BTreeSet<NodeId>) -> String {
     if nodes.is_empty() {
         return "none".to_owned();
     }
-    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    nodes.iter().map(|node| format!("node {node}")).collect::<Vec<_>>().join(", ")
 }
 
 /// What the leader does, and why.

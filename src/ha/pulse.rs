@@ -111,7 +111,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Returns whether the node says nothing of a disk that is full or will be soon.
+    /// Returns whether the node says nothing of a disk that takes no writes, or will soon take none.
     pub fn has_room(&self) -> bool {
         !self.troubles.iter().any(|trouble| trouble.is_of_disk())
     }

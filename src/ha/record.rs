@@ -354,7 +354,7 @@ pub struct Event {
 pub struct WhyRecord {
     /// What was known, one plain sentence each.
     pub facts: Vec<String>,
-    /// The rule, as `L11`.
+    /// The rule, as `L11`, or by whose word: `an operator's order`.
     pub rule: String,
     /// What was done.
     pub step: String,

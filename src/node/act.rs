@@ -33,7 +33,7 @@ const FIRST_WRITE_LIMIT: Duration = Duration::from_secs(1);
 /// How long work may take that waits for a checkpoint of a busy database.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
 /// How long standbys may take to get ready for a switchover; it goes on without them.
-const STANDBY_CHECKPOINT_LIMIT: Duration = Duration::from_secs(10);
+const STANDBY_CHECKPOINT_LIMIT: Duration = Duration::from_secs(3);
 /// How long a copy of the database may take before it is begun anew.
 const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a rewind may take before a copy is made instead.
@@ -486,9 +486,9 @@ impl Shared {
                 // nothing was touched: tried again, as a copy would destroy the tail
                 Err(error @ PgError::NoSpace { .. }) => return Err(error.into()),
                 Err(error) => {
-                    let may_begin = !matches!(error, PgError::SameTimeline { .. })
+                    let may_repeat = !matches!(error, PgError::SameTimeline { .. })
                         && rewind::pending(&layout).is_none_or(|journal| journal.step == RewindStep::Quarantine);
-                    if may_begin && self.postgres.note_rewind_refused() < REWIND_TRIES {
+                    if may_repeat && self.postgres.note_rewind_refused() < REWIND_TRIES {
                         return Err(error.into());
                     }
                     tracing::warn!(error = %chain(&error), "the rewind failed; the database is copied instead")

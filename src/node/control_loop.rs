@@ -126,6 +126,7 @@ struct ControlLoop {
     resolved_at: Instant,
     resolved: BTreeMap<NodeId, Vec<std::net::SocketAddr>>,
     logged: Option<(NodeState, Vec<String>)>,
+    /// When state or reasons changed last: [`HOT_FOR`] counts from it.
     changed_at: Instant,
     /// The step that failed last, and why: told once, however often it is tried again.
     failed: Option<String>,

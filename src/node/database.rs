@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
+use super::act::chain;
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
 use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
@@ -110,7 +111,7 @@ pub(super) struct Database {
 
 impl Memory {
     /// Whether this standby shows another source than the one it was told to follow; not again before that can have been undone.
-    fn is_led_astray(&mut self, observation: &Observation) -> bool {
+    fn must_be_led_back(&mut self, observation: &Observation) -> bool {
         let PostgresFacts::Live(live) = &observation.facts else { return false };
         let followed =
             self.follows.filter(|_| live.in_recovery && self.job.is_none() && observation.began >= self.changed_at);
@@ -214,7 +215,7 @@ impl Database {
             tracing::warn!(%noted, %shown, "synchronous_standby_names were changed past hasup (L18): commits of this moment may \
                 have waited for nobody; they are set again. Find out who uses ALTER SYSTEM, and change `durability` instead");
         }
-        let is_led_astray = memory.is_led_astray(&observation);
+        let must_be_led_back = memory.must_be_led_back(&observation);
         if let PostgresFacts::ShutOut { why } = &observation.facts
             && !std::mem::replace(&mut memory.is_shut_out, true)
         {
@@ -223,14 +224,8 @@ impl Database {
         let changed_at = memory.changed_at;
         // never both locks at once: the channel has one of its own
         drop(memory);
-        if is_led_astray {
-            tracing::warn!(
-                "primary_conninfo was changed past hasup: this standby followed nobody of the cluster, and commits may have waited \
-                for it; it is set back. Find out who uses ALTER SYSTEM"
-            );
-            if let Err(error) = self.postgres.undo_alter_system() {
-                tracing::warn!(%error, "what ALTER SYSTEM has set could not be taken back yet");
-            }
+        if must_be_led_back {
+            self.lead_back();
         }
         let mut is_news = false;
         let is_hot = self.is_hot.load(Ordering::Relaxed);
@@ -242,6 +237,22 @@ impl Database {
         });
         if is_news {
             self.news.notify_one();
+        }
+    }
+
+    /// Sees to it that this standby follows whom it was told to, where PostgreSQL shows another source.
+    fn lead_back(&self) {
+        let done = self.postgres.undo_alter_system().and_then(|was_set| match was_set {
+            true => {
+                tracing::warn!("primary_conninfo was changed past hasup: this standby followed nobody of the cluster, and commits may \
+                    have waited for it; it is set back. Find out who uses ALTER SYSTEM");
+                Ok(())
+            }
+            // noted, and then a kill or a full disk came before it was written
+            false => self.note_follows(None),
+        });
+        if let Err(error) = done {
+            tracing::warn!(error = %chain(&error), "this standby is not led back to the active node yet");
         }
     }
 

@@ -62,7 +62,7 @@ impl Room {
     }
 }
 
-/// Keeps `shared.room` up to date. Ends with the node.
+/// Keeps `shared.disk` up to date. Ends with the node.
 pub(super) async fn watch(shared: Arc<Shared>) {
     let layout = shared.postgres.postgres.layout();
     let folders = [shared.data_dir.clone(), layout.pgdata.clone(), layout.wal_dir()];

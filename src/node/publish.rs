@@ -21,10 +21,13 @@ use crate::postgres::PostgresFacts;
 use crate::raft::Leadership;
 use crate::sys::clock::{boot_now, wall_now};
 use crate::tls::{NodeIdentity, NodeTrust};
-use crate::types::{Generation, Lsn, NodeId};
+use crate::types::{BootTime, Generation, Lsn, NodeId};
 
 /// How often the certificate's age is looked at.
-const RENEWAL_EVERY: Duration = Duration::from_secs(3600);
+const RENEWAL_EVERY: Duration = Duration::from_secs(60);
+/// A certificate whose life has not begun is renewed once that was so for this long: a machine that starts with a dead clock is
+/// set by the network soon, and what it issued before would have expired for all others.
+const UNBEGUN_FOR: Duration = Duration::from_secs(600);
 
 /// Remembers what only shows over time.
 #[derive(Debug, Default)]
@@ -334,26 +337,31 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
 /// Renews this node's certificate at two thirds of its life, and whenever the cluster's authorities have changed.
 pub(super) async fn keep_certificate(shared: Arc<Shared>) {
     let mut states = shared.consensus.state();
+    let mut unbegun_since = None;
     loop {
-        if let Err(error) = renew_if_due(&shared) {
-            tracing::warn!(error = %super::act::chain(&error), "this node's certificate was not renewed; tried again within the hour");
+        if let Err(error) = renew_if_due(&shared, &mut unbegun_since) {
+            tracing::warn!(error = %super::act::chain(&error), "this node's certificate was not renewed; tried again each minute");
         }
         let trust_index = |state: &State| state.trust.as_ref().map_or(0, |trust| trust.index);
         let known = trust_index(&shared.state());
         let changed = states.wait_for(|applied| trust_index(&applied.state) != known);
-        // the hour's end is as good a reason to look as a change
+        // the minute's end is as good a reason to look as a change
         if let Ok(Err(_)) = tokio::time::timeout(RENEWAL_EVERY, changed).await.map(|changed| changed.map(drop)) {
             return;
         }
     }
 }
 
-fn renew_if_due(shared: &Shared) -> Result<(), crate::tls::TlsError> {
+/// `unbegun_since` is when the certificate was first seen that has not begun, if it was the last time.
+fn renew_if_due(shared: &Shared, unbegun_since: &mut Option<BootTime>) -> Result<(), crate::tls::TlsError> {
     let state = shared.state();
     let Some(trust) = state.trust.as_ref() else { return Ok(()) };
     let Some(member) = state.members.get(&shared.me) else { return Ok(()) };
     let current = NodeTrust::load(&shared.data_dir)?;
-    let is_due = current.facts()?.needs_renewal(wall_now())
+    let (facts, now) = (current.facts()?, wall_now());
+    *unbegun_since = if facts.has_begun(now) { None } else { Some(unbegun_since.unwrap_or_else(boot_now)) };
+    let is_due = facts.needs_renewal(now)
+        || unbegun_since.is_some_and(|since| boot_now().since(since) >= UNBEGUN_FOR)
         || current.ca_certificates != trust.value.ca_certificates
         || !current.is_of_newest_authority()?;
     if !is_due {

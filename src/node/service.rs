@@ -216,7 +216,7 @@ impl Service {
                 request.name,
                 request.peer_addresses.join(", ")
             )],
-            rule: "its token".to_owned(),
+            rule: "a join token".to_owned(),
             step: format!("admits {} as a member", request.name),
         };
         let generation = shared.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();

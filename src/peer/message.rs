@@ -43,7 +43,7 @@ pub enum PeerRequest {
         /// Which timeline.
         timeline: Timeline,
     },
-    /// Run a checkpoint, as the active node of this generation, so that a rewind has a fresh starting point.
+    /// Make a checkpoint under this generation: the source of a rewind, or a standby ahead of a switchover.
     Checkpoint {
         /// The generation that the asker believes in.
         generation: Generation,

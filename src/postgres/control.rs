@@ -65,7 +65,7 @@ const KEPT_STATEMENT_LIMIT: Duration = Duration::from_secs(10);
 const READMIT_LIMIT: Duration = Duration::from_secs(2);
 /// How long filling a WAL segment ahead of a stop may take: at 16 MB it takes some 0.1 s, at the 1 GB that PostgreSQL allows it is
 /// left off midway.
-const FILL_LIMIT: Duration = Duration::from_secs(5);
+const FILL_LIMIT: Duration = Duration::from_secs(3);
 /// How long standbys may take to replay the checkpoint ahead of a stop.
 const REPLAY_LIMIT: Duration = Duration::from_secs(1);
 /// After this, a WAL receiver that has not gone by itself is told to (L9).
@@ -186,23 +186,25 @@ impl Postgres {
         })
     }
 
-    /// Undoes what `ALTER SYSTEM` has set of hasup's settings, in a running PostgreSQL.
-    pub fn undo_alter_system(&self) -> Result<(), PgError> {
-        self.clear_auto_conf()?;
+    /// Undoes what `ALTER SYSTEM` has set of hasup's settings, in a running PostgreSQL; returns whether it had set any.
+    pub fn undo_alter_system(&self) -> Result<bool, PgError> {
+        let was_set = self.clear_auto_conf()?;
         self.reload();
-        Ok(())
+        Ok(was_set)
     }
 
-    /// Takes lines out of `postgresql.auto.conf` that contradict hasup's settings: that file is read last and would win.
-    fn clear_auto_conf(&self) -> Result<(), PgError> {
+    /// Takes lines out of `postgresql.auto.conf` that contradict hasup's settings: that file is read last and would win. Returns
+    /// whether there were any.
+    fn clear_auto_conf(&self) -> Result<bool, PgError> {
         let path = self.setup.layout.pgdata.join("postgresql.auto.conf");
-        let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+        let Ok(text) = fs::read_to_string(&path) else { return Ok(false) };
         let (found, kept) = settings::without_owned(&text);
         if found.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         tracing::warn!(settings = ?found, "postgresql.auto.conf set what hasup answers for; the lines were taken out");
-        self.setup.layout.write(&path, kept.as_bytes())
+        self.setup.layout.write(&path, kept.as_bytes())?;
+        Ok(true)
     }
 
     /// Writes who may connect and which certificates are members'. Takes effect with the next [`reload`](Self::reload).
@@ -238,20 +240,21 @@ impl Postgres {
 
     /// Gives the generation its own copy of the client key, takes every other generation's away, and returns the connection
     /// string that uses it. A start after a power cut makes the copy anew, so nothing here waits for the disk.
+    ///
+    /// The certificate is the node's own file: it is renewed while the connection string stays, and the key stays the same.
     fn admit(&self, follow: &Follow) -> Result<String, PgError> {
         let PostgresSetup { layout, settings, .. } = &self.setup;
         self.remove_keys(Some(follow.generation))?;
         let folder = layout.generation_dir(follow.generation);
         layout.make_dir(&folder)?;
         let ssl = SslPaths {
-            certificate: folder.join("client.crt"),
+            certificate: settings.ssl.certificate.clone(),
             key: folder.join("client.key"),
             ca: settings.ssl.ca.clone(),
         };
-        for (from, to) in [(&settings.ssl.certificate, &ssl.certificate), (&settings.ssl.key, &ssl.key)] {
-            let content = zeroize::Zeroizing::new(fs::read(from).map_err(file_error("read", from))?);
-            layout.write_volatile(to, &content)?;
-        }
+        let own = &settings.ssl.key;
+        let content = zeroize::Zeroizing::new(fs::read(own).map_err(file_error("read", own))?);
+        layout.write_volatile(&ssl.key, &content)?;
         Ok(follow.source.conninfo(REPLICATION_ROLE, None, &follow.member.to_string(), &ssl))
     }
 
@@ -317,7 +320,11 @@ impl Postgres {
     async fn is_barred_in_view(&self, limit: Duration) -> Result<bool, PgError> {
         let sql = "select current_setting('primary_conninfo') = '' and not exists (select from pg_stat_wal_receiver)";
         let what = "show its WAL receiver";
-        Ok(self.ask(limit, async |session, limit| session.value(what, sql, limit).await).await? == "t")
+        match self.ask(limit, async |session, limit| session.value(what, sql, limit).await).await {
+            Ok(answer) => Ok(answer == "t"),
+            // somebody may have ended the kept connection since it was last used
+            Err(_) => Ok(self.new_session(limit).await?.value(what, sql, limit).await? == "t"),
+        }
     }
 
     /// Returns the end of valid log on disk (L10): only meant under a bar, when nothing is received any more.
@@ -519,7 +526,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// Makes a checkpoint: on the source of a rewind.
+    /// Makes a checkpoint: on the source of a rewind, and on a standby ahead of a switchover.
     pub async fn checkpoint(&self, limit: Duration) -> Result<(), PgError> {
         self.new_session(limit).await?.query("make a checkpoint", "checkpoint", limit).await.map(drop)
     }

@@ -49,7 +49,8 @@ impl RaftTiming {
     pub fn scaled(multiplier: u32) -> Self {
         let multiplier = multiplier.max(1);
         Self {
-            // openraft ticks five times in this, and each tick wakes a thread, also in a cluster where nothing happens
+            // openraft ticks five times in this, and each tick wakes a thread, also in a cluster where nothing happens. With one tick
+            // (13/64 of it) it must stay below `election_min`, or openraft refuses the settings.
             heartbeat: Duration::from_millis(200) * multiplier,
             election_min: Duration::from_millis(300) * multiplier,
             election_max: Duration::from_millis(600) * multiplier,
@@ -232,8 +233,7 @@ pub(super) struct Inner {
 }
 
 impl Consensus {
-    /// Opens the log and the snapshots of node `me` under `folder` and starts Raft on a thread of its own: it ticks 50 times a
-    /// second, and each tick would wake several threads of the node's runtime. A new folder makes a node that waits to be added;
+    /// Opens the log and the snapshots of node `me` under `folder` and starts Raft on a thread of its own (why: [`super`]). A new folder makes a node that waits to be added;
     /// only [`initialize_single`](Self::initialize_single) begins a group.
     pub async fn open(
         folder: &Path,
@@ -254,6 +254,7 @@ impl Consensus {
         let last_one_gone = CancellationToken::new();
         let kept = last_one_gone.clone().drop_guard();
         let (sender, started) = oneshot::channel();
+        // nobody waits for its end: `shutdown` closes the log before, and with the last clone nobody has anything to ask
         std::thread::Builder::new().name("raft".to_owned()).spawn(move || {
             runtime.block_on(async {
                 let started = Self::start(foundation).await;
@@ -262,6 +263,7 @@ impl Consensus {
                 let _ = sender.send(started);
                 let Some(watched) = watched else { return };
                 tokio::select! {
+                    // openraft's other tasks may still have something to end
                     () = watched.drive() => last_one_gone.cancelled().await,
                     () = last_one_gone.cancelled() => {}
                 }
@@ -429,7 +431,8 @@ impl Consensus {
         self.inner.applied.clone()
     }
 
-    /// Returns what this node knows about the group. Wakes when anything but an age changes; needs [`drive`](Self::drive).
+    /// Returns what this node knows about the group. Wakes when any of it changes; [`open`](Self::open) keeps it up to
+    /// date, else [`drive`](Self::drive) must run.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership.subscribe()
     }
@@ -452,7 +455,7 @@ impl Consensus {
     }
 }
 
-/// Whether two looks at openraft's metrics differ in ages alone.
+/// Whether two looks at openraft's metrics differ in ages alone: all that [`leadership`] and [`Consensus::compact`] read is compared.
 fn is_alike(one: &RaftMetrics<TypeConfig>, other: &RaftMetrics<TypeConfig>) -> bool {
     let office =
         |it: &RaftMetrics<TypeConfig>| (it.running_state.is_ok(), it.state, it.current_leader, it.current_term);
@@ -472,7 +475,7 @@ struct LastWord<'a>(&'a watch::Sender<Leadership>);
 impl Drop for LastWord<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|known| {
-            known.failed.get_or_insert_with(|| "Raft was shut down".to_owned());
+            known.failed.get_or_insert_with(|| "Raft's work has ended".to_owned());
             known.is_leader = false;
         });
     }

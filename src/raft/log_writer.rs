@@ -5,10 +5,10 @@
 //!   and `sync_file_range` have returned. It then notes so in the header of a later segment, and takes the segments whose pages
 //!   have all moved for new ones, in place. `sync_file_range` does not make a file's new length and extents durable. A power cut
 //!   then keeps the header and the overwritten segment, and loses the buffer that held the pages' new places: pages are
-//!   missing, or sled takes all since it was opened for torn and clears it, acknowledged or not. So
-//! - the file has the attribute S (`super::log_store`): each `pwrite` returns only once its bytes, and the length and extents
-//!   that lead to them, are on disk. What sled takes for stable is. And, should a file system take the attribute for nothing,
-//! - [`Pace`] syncs at least once while a segment fills. sled reuses a segment only after the one that replaces its pages and a
+//!   missing, or sled takes all since it was opened for torn and clears it, acknowledged or not.
+//! - So the file has the attribute S (`super::log_store`): each `pwrite` returns only once its bytes, and the length and extents
+//!   that lead to them, are on disk. What sled takes for stable is.
+//! - Should a file system take the attribute for nothing, [`Pace`] syncs at least once while a segment fills. sled reuses a segment only after the one that replaces its pages and a
 //!   whole further one are written, so such a sync lies between.
 //! - Nothing is told before [`sync`] has returned: flush (all buffers are written), then an fdatasync of our own. With the
 //!   attribute it finds little left to do, and no acknowledgement hangs on the attribute.

@@ -100,11 +100,15 @@ impl CertificateFacts {
         Self::of_der(&der)
     }
 
-    /// Tells whether two thirds of its life have passed at `now` (wall clock since 1970), or its life has not begun: then it was
-    /// issued by a clock that was wrong.
+    /// Tells whether two thirds of its life have passed at `now` (wall clock since 1970).
     pub fn needs_renewal(&self, now: Duration) -> bool {
         let life = self.not_after.saturating_sub(self.not_before);
-        now < self.not_before || now >= self.not_before + life * 2 / 3
+        now >= self.not_before + life * 2 / 3
+    }
+
+    /// Tells whether its life has begun at `now`. If not, the clock that issued it was wrong, or this machine's is.
+    pub fn has_begun(&self, now: Duration) -> bool {
+        now >= self.not_before
     }
 
     /// Returns the whole days it is still valid at `now`; negative once it has expired.
@@ -158,7 +162,7 @@ mod tests {
             not_after: 190 * day,
         };
         assert!(!facts.needs_renewal(100 * day) && !facts.needs_renewal(159 * day));
-        assert!(facts.needs_renewal(99 * day), "issued by a clock that ran ahead");
+        assert!(!facts.has_begun(99 * day) && !facts.needs_renewal(99 * day) && facts.has_begun(100 * day));
         assert!(facts.needs_renewal(160 * day));
         assert_eq!(facts.days_left(100 * day), 90);
         assert_eq!(facts.days_left(190 * day), 0);

@@ -94,11 +94,18 @@ impl Holder<'_> {
                 is_data && peer.report.is_fit && peer.is_fresh(view.now, &view.timing)
             })
         };
+        // with such a disk this node may not even be able to resign: then the others must be able to without its word
+        let can_go_on_without = || {
+            let is_there =
+                |voter: NodeId| view.pulse.peers.get(&voter).is_some_and(|peer| peer.is_fresh(view.now, &view.timing));
+            majority_of_every(&self.a.voter_sets, is_there)
+        };
         let can_write_elsewhere = || {
-            view.pulse.peers.values().any(|peer| {
-                let is_data = peer.report.data.is_some_and(|data| data.is_intact);
-                is_data && peer.report.is_fit && peer.report.has_room() && peer.is_fresh(view.now, &view.timing)
-            })
+            can_go_on_without()
+                && view.pulse.peers.values().any(|peer| {
+                    let is_data = peer.report.data.is_some_and(|data| data.is_intact);
+                    is_data && peer.report.is_fit && peer.report.has_room() && peer.is_fresh(view.now, &view.timing)
+                })
         };
         // small writes may still succeed where there is room in a file; those that clients need do not
         if is_primary && view.troubles.iter().any(|trouble| trouble.stops_writes()) && can_write_elsewhere() {
