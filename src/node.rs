@@ -32,6 +32,7 @@ mod propose;
 mod publish;
 mod service;
 mod slots;
+mod standing;
 pub mod status;
 pub mod tasks;
 mod views;
@@ -268,6 +269,7 @@ impl Node {
         tasks.spawn("wake on store", wake_on_store(Arc::clone(&shared)));
         tasks.spawn("wake on guard", wake_on_guard(Arc::clone(&shared)));
         tasks.spawn("disk", disk::watch(Arc::clone(&shared)));
+        tasks.spawn("standing", standing::ask(Arc::clone(&shared)));
         tasks.spawn("log mark", keep_mark(Arc::clone(&shared)));
         tasks.spawn("certificates", publish::keep_certificate(Arc::clone(&shared)));
         Ok(Self { shared, handle })

@@ -14,7 +14,6 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
-use super::act::chain;
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
 use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
@@ -237,22 +236,6 @@ impl Database {
         });
         if is_news {
             self.news.notify_one();
-        }
-    }
-
-    /// Sees to it that this standby follows whom it was told to, where PostgreSQL shows another source.
-    fn lead_back(&self) {
-        let done = self.postgres.undo_alter_system().and_then(|was_set| match was_set {
-            true => {
-                tracing::warn!("primary_conninfo was changed past hasup: this standby followed nobody of the cluster, and commits may \
-                    have waited for it; it is set back. Find out who uses ALTER SYSTEM");
-                Ok(())
-            }
-            // noted, and then a kill or a full disk came before it was written
-            false => self.note_follows(None),
-        });
-        if let Err(error) = done {
-            tracing::warn!(error = %chain(&error), "this standby is not led back to the active node yet");
         }
     }
 

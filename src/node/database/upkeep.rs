@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Database, SIZE_LIMIT};
+use crate::node::act::chain;
 use crate::postgres::PostgresFacts;
 use crate::postgres::log::LogReader;
 use crate::postgres::slots::Keep;
@@ -22,6 +23,22 @@ const COLLATION_TRIES: u32 = 10;
 const LOG_FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
 impl Database {
+    /// Sees to it that this standby follows whom it was told to, where PostgreSQL shows another source.
+    pub(super) fn lead_back(&self) {
+        let done = self.postgres.undo_alter_system().and_then(|was_set| match was_set {
+            true => {
+                tracing::warn!("primary_conninfo was changed past hasup: this standby followed nobody of the cluster, and commits may \
+                    have waited for it; it is set back. Find out who uses ALTER SYSTEM");
+                Ok(())
+            }
+            // noted, and then a kill or a full disk came before it was written
+            false => self.note_follows(None),
+        });
+        if let Err(error) = done {
+            tracing::warn!(error = %chain(&error), "this standby is not led back to the active node yet");
+        }
+    }
+
     /// Reads PostgreSQL's log for commits whose wait for a standby was cancelled: no query tells. Keeps that log short, and the
     /// guard's in `data_dir`. Ends with the node.
     pub(in crate::node) async fn follow_log(self: Arc<Self>, data_dir: PathBuf) {
