@@ -262,6 +262,19 @@ fn source_changed_by_hand(standby: &Node) {
     standby.until("the source is back", |_| standby.sql("show primary_conninfo") == was);
     standby.until("it streams again", |_| standby.sql("select status from pg_stat_wal_receiver") == "streaming");
     standby.until("it is well", |_| standby.hasup(&["check"]).code == Some(0));
+    // as after a kill between the note of whom it follows and the writing of it
+    let file = standby.data_dir().join("postgres/dynamic.conf");
+    let text = fs::read_to_string(&file).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with("primary_conninfo"));
+    fs::write(&file, lines.map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    standby.sql("select pg_reload_conf()");
+    standby.until("it is told again", |_| standby.log().contains("it is told again"));
+    standby.until("it streams again", |_| standby.sql("select status from pg_stat_wal_receiver") == "streaming");
+    // under the newest generation, which a change of the voters has made meanwhile; and by the file that renewals replace
+    let is = standby.sql("show primary_conninfo");
+    assert_eq!(is.split_once(" sslkey").map(|it| it.0), was.split_once(" sslkey").map(|it| it.0), "{is}");
+    let own = standby.data_dir().join("tls/node.crt");
+    assert!(is.contains(own.to_str().unwrap()), "a renewed certificate must be the one in use: {is}");
 }
 
 /// Waits until the node's PostgreSQL has exactly these replication slots.

@@ -1,4 +1,5 @@
-//! `hasup destroy`: this node's state and database are deleted; the rest of the cluster is not asked, and a node that runs as a member refuses.
+//! `hasup destroy`: this node's state and database are deleted; the rest of the cluster is not asked, and a node that runs as a
+//! member refuses.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

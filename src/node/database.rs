@@ -348,7 +348,10 @@ impl Database {
         } else {
             crate::postgres::layout::remove_file(&self.followed_path())?;
         }
-        self.memory.lock().follows = followed;
+        let mut memory = self.memory.lock();
+        memory.follows = followed;
+        // what was seen before says nothing about whom it follows now, and PostgreSQL is told only after this
+        memory.changed_at = boot_now();
         Ok(())
     }
 

@@ -32,7 +32,12 @@ impl Database {
                 Ok(())
             }
             // noted, and then a kill or a full disk came before it was written
-            false => self.note_follows(None),
+            false => {
+                tracing::warn!("PostgreSQL does not follow the node that this standby was told to follow; it is told again");
+                self.note_follows(None)?;
+                self.note_change();
+                Ok(())
+            }
         });
         if let Err(error) = done {
             tracing::warn!(error = %chain(&error), "this standby is not led back to the active node yet");
