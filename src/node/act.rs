@@ -200,6 +200,7 @@ impl Shared {
 
     async fn cut_receiver(&self) -> Result<(), StepError> {
         let limit = self.timing().bar_limit;
+        self.postgres.note_cut();
         let cut = self.postgres.postgres.bar(limit).await;
         if let Err(error) = cut {
             tracing::warn!(%error, "the WAL receiver could not be cut off in time; PostgreSQL is stopped instead");

@@ -84,6 +84,8 @@ struct Memory {
     retries: Vec<(Job, BootTime)>,
     changed_at: BootTime,
     started_at: Option<BootTime>,
+    /// The receiver is being cut off: what it may follow is no longer what PostgreSQL shows.
+    is_being_cut: bool,
     /// When `primary_conninfo` was last set back.
     led_back_at: BootTime,
     log_read_at: BootTime,
@@ -112,8 +114,9 @@ impl Memory {
     /// Whether this standby shows another source than the one it was told to follow; not again before that can have been undone.
     fn must_be_led_back(&mut self, observation: &Observation) -> bool {
         let PostgresFacts::Live(live) = &observation.facts else { return false };
-        let followed =
-            self.follows.filter(|_| live.in_recovery && self.job.is_none() && observation.began >= self.changed_at);
+        let followed = self.follows.filter(|_| {
+            live.in_recovery && !self.is_being_cut && self.job.is_none() && observation.began >= self.changed_at
+        });
         let is_astray = followed.is_some_and(|followed| live.follows_generation != Some(followed.generation))
             && observation.began.since(self.led_back_at.max(self.changed_at)) >= LEAD_BACK_EVERY;
         if is_astray {
@@ -350,9 +353,15 @@ impl Database {
         }
         let mut memory = self.memory.lock();
         memory.follows = followed;
+        memory.is_being_cut = false;
         // what was seen before says nothing about whom it follows now, and PostgreSQL is told only after this
         memory.changed_at = boot_now();
         Ok(())
+    }
+
+    /// Notes that the receiver is about to be cut off.
+    pub(super) fn note_cut(&self) {
+        self.memory.lock().is_being_cut = true;
     }
 
     pub(super) fn note_started(&self) {
