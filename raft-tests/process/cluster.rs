@@ -331,6 +331,10 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     assert_eq!(next.out.trim_end(), "n61", "{next:?}");
 
     second.json(&["switchover", "--to", "n62"]);
+    // at once the other way and back: a standby that is only coming back from the last one is waited for
+    for to in ["n61", "n62"] {
+        third.json(&["switchover", "--to", to]);
+    }
     first.until("n62 active and the former active node a standby", |status| status["active"] == "n62" && whole(status));
     first.hasup(&["promote", "n63", "--force"]).fails(3, &["Nothing was"]);
     first.hasup(&["nodes", "remove", "n62"]).fails(3, &["is active"]);
