@@ -372,7 +372,7 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     // it comes again, and of the standby no copy can be made
     let unreadable = first.data_dir().join("pgdata/unreadable");
     fs::write(&unreadable, "").unwrap();
-    fs::set_permissions(&unreadable, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o000)).unwrap();
     let joined = third.join(&first, text(&started["join_token"]));
     assert_eq!(joined["state"], "standby", "{joined}");
     assert!(third.log().contains("no copy from the standby") && copied_from(&third, 2), "{}", third.log());
