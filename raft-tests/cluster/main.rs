@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -28,17 +29,16 @@ fn play(name: &str, only_in_full: bool) {
     }
     let _alone = alone();
     let report = tempfile::Builder::new().prefix("hasup-").tempdir_in("/tmp").unwrap();
-    let mut schedule = folder().join(format!("{name}.chaos"));
-    let text = std::fs::read_to_string(&schedule).unwrap();
-    if over_ipv6() && !text.lines().any(|line| line.starts_with("addresses ")) {
-        schedule = report.path().join(format!("{name}.chaos"));
-        std::fs::write(&schedule, format!("{text}\naddresses ipv6\n")).unwrap();
-    }
+    let text = std::fs::read_to_string(folder().join(format!("{name}.chaos"))).unwrap();
+    let is_special = text.lines().any(|line| line.starts_with("addresses "));
+    let addresses = if over_ipv6() && !is_special { "addresses ipv6\n" } else { "" };
+    let mut schedule = tempfile::Builder::new().prefix("hasup-").suffix(".chaos").tempfile_in("/tmp").unwrap();
+    write!(schedule, "{text}\n{addresses}").unwrap();
     let output = Command::new("timeout")
         .arg(LIMIT_S)
         .arg(hasup())
         .args(["chaos", "run", "--json", "--schedule"])
-        .arg(&schedule)
+        .arg(schedule.path())
         .arg("--report")
         .arg(report.path())
         .stdin(Stdio::null())
