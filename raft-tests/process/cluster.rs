@@ -376,6 +376,10 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     let joined = third.join(&first, text(&started["join_token"]));
     assert_eq!(joined["state"], "standby", "{joined}");
     assert!(third.log().contains("no copy from the standby") && copied_from(&third, 2), "{}", third.log());
-    first.stop();
-    second.stop();
+
+    // the active one ends once another is active
+    first.until("both standbys stream", |status| whole(status));
+    assert_eq!(second.stop(), Some(0), "{}", second.log());
+    let active = first.json(&["status"])["active"].clone();
+    assert!(active == "n61" || active == "n63", "{active}: {}", second.log());
 }

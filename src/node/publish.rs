@@ -195,13 +195,15 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
     };
     let answers = matches!(observation.facts, PostgresFacts::Live(_) | PostgresFacts::Exhausted);
     let is_holder = view.guard.armed.is_some();
-    let follows = if is_holder {
-        view.postgres.in_recovery == Some(false)
+    let active = view.record.as_ref().map(|record| record.assignment.node);
+    let (has_role, role) = if is_holder {
+        (view.postgres.in_recovery == Some(false), "it is the primary")
+    } else if active == Some(shared.me) {
+        (false, "it holds a lease on the active role, granted by a majority")
     } else {
-        let node = view.record.as_ref().map(|record| record.assignment.node);
-        view.postgres.is_streaming && view.postgres.follows.map(|followed| followed.node) == node
+        let follows = view.postgres.is_streaming && view.postgres.follows.map(|followed| followed.node) == active;
+        (follows, "it streams from the active node")
     };
-    let role = if is_holder { "it is the primary" } else { "it streams from the active node" };
     let raft_works = leadership.leader.is_some() && leadership.failed.is_none();
     let mut checks = BTreeMap::from([(
         "consensus".to_owned(),
@@ -217,8 +219,8 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
     if shared.kind == MemberKind::Data {
         checks.insert("postgres_running".to_owned(), check(is_running, answer.clone(), true));
         checks.insert("postgres_answers".to_owned(), check(answers, answer, true));
-        let detail = if follows { role.to_owned() } else { format!("not yet: {role}") };
-        checks.insert("postgres_role".to_owned(), check(follows, detail, false));
+        let detail = if has_role { role.to_owned() } else { format!("not now: {role}") };
+        checks.insert("postgres_role".to_owned(), check(has_role, detail, false));
     }
     checks
 }
