@@ -190,6 +190,8 @@ impl ControlLoop {
     fn view(&mut self, state: &State) -> NodeView {
         let shared = &self.shared;
         let now = boot_now();
+        // before what it leaves behind: work that ends in between would else have ended without a trace, as a failure does
+        let job = shared.postgres.job(now);
         let guard = shared.guard.view();
         let postgres = shared.postgres.view(&guard, shared.postgres_process());
         let is_stopping = *shared.shutdown.borrow() == Some(true);
@@ -208,7 +210,7 @@ impl ControlLoop {
             pulse: shared.pulses.view(),
             guard,
             postgres,
-            job: shared.postgres.job(now),
+            job,
             is_stopping,
             newer_cluster: shared.pulses.newer_cluster(),
             unfit: None,
