@@ -102,7 +102,7 @@ impl Shared {
             if is_full { Trouble::RaftStoppedDiskFull } else { Trouble::RaftStopped }
         });
         let members = &self.state().members;
-        let is_off = self.tls.out_of_time().iter().any(|node| members.contains_key(node));
+        let is_off = self.tls.invalid_by_clock().iter().any(|node| members.contains_key(node));
         raft.into_iter().chain(*self.disk.borrow()).chain(is_off.then_some(Trouble::ClocksDiffer)).collect()
     }
 }
