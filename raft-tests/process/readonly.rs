@@ -120,7 +120,7 @@ fn a_read_only_disk_is_told_everywhere_moves_the_role_and_loses_nothing() {
         let status = node.until("the log that is kept for it", |status| {
             status["nodes"][1]["is_reachable"] == false && status["nodes"][1]["kept_log_bytes"].as_u64() > Some(0)
         });
-        assert!(status["cluster"]["warnings"].to_string().contains("bytes of log for it"), "{status}");
+        assert!(status["cluster"]["warnings"].to_string().contains("B of log for it"), "{status}");
     }
     one.sql("delete from kept where n > 2000");
     second.mend();

@@ -21,7 +21,7 @@ use crate::postgres::PostgresFacts;
 use crate::raft::Leadership;
 use crate::sys::clock::{boot_now, wall_now};
 use crate::tls::{NodeIdentity, NodeTrust};
-use crate::types::{BootTime, Generation, Lsn, NodeId};
+use crate::types::{BootTime, Generation, Lsn, NodeId, Size};
 
 /// How often the certificate's age is looked at.
 const RENEWAL_EVERY: Duration = Duration::from_secs(60);
@@ -299,7 +299,7 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
     }
     for node in nodes.iter().filter(|node| !node.is_reachable) {
         let kept = node.kept_log_bytes.filter(|bytes| *bytes > 0);
-        let kept = kept.map(|bytes| format!(". A slot here keeps {bytes} bytes of log for it")).unwrap_or_default();
+        let kept = kept.map(|bytes| format!(". A slot here keeps {} of log for it", Size(bytes))).unwrap_or_default();
         warnings.push(format!(
             "{} is not heard: repair it, or remove it with `hasup nodes remove {}` and add another{kept}",
             node.name, node.name
