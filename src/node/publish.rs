@@ -20,7 +20,7 @@ use crate::kv::State;
 use crate::postgres::PostgresFacts;
 use crate::raft::Leadership;
 use crate::sys::clock::{boot_now, wall_now};
-use crate::tls::{NodeIdentity, NodeTrust};
+use crate::tls::{CertificateFacts, NodeIdentity, NodeTrust};
 use crate::types::{BootTime, Generation, Lsn, NodeId, Size};
 
 /// How often the certificate's age is looked at.
@@ -352,16 +352,26 @@ pub(super) async fn keep_certificate(shared: Arc<Shared>) {
     }
 }
 
-/// `unbegun_since` is when the certificate was first seen that has not begun, if it was the last time.
+/// Tells whether two thirds of a certificate's life have passed by the wall clock `now`, or its life has not begun in all of
+/// [`UNBEGUN_FOR`] up to the instant `at`. `unbegun_since` is when it was first seen that it has not, if it was so the last time.
+fn is_due_by_its_dates(
+    facts: &CertificateFacts,
+    now: Duration,
+    unbegun_since: &mut Option<BootTime>,
+    at: BootTime,
+) -> bool {
+    *unbegun_since = if facts.has_begun(now) { None } else { Some(unbegun_since.unwrap_or(at)) };
+    facts.needs_renewal(now) || unbegun_since.is_some_and(|since| at.since(since) >= UNBEGUN_FOR)
+}
+
+/// For `unbegun_since` see [`is_due_by_its_dates`].
 fn renew_if_due(shared: &Shared, unbegun_since: &mut Option<BootTime>) -> Result<(), crate::tls::TlsError> {
     let state = shared.state();
     let Some(trust) = state.trust.as_ref() else { return Ok(()) };
     let Some(member) = state.members.get(&shared.me) else { return Ok(()) };
     let current = NodeTrust::load(&shared.data_dir)?;
     let (facts, now) = (current.facts()?, wall_now());
-    *unbegun_since = if facts.has_begun(now) { None } else { Some(unbegun_since.unwrap_or_else(boot_now)) };
-    let is_due = facts.needs_renewal(now)
-        || unbegun_since.is_some_and(|since| boot_now().since(since) >= UNBEGUN_FOR)
+    let is_due = is_due_by_its_dates(&facts, now, unbegun_since, boot_now())
         || current.ca_certificates != trust.value.ca_certificates
         || !current.is_of_newest_authority()?;
     if !is_due {
@@ -376,4 +386,35 @@ fn renew_if_due(shared: &Shared, unbegun_since: &mut Option<BootTime>) -> Result
     shared.postgres.postgres.reload();
     tracing::info!("this node's certificate was renewed");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_whose_life_has_not_begun_is_renewed_after_ten_minutes_of_that_alone() {
+        const DAY: Duration = Duration::from_secs(86_400);
+        const MINUTE: Duration = Duration::from_secs(60);
+        let facts = CertificateFacts {
+            identity: NodeIdentity { node: NodeId(1), name: "n1".parse().unwrap(), cluster_id: "c".into() },
+            not_before: DAY * 100,
+            not_after: DAY * 190,
+        };
+        let mut unbegun_since = None;
+        let mut is_due = |now: Duration, minute: u32| {
+            let at = BootTime(0) + MINUTE * minute;
+            is_due_by_its_dates(&facts, now, &mut unbegun_since, at)
+        };
+        let (unbegun, begun) = (DAY * 99, DAY * 101);
+        for minute in 0..10 {
+            assert!(!is_due(unbegun, minute), "minute {minute}");
+        }
+        assert!(is_due(unbegun, 10));
+        // a clock that the network has set meanwhile begins the wait anew
+        assert!(!is_due(begun, 11));
+        assert!(!is_due(unbegun, 20) && !is_due(unbegun, 29));
+        assert!(is_due(unbegun, 30));
+        assert!(is_due(DAY * 160, 31), "two thirds of its life");
+    }
 }
