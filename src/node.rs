@@ -371,8 +371,16 @@ impl Shared {
         self.event("resigned", generation, why)
     }
 
-    fn event_of_rebuild(&self, generation: Generation, is_rewound: bool) -> Event {
-        let how = if is_rewound { "rewound to the active node's history" } else { "copied from the active node" };
+    /// `copied_from` is the node whose database was copied; none where this node's own was rewound.
+    fn event_of_rebuild(&self, generation: Generation, copied_from: Option<NodeId>) -> Event {
+        let how = match copied_from {
+            Some(node) => {
+                let state = self.state();
+                let name = state.members.get(&node).map(|member| member.name.to_string());
+                format!("copied from {}", name.unwrap_or_else(|| format!("node {node}")))
+            }
+            None => "rewound to the active node's history".to_owned(),
+        };
         let why = WhyRecord {
             facts: vec!["this node's data was missing, or had parted from the cluster's".to_owned()],
             rule: "L19".to_owned(),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hasup::chaos::process;
 use nix::sys::signal::Signal;
-use raft_tests::program::hasup;
+use raft_tests::program::{hasup, over_ipv6};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -58,13 +58,20 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Returns a node that does not run, at 127.0.0.`number`.
+    /// Returns a node that does not run, at 127.0.0.`number`; where the suite runs over IPv6, all are at `::1`.
     pub(crate) fn new(number: u8) -> Self {
         let folder = tempfile::Builder::new().prefix("hasup-").tempdir_in("/tmp").unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         fs::write(folder.path().join("node.toml"), "").unwrap();
-        let host = format!("127.0.0.{number}");
-        let ports = free_ports(&host);
+        let (host, ports) = if over_ipv6() {
+            // one address for all: fixed ports below those that the system hands out, so that no two nodes meet
+            let ports = [0, 1, 2].map(|index| 21_000 + 10 * u16::from(number) + index);
+            ("::1".to_owned(), ports)
+        } else {
+            let host = format!("127.0.0.{number}");
+            let ports = free_ports(&host);
+            (host, ports)
+        };
         Self { name: format!("n{number}"), host, folder, ports, environment: Vec::new(), daemon: None }
     }
 
@@ -73,7 +80,7 @@ impl Node {
     }
 
     pub(crate) fn peer(&self) -> String {
-        format!("{}:{}", self.host, self.ports[0])
+        hostport(&self.host, self.ports[0])
     }
 
     fn place(&self) -> Vec<String> {
@@ -336,6 +343,11 @@ fn clean(command: &mut Command) -> &mut Command {
 /// Between two looks at a condition that has a deadline.
 pub(crate) fn pause() {
     std::thread::park_timeout(Duration::from_millis(50));
+}
+
+/// Returns `host:port`, an IPv6 address in brackets.
+pub(crate) fn hostport(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// Returns three ports of `host` that are free for TCP and UDP.
