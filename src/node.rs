@@ -391,7 +391,7 @@ impl Shared {
 
     /// Adds an event to the history, beside whatever goes on.
     fn tell(self: &Arc<Self>, event: Event) {
-        tracing::info!(kind = event.kind, generation = %event.generation, facts = event.why.facts.join("; "), step = event.why.step, "event");
+        tracing::info!(kind = event.kind, generation = %event.generation, because = event.why.facts.join("; "), "{}", event.why.step);
         let shared = Arc::clone(self);
         self.tasks.spawn("event", async move {
             if let Err(error) = shared.write(Command::AppendEvents, Some(event), EVENT_LIMIT).await {

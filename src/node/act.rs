@@ -566,7 +566,7 @@ impl Shared {
 
     async fn copy_from(&self, node: NodeId, ssl: SslPaths) -> Result<(), StepError> {
         let layout = self.postgres.postgres.layout().clone();
-        tracing::info!(from = %node, "copying the database");
+        tracing::info!(from = super::names::name_of(node, &self.state()), "copying the database");
         let backup = BaseBackup {
             source: self.source(node)?,
             ssl,
