@@ -201,7 +201,6 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
         let node = view.record.as_ref().map(|record| record.assignment.node);
         view.postgres.is_streaming && view.postgres.follows.map(|followed| followed.node) == node
     };
-    let role = if is_holder { "it is the primary" } else { "it streams from the active node" };
     let raft_works = leadership.leader.is_some() && leadership.failed.is_none();
     let mut checks = BTreeMap::from([(
         "consensus".to_owned(),
@@ -217,8 +216,13 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
     if shared.kind == MemberKind::Data {
         checks.insert("postgres_running".to_owned(), check(is_running, answer.clone(), true));
         checks.insert("postgres_answers".to_owned(), check(answers, answer, true));
-        let detail = if follows { role.to_owned() } else { format!("not yet: {role}") };
-        checks.insert("postgres_role".to_owned(), check(follows, detail, false));
+        let role = match (is_holder, follows) {
+            (true, true) => "it is the primary",
+            (true, false) => "it is not the primary yet",
+            (false, true) => "it streams from the active node",
+            (false, false) => "it does not stream from the active node yet",
+        };
+        checks.insert("postgres_role".to_owned(), check(follows, role.to_owned(), false));
     }
     checks
 }
