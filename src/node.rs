@@ -374,11 +374,7 @@ impl Shared {
     /// `copied_from` is the node whose database was copied; none where this node's own was rewound.
     fn event_of_rebuild(&self, generation: Generation, copied_from: Option<NodeId>) -> Event {
         let how = match copied_from {
-            Some(node) => {
-                let state = self.state();
-                let name = state.members.get(&node).map(|member| member.name.to_string());
-                format!("copied from {}", name.unwrap_or_else(|| format!("node {node}")))
-            }
+            Some(node) => format!("copied from {}", names::name_of(node, &self.state())),
             None => "rewound to the active node's history".to_owned(),
         };
         let why = WhyRecord {
@@ -391,7 +387,7 @@ impl Shared {
 
     /// Adds an event to the history, beside whatever goes on.
     fn tell(self: &Arc<Self>, event: Event) {
-        tracing::info!(kind = event.kind, generation = %event.generation, facts = event.why.facts.join("; "), step = event.why.step, "event");
+        tracing::info!(kind = event.kind, generation = %event.generation, because = event.why.facts.join("; "), "{}", event.why.step);
         let shared = Arc::clone(self);
         self.tasks.spawn("event", async move {
             if let Err(error) = shared.write(Command::AppendEvents, Some(event), EVENT_LIMIT).await {

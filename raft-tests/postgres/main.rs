@@ -6,3 +6,4 @@ mod guard;
 mod rejoin;
 mod roles;
 mod slots;
+mod switchover;

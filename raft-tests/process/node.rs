@@ -15,6 +15,8 @@ use tempfile::TempDir;
 
 /// What a node may take to start or to join: `initdb` and a copy on a busy machine.
 const BEGIN_LIMIT: Duration = Duration::from_secs(120);
+/// What may pass until `hasup check` tells what has befallen a machine, and the role has moved, on a busy one.
+const CHECK_LIMIT: Duration = Duration::from_secs(90);
 /// What one command may take.
 const COMMAND_LIMIT: &str = "70";
 
@@ -373,4 +375,29 @@ pub(crate) fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     }
     found.sort();
     found
+}
+
+/// Runs `hasup check` on `node` until its answer `is_so`, and returns it.
+#[track_caller]
+pub(crate) fn until_check(node: &Node, what: &str, is_so: impl Fn(&Ended) -> bool) -> Ended {
+    let deadline = Instant::now() + CHECK_LIMIT;
+    loop {
+        let ended = node.hasup(&["check"]);
+        if is_so(&ended) {
+            return ended;
+        }
+        assert!(Instant::now() < deadline, "{what}: {ended:?}");
+        pause();
+    }
+}
+
+/// Tells whether three nodes are there, each with a role and a vote, heard by the one that was asked, and without trouble.
+pub(crate) fn is_whole(status: &Value) -> bool {
+    let nodes = status["nodes"].as_array().map_or(&[][..], Vec::as_slice);
+    let is_well = |node: &Value| {
+        let has_role = node["state"] == "active" || node["state"] == "standby";
+        let has_vote = node["raft"] == "leader" || node["raft"] == "follower";
+        has_role && has_vote && node["is_reachable"] == true && node["troubles"] == serde_json::json!([])
+    };
+    nodes.len() == 3 && nodes.iter().all(is_well)
 }

@@ -221,7 +221,7 @@ impl Shared {
                 "an operator asked for a switchover{}",
                 to.map(|to| format!(" to {to}")).unwrap_or_default()
             )],
-            rule: "design 7".to_owned(),
+            rule: "an operator's order".to_owned(),
             step: format!("ends generation {from} in order"),
         };
         let event = self.event("switchover_ordered", from, why);

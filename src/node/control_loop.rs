@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Shared;
 use super::act::chain;
+use super::names::named;
 use super::publish;
 use super::status::Status;
 use super::views::RecordClock;
@@ -153,7 +154,7 @@ impl ControlLoop {
         let plan = decide(&view);
         // in effect before any step: whoever bars no longer acknowledges
         shared.pulses.set_stance(plan.stance.clone());
-        self.log(&plan);
+        self.log(&plan, &state);
         shared.postgres.set_hot(is_in_motion(&plan) && self.changed_at.elapsed() < HOT_FOR);
         shared.plan.send_replace(Arc::new(plan.clone()));
         let status = self.publisher.status(&shared, &state, &view, &plan);
@@ -198,6 +199,8 @@ impl ControlLoop {
     fn view(&mut self, state: &State) -> NodeView {
         let shared = &self.shared;
         let now = boot_now();
+        // before what it leaves behind: work that ends in between would else have ended without a trace, as a failure does
+        let job = shared.postgres.job(now);
         let guard = shared.guard.view();
         let postgres = shared.postgres.view(&guard, shared.postgres_process());
         let is_stopping = *shared.shutdown.borrow() == Some(true);
@@ -216,7 +219,7 @@ impl ControlLoop {
             pulse: shared.pulses.view(),
             guard,
             postgres,
-            job: shared.postgres.job(now),
+            job,
             is_stopping,
             newer_cluster: shared.pulses.newer_cluster(),
             unfit: None,
@@ -265,15 +268,38 @@ impl ControlLoop {
         shared.pulses.set_peers(&peers);
     }
 
-    fn log(&mut self, plan: &Plan) {
+    fn log(&mut self, plan: &Plan, state: &State) {
         let waiting: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
         let now = (plan.state, waiting);
         if self.logged.as_ref() != Some(&now) {
-            tracing::info!(state = %now.0, waiting_on = now.1.join("; "), "state");
+            tracing::info!("{}", named(&sentence(now.0, &now.1), state));
             self.logged = Some(now);
             self.changed_at = Instant::now();
         }
     }
+}
+
+/// Says in what state this node is, and what it waits for; else what the state means.
+fn sentence(state: NodeState, waiting_on: &[String]) -> String {
+    if !waiting_on.is_empty() {
+        return format!("{state}, waiting for {}", waiting_on.join("; "));
+    }
+    let meaning = match state {
+        NodeState::Empty => "holds no data yet",
+        NodeState::Joining => "about to copy the database",
+        NodeState::Standby => "runs PostgreSQL read-only, behind the active node",
+        NodeState::Promoting => "brings PostgreSQL up as the primary",
+        NodeState::Active => "takes writes",
+        NodeState::Demoting => "gives the role up",
+        NodeState::Rejoining => "its data is being rewound or copied anew",
+        NodeState::Minority => "hears no majority of the voters",
+        NodeState::ActiveMinority => "hears no majority of the voters, and takes writes that are not replicated",
+        NodeState::Fenced => "its role was ended by the fence, PostgreSQL is stopped",
+        NodeState::Witness => "votes, and holds no PostgreSQL",
+        NodeState::Paused => "left alone by an operator's order",
+        NodeState::Failed => "cannot go on without a person",
+    };
+    format!("{state}: {meaning}")
 }
 
 /// Whether PostgreSQL is about to change, so that it is worth looking at it every few milliseconds.
