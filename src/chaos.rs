@@ -19,6 +19,7 @@ pub mod journal;
 pub mod node;
 pub mod poller;
 pub mod process;
+pub mod random;
 pub mod recorder;
 pub mod rows;
 pub mod run;

@@ -24,9 +24,9 @@ use super::forming::{WHOLE_LIMIT, WayIn, form, write_node_file, write_private};
 use super::hosts::Lab;
 use super::journal::{Journal, Outcome, Span};
 use super::node::{First, Node, Supervisor, wait_settled};
-use super::schedule::{Addresses, Fault, Part, Schedule, Step, Victim};
+use super::schedule::{Addresses, Fault, Part, Schedule, Step, Victim, span};
 use super::view::View;
-use super::{millis, process, rows};
+use super::{millis, process, random, rows};
 use crate::sys::clock::{boot_now, wall_now};
 use crate::sys::fs::write_volatile;
 use crate::types::BootTime;
@@ -40,10 +40,17 @@ const USER: &str = "postgres";
 
 /// Play a schedule of faults against a cluster on hosts of its own, and judge it
 #[derive(Debug, Clone, clap::Args)]
+#[group(id = "what", required = true, multiple = false, args = ["schedule", "seed"])]
 pub struct RunArgs {
     /// The schedule, one statement a line: `at 5s crash active`, `at 12s boot`, `end 40s`
     #[arg(long, value_name = "FILE")]
-    pub schedule: PathBuf,
+    pub schedule: Option<PathBuf>,
+    /// Faults by chance instead: a number gives the same schedule each time
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// How long faults by chance go on, from 10s to 24h
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration, conflicts_with = "schedule")]
+    pub duration: Duration,
     /// How many hosts, named n1, n2, …
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     pub hosts: u8,
@@ -72,6 +79,8 @@ struct Report {
     longest_gap_ms: Option<f64>,
     client_ms: Option<f64>,
     steps: Vec<Played>,
+    /// Steps that nobody was there for.
+    passed_over: Vec<String>,
     verdicts: Vec<Verdict>,
     /// What kept the run from its end.
     error: Option<String>,
@@ -95,10 +104,17 @@ struct Played {
 pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let names: Vec<String> = (1..=args.hosts).map(|number| format!("n{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let text = fs::read_to_string(&args.schedule).with_context(|| format!("read {}", args.schedule.display()))?;
-    let mut schedule = Schedule::parse(&text, &names)?;
+    let mut schedule = match (&args.schedule, args.seed) {
+        (Some(path), _) => {
+            let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+            Schedule::parse(&text, &names)?
+        }
+        (None, Some(_)) if names.len() < 2 => bail!("faults by chance need two hosts or more; nothing was started"),
+        (None, seed) => random::schedule(seed.unwrap_or_default(), args.duration, &names),
+    };
     schedule.options.extend(args.options);
     let (dir, keep) = folder(args.report.as_deref())?;
+    write_volatile(&dir.join("schedule.chaos"), schedule.to_string().as_bytes()).context("write the schedule")?;
     let to_stderr = args.json;
     let tell = move |line: &str| {
         // A reader that has gone is no reason to leave hosts behind.
@@ -125,6 +141,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     Ok(u8::from(!report.ok))
 }
 
+/// Reads how long faults by chance go on.
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = span(text)?;
+    if duration < Duration::from_secs(10) {
+        return Err(format!("`{text}` is too short for a fault and for what follows; use 10s to 24h"));
+    }
+    Ok(duration)
+}
+
 fn folder(report: Option<&Path>) -> anyhow::Result<(PathBuf, bool)> {
     let dir = match report {
         Some(dir) => dir.to_owned(),
@@ -147,6 +172,7 @@ struct Range {
     clients: Vec<Child>,
     way_in: Option<WayIn>,
     played: Vec<Played>,
+    passed_over: Vec<String>,
     lease_ms: u64,
     last: Option<String>,
     down: BTreeSet<String>,
@@ -219,6 +245,7 @@ impl Range {
             clients: Vec::new(),
             way_in: None,
             played: Vec::new(),
+            passed_over: Vec::new(),
             lease_ms: 0,
             last: None,
             down: BTreeSet::new(),
@@ -243,7 +270,13 @@ impl Range {
             let due = start + step.at;
             sleep_until(due).await;
             self.check_clients()?;
-            let hosts = self.victims(&step.victim).await.with_context(|| step.to_string())?;
+            let hosts = match self.victims(&step.victim).await.with_context(|| step.to_string()) {
+                Err(why) if schedule.lenient => {
+                    self.pass_over(step, &why, tell);
+                    Vec::new()
+                }
+                hosts => hosts?,
+            };
             // Asking who is active may take a while in a broken cluster; what follows keeps its distance from this step.
             start += due.elapsed();
             self.began.delays.push((step.at, due.elapsed()));
@@ -254,7 +287,13 @@ impl Range {
             for host in hosts {
                 tell(&format!("{step}: {host}"));
                 let at_ns = boot_now().0;
-                self.inflict(step, &host).await.with_context(|| format!("{step}: {host}"))?;
+                match self.inflict(step, &host).await.with_context(|| format!("{step}: {host}")) {
+                    Err(why) if schedule.lenient => {
+                        self.pass_over(step, &why, tell);
+                        continue;
+                    }
+                    done => done?,
+                }
                 self.played.push(Played { step: step.to_string(), host: host.clone(), at_ns, write_gap_ms: None });
                 self.last = Some(host);
             }
@@ -271,6 +310,11 @@ impl Range {
         }
         wait_settled(&self.supervisors, WHOLE_LIMIT).await.context("after the last fault")?;
         self.wait_rows(boot_now()).await.context("after the last fault")
+    }
+
+    fn pass_over(&mut self, step: &Step, why: &anyhow::Error, tell: &dyn Fn(&str)) {
+        tell(&format!("passed over: {why:#}"));
+        self.passed_over.push(step.to_string());
     }
 
     fn start_clients(&mut self, way_in: &WayIn) -> anyhow::Result<()> {
@@ -554,6 +598,7 @@ impl Range {
             longest_gap_ms: gap.map(|gap| millis(gap.length())),
             client_ms: gap.map(|gap| millis(gap.client)),
             steps: self.played.clone(),
+            passed_over: self.passed_over.clone(),
             verdicts,
             error,
         }

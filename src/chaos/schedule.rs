@@ -25,6 +25,7 @@
 //! addresses ipv6                # how hosts find each other: ipv4 (as without it), ipv6, or names, by each host's /etc/hosts
 //! lossy                         # acknowledged rows may be lost, as that durability says; the nodes must agree all the same
 //! rewound                       # parted databases are mended without a copy, and at least one was
+//! lenient                       # a step that nobody is there for is passed over; without it, it ends the run
 //! ```
 
 use std::fmt;
@@ -194,6 +195,38 @@ pub struct Schedule {
     pub lossy: bool,
     /// Whether a database must have been rewound, and none copied.
     pub rewound: bool,
+    /// Whether a step that has no victim, when it is due, is passed over.
+    pub lenient: bool,
+}
+
+impl fmt::Display for Schedule {
+    /// Writes the schedule as [`parse`](Self::parse) reads it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for option in &self.options {
+            writeln!(f, "option {option}")?;
+        }
+        if !self.form.is_empty() {
+            writeln!(f, "form {}", self.form.join(" "))?;
+        }
+        match self.addresses {
+            Addresses::Ipv4 => {}
+            Addresses::Ipv6 => writeln!(f, "addresses ipv6")?,
+            Addresses::Names => writeln!(f, "addresses names")?,
+        }
+        for (word, is_said) in [("lossy", self.lossy), ("rewound", self.rewound), ("lenient", self.lenient)] {
+            if is_said {
+                writeln!(f, "{word}")?;
+            }
+        }
+        for step in &self.steps {
+            writeln!(f, "{step}")?;
+        }
+        for stretch in &self.stretches {
+            let word = if stretch.writes { "writes" } else { "silent" };
+            writeln!(f, "{word} {}ms {}ms", stretch.from.as_millis(), stretch.until.as_millis())?;
+        }
+        writeln!(f, "end {}ms", self.end.as_millis())
+    }
 }
 
 /// A schedule cannot be played.
@@ -251,9 +284,13 @@ impl Schedule {
                     schedule.rewound = true;
                     Ok(())
                 }
+                ["lenient"] => {
+                    schedule.lenient = true;
+                    Ok(())
+                }
                 [other, ..] => Err(format!(
                     "`{other}` begins no statement; use `at TIME FAULT [HOST]`, `end TIME`, `silent TIME TIME`, `writes TIME TIME`, \
-                     `option NAME=VALUE`, `form HOST…`, `addresses ipv4|ipv6|names`, `lossy` or `rewound`"
+                     `option NAME=VALUE`, `form HOST…`, `addresses ipv4|ipv6|names`, `lossy`, `rewound` or `lenient`"
                 )),
             };
             if let Err(problem) = parsed {
@@ -353,14 +390,16 @@ fn victim(word: &str, hosts: &[&str]) -> Result<Victim, String> {
     })
 }
 
-fn span(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no time; use a number with ms, s or m, as `1500ms`, `5s`, `2m`");
+/// Reads a time: a number with ms, s, m or h.
+pub(super) fn span(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no time; use a number with ms, s, m or h, as `1500ms`, `5s`, `2m`");
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
     let number: f64 = text[..split].parse().map_err(|_| wrong())?;
     let seconds = match &text[split..] {
         "ms" => number / 1000.0,
         "s" => number,
         "m" => number * 60.0,
+        "h" => number * 3600.0,
         _ => return Err(wrong()),
     };
     // A day is longer than any run, and keeps the arithmetic far from overflow.
@@ -402,7 +441,9 @@ mod tests {
             .take_while(|line| !line.contains("```"))
             .map(|line| format!("{}\n", line.trim_start_matches("//!")))
             .collect();
-        assert_eq!(Schedule::parse(&text, HOSTS).map(|schedule| schedule.steps.len()), Ok(13));
+        let schedule = Schedule::parse(&text, HOSTS).unwrap();
+        assert_eq!(schedule.steps.len(), 13);
+        assert_eq!(Schedule::parse(&schedule.to_string(), HOSTS), Ok(schedule), "it is printed as it is read");
     }
 
     #[test]
