@@ -374,11 +374,7 @@ impl Shared {
     /// `copied_from` is the node whose database was copied; none where this node's own was rewound.
     fn event_of_rebuild(&self, generation: Generation, copied_from: Option<NodeId>) -> Event {
         let how = match copied_from {
-            Some(node) => {
-                let state = self.state();
-                let name = state.members.get(&node).map(|member| member.name.to_string());
-                format!("copied from {}", name.unwrap_or_else(|| format!("node {node}")))
-            }
+            Some(node) => format!("copied from {}", names::name_of(node, &self.state())),
             None => "rewound to the active node's history".to_owned(),
         };
         let why = WhyRecord {

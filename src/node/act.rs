@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 
 use super::Shared;
 use super::database::{JobPlace, to_postgres};
+use super::names::name_of;
 use crate::guard::{GuardError, Lease, StopMode};
 use crate::ha::durable::DataState;
 use crate::ha::plan::Step;
@@ -529,7 +530,7 @@ impl Shared {
             match self.copy_from(standby, ssl.clone()).await {
                 // promoted or led elsewhere meanwhile, or its log lacks what a copy of a standby needs
                 Err(StepError::Postgres(error @ PgError::Tool(ExecError::Failed { .. }))) => {
-                    tracing::warn!(error = %chain(&error), standby = %standby, "no copy from the standby; the active node is copied");
+                    tracing::warn!(error = %chain(&error), standby = name_of(standby, &self.state()), "no copy from the standby; the active node is copied");
                 }
                 done => return done.map(|()| standby),
             }
@@ -566,7 +567,7 @@ impl Shared {
 
     async fn copy_from(&self, node: NodeId, ssl: SslPaths) -> Result<(), StepError> {
         let layout = self.postgres.postgres.layout().clone();
-        tracing::info!(from = super::names::name_of(node, &self.state()), "copying the database");
+        tracing::info!(from = name_of(node, &self.state()), "copying the database");
         let backup = BaseBackup {
             source: self.source(node)?,
             ssl,

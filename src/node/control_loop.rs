@@ -31,8 +31,8 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
 /// PostgreSQL is looked at every few milliseconds for so long after the newest change of what is waited for: a crash recovery, a
 /// copy or the other nodes may take hours, and each look at one that lets nobody in costs it a process.
 const HOT_FOR: Duration = Duration::from_secs(10);
-/// How long a node that stops waits for its resignation to be heard.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a node that stops waits for its successor.
+const LINGER: Duration = Duration::from_secs(3);
 /// How often host names of members are resolved anew for the pulses.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
@@ -76,19 +76,20 @@ pub(super) async fn wait_until_stopped(shared: &Shared, limit: Duration) {
     let mut plans = shared.plan.subscribe();
     loop {
         let view = shared.guard.view();
-        let has_role = view.armed.is_some();
-        if !view.is_present || (!has_role && !view.has_processes) {
+        if !view.is_present {
             return;
         }
-        if !has_role {
-            linger(shared).await;
+        if view.armed.is_none() {
             // a standby stops in order by itself once it no longer holds a role
-            if let Ok(client) = shared.guard.client() {
+            if view.has_processes
+                && let Ok(client) = shared.guard.client()
+            {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if let Err(error) = client.stop(crate::guard::StopMode::Fast { limit: left }).await {
                     tracing::warn!(%error, "PostgreSQL was not stopped in order");
                 }
             }
+            linger(shared).await;
             return;
         }
         tokio::select! {
@@ -102,7 +103,8 @@ pub(super) async fn wait_until_stopped(shared: &Shared, limit: Duration) {
     }
 }
 
-/// Gives the word that this node has resigned a little time to be heard: whoever misses it would wait for the lease.
+/// Waits until another node has opened the active role that this one resigned, where one is there that can: whoever stops the
+/// active node to work on it finds the cluster in order, and the word that it resigned is heard for sure.
 async fn linger(shared: &Shared) {
     let resigned = shared.durable.get().resigned;
     let own = shared.state().assignment.as_ref().map(|record| (record.value.node, record.value.generation));
@@ -110,9 +112,15 @@ async fn linger(shared: &Shared) {
         return;
     }
     let deadline = Instant::now() + LINGER;
-    while Instant::now() < deadline {
-        let view = shared.pulses.view();
-        if view.peers.values().any(|peer| peer.report.barred >= resigned || peer.report.record > resigned) {
+    let timing = shared.timing();
+    loop {
+        let (pulses, now) = (shared.pulses.view(), boot_now());
+        let mut others = pulses.peers.values().filter(|peer| peer.is_fresh(now, &timing));
+        let is_over = match &shared.state().assignment {
+            Some(record) if record.value.generation > resigned => record.value.opened,
+            _ => !others.any(|peer| peer.report.is_fit),
+        };
+        if is_over || Instant::now() >= deadline {
             return;
         }
         sleep(Duration::from_millis(20)).await;

@@ -195,11 +195,14 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
     };
     let answers = matches!(observation.facts, PostgresFacts::Live(_) | PostgresFacts::Exhausted);
     let is_holder = view.guard.armed.is_some();
-    let follows = if is_holder {
-        view.postgres.in_recovery == Some(false)
-    } else {
-        let node = view.record.as_ref().map(|record| record.assignment.node);
-        view.postgres.is_streaming && view.postgres.follows.map(|followed| followed.node) == node
+    let active = view.record.as_ref().map(|record| record.assignment.node);
+    let follows = view.postgres.is_streaming && view.postgres.follows.map(|followed| followed.node) == active;
+    let (has_role, role) = match (is_holder, active == Some(shared.me)) {
+        (true, _) if view.postgres.in_recovery == Some(false) => (true, "it is the primary"),
+        (true, _) => (false, "it is not the primary yet"),
+        (false, true) => (false, "it is to be the primary, and holds no lease: a majority must grant one"),
+        (false, false) if follows => (true, "it streams from the active node"),
+        (false, false) => (false, "it does not stream from the active node yet"),
     };
     let raft_works = leadership.leader.is_some() && leadership.failed.is_none();
     let mut checks = BTreeMap::from([(
@@ -216,13 +219,7 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
     if shared.kind == MemberKind::Data {
         checks.insert("postgres_running".to_owned(), check(is_running, answer.clone(), true));
         checks.insert("postgres_answers".to_owned(), check(answers, answer, true));
-        let role = match (is_holder, follows) {
-            (true, true) => "it is the primary",
-            (true, false) => "it is not the primary yet",
-            (false, true) => "it streams from the active node",
-            (false, false) => "it does not stream from the active node yet",
-        };
-        checks.insert("postgres_role".to_owned(), check(follows, role.to_owned(), false));
+        checks.insert("postgres_role".to_owned(), check(has_role, role.to_owned(), false));
     }
     checks
 }
