@@ -400,11 +400,11 @@ impl Shared {
 /// Asks for what keeps a loaded machine from holding the pulses up; says once what was not granted.
 async fn take_precedence(threads: Arc<[rustix::process::Pid]>) {
     if let Err(error) = priority::lock_all_used() {
-        tracing::info!(%error, "the daemon works without locked memory");
+        tracing::info!(because = %error, "the daemon works without locked memory: where memory is short, it may be late");
     }
     for thread in threads.iter() {
         if let Err(error) = priority::real_time(*thread, PULSE_PRIORITY).run().await {
-            tracing::info!(%error, "the pulses work without real-time priority");
+            tracing::info!(because = %error, "the pulses work without real-time priority: on a busy machine, they may be late");
             return;
         }
     }

@@ -141,7 +141,7 @@ async fn keep(
             Err(error) => {
                 let is_due = started_at.is_none_or(|at| at.elapsed() > ANSWER_LIMIT);
                 if let (Some(program), true) = (&place.program, is_due) {
-                    tracing::info!(%error, "starting a guard");
+                    tracing::info!(because = %error, "starting a guard");
                     started_at = Some(Instant::now());
                     if let Err(error) = spawn_detached(program, &place.data_dir, &place.pgdata) {
                         tracing::error!(%error, "no guard could be started; PostgreSQL stays stopped until one is");
