@@ -66,6 +66,15 @@ pub(super) struct Parted {
     pub(super) own: WalPosition,
 }
 
+/// How far a fetch from another standby has come.
+#[derive(Debug, Clone, Copy)]
+struct Fetching {
+    /// When it began, or last brought something.
+    moved_at: BootTime,
+    /// Where the log ended then, once that is known.
+    end: Option<Lsn>,
+}
+
 /// What the node remembers about its PostgreSQL between observations.
 #[derive(Debug, Default)]
 struct Memory {
@@ -84,6 +93,9 @@ struct Memory {
     retries: Vec<(Job, BootTime)>,
     changed_at: BootTime,
     started_at: Option<BootTime>,
+    /// Log is being fetched from another standby.
+    fetch: Option<Fetching>,
+    fetch_ended_at: Option<BootTime>,
     /// The receiver is being cut off: what it may follow is no longer what PostgreSQL shows.
     is_being_cut: bool,
     /// When `primary_conninfo` was last set back.
@@ -217,6 +229,16 @@ impl Database {
             tracing::warn!(%noted, %shown, "synchronous_standby_names were changed past hasup (L18): commits of this moment may \
                 have waited for nobody; they are set again. Find out who uses ALTER SYSTEM, and change `durability` instead");
         }
+        let mut is_news = false;
+        if let (Some(fetch), PostgresFacts::Live(live)) = (&mut memory.fetch, &observation.facts)
+            && fetch.end < Some(live.lsn)
+        {
+            // where it stood before is no progress
+            if fetch.end.replace(live.lsn).is_some() {
+                fetch.moved_at = observation.began;
+                is_news = true;
+            }
+        }
         let must_be_led_back = memory.must_be_led_back(&observation);
         if let PostgresFacts::ShutOut { why } = &observation.facts
             && !std::mem::replace(&mut memory.is_shut_out, true)
@@ -229,10 +251,9 @@ impl Database {
         if must_be_led_back {
             self.lead_back();
         }
-        let mut is_news = false;
         let is_hot = self.is_hot.load(Ordering::Relaxed);
         self.observed.send_modify(|known| {
-            is_news = differs(&known.facts, &observation.facts)
+            is_news |= differs(&known.facts, &observation.facts)
                 || (is_hot && has_log_moved(&known.facts, &observation.facts))
                 || known.began < changed_at;
             *known = Arc::new(observation);
@@ -286,6 +307,8 @@ impl Database {
             },
             is_streaming: live.is_some_and(|live| live.receiver.as_ref().is_some_and(|it| it.status == "streaming")),
             position: live.and_then(|live| position(live, follows_nobody)).or(stopped_at),
+            fetch_moved_at: memory.fetch.map(|fetch| fetch.moved_at),
+            fetch_ended_at: memory.fetch_ended_at,
             has_standby_signal: self.postgres.has_standby_signal(),
             timeline: live.filter(|live| !live.in_recovery).map(|live| live.timeline),
             promoted_at: promoted_at.map(|(_, lsn)| lsn),
@@ -354,8 +377,18 @@ impl Database {
         let mut memory = self.memory.lock();
         memory.follows = followed;
         memory.is_being_cut = false;
+        if memory.fetch.take().is_some() {
+            memory.fetch_ended_at = Some(boot_now());
+        }
         // what was seen before says nothing about whom it follows now, and PostgreSQL is told only after this
         memory.changed_at = boot_now();
+        Ok(())
+    }
+
+    /// Notes that log is about to be fetched from a standby (L12), on disk first.
+    pub(super) fn note_fetch(&self, from: Followed) -> Result<(), PgError> {
+        self.note_follows(Some(from))?;
+        self.memory.lock().fetch = Some(Fetching { moved_at: boot_now(), end: None });
         Ok(())
     }
 
@@ -371,6 +404,7 @@ impl Database {
             lineage: memory.lineage,
             job: memory.job.take(),
             retries: std::mem::take(&mut memory.retries),
+            fetch_ended_at: memory.fetch_ended_at,
             started_at,
             changed_at: boot_now(),
             ..Memory::default()
@@ -489,14 +523,15 @@ impl Database {
 
     /// Looks, now and then, whether a standby that may follow does not stream because its source no longer has the log that it
     /// needs: PostgreSQL would ask for ever. Then only a copy helps, as if the histories had nothing in common (L19).
-    pub(super) fn notice_missing_log(&self, promoted: Generation) {
+    pub(super) fn notice_missing_log(&self, active: NodeId, promoted: Generation) {
         let now = boot_now();
         let observation = self.last_observation();
         let is_streaming = matches!(&observation.facts, PostgresFacts::Live(live)
             if live.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming"));
         {
             let mut memory = self.memory.lock();
-            let is_due = memory.follows.is_some()
+            // one that has no log to fetch from is no reason to copy anything
+            let is_due = memory.follows.is_some_and(|followed| followed.node == active)
                 && !is_streaming
                 && memory.job.is_none()
                 && now.since(memory.changed_at.max(memory.log_read_at)) > LOG_READ_EVERY;
