@@ -3,6 +3,7 @@
 //! Observation runs beside the loop, as PostgreSQL may hang. Each observation knows when it began: what it says about the
 //! log's end or the receiver counts only if it began after the last step that changed them ended.
 
+mod followed;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,15 +67,6 @@ pub(super) struct Parted {
     pub(super) own: WalPosition,
 }
 
-/// How far a fetch from another standby has come.
-#[derive(Debug, Clone, Copy)]
-struct Fetching {
-    /// When it began, or last brought something.
-    moved_at: BootTime,
-    /// Where the log ended then, once that is known.
-    end: Option<Lsn>,
-}
-
 /// What the node remembers about its PostgreSQL between observations.
 #[derive(Debug, Default)]
 struct Memory {
@@ -94,7 +86,7 @@ struct Memory {
     changed_at: BootTime,
     started_at: Option<BootTime>,
     /// Log is being fetched from another standby.
-    fetch: Option<Fetching>,
+    fetch: Option<followed::Fetching>,
     fetch_ended_at: Option<BootTime>,
     /// The receiver is being cut off: what it may follow is no longer what PostgreSQL shows.
     is_being_cut: bool,
@@ -138,12 +130,6 @@ impl Memory {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct FollowedFile {
-    node: NodeId,
-    generation: Generation,
-}
-
 impl Database {
     /// Returns the database; `news` is notified whenever the loop should look.
     pub(super) fn new(postgres: Arc<Postgres>, news: Arc<Notify>) -> Self {
@@ -168,17 +154,6 @@ impl Database {
             memory.lineage = rebuilt.map(|promoted| (promoted, Lineage::Follows, None));
         }
         database
-    }
-
-    fn followed_path(&self) -> std::path::PathBuf {
-        self.postgres.layout().config_dir().join("follows.json")
-    }
-
-    /// Whom an earlier start of the daemon let the receiver follow. Where that cannot be read but a key is there, somebody.
-    fn read_followed(&self) -> Option<Followed> {
-        let written = std::fs::read(self.followed_path()).ok();
-        let read = written.and_then(|bytes| serde_json::from_slice::<FollowedFile>(&bytes).ok());
-        read.map(|file| Followed { node: file.node, generation: file.generation })
     }
 
     /// Looks at PostgreSQL again and again; `process` says which postmaster the guard runs. Ends with the node.
@@ -229,16 +204,7 @@ impl Database {
             tracing::warn!(%noted, %shown, "synchronous_standby_names were changed past hasup (L18): commits of this moment may \
                 have waited for nobody; they are set again. Find out who uses ALTER SYSTEM, and change `durability` instead");
         }
-        let mut is_news = false;
-        if let (Some(fetch), PostgresFacts::Live(live)) = (&mut memory.fetch, &observation.facts)
-            && fetch.end < Some(live.lsn)
-        {
-            // where it stood before is no progress
-            if fetch.end.replace(live.lsn).is_some() {
-                fetch.moved_at = observation.began;
-                is_news = true;
-            }
-        }
+        let mut is_news = memory.fetch.as_mut().is_some_and(|fetch| fetch.has_moved(&observation));
         let must_be_led_back = memory.must_be_led_back(&observation);
         if let PostgresFacts::ShutOut { why } = &observation.facts
             && !std::mem::replace(&mut memory.is_shut_out, true)
@@ -364,38 +330,6 @@ impl Database {
     }
 
     // ---- what steps leave behind ----
-
-    /// Notes whom the receiver may follow, on disk first.
-    pub(super) fn note_follows(&self, followed: Option<Followed>) -> Result<(), PgError> {
-        if let Some(followed) = followed {
-            let file = FollowedFile { node: followed.node, generation: followed.generation };
-            let bytes = serde_json::to_vec(&file).unwrap_or_default();
-            self.postgres.layout().write(&self.followed_path(), &bytes)?;
-        } else {
-            crate::postgres::layout::remove_file(&self.followed_path())?;
-        }
-        let mut memory = self.memory.lock();
-        memory.follows = followed;
-        memory.is_being_cut = false;
-        if memory.fetch.take().is_some() {
-            memory.fetch_ended_at = Some(boot_now());
-        }
-        // what was seen before says nothing about whom it follows now, and PostgreSQL is told only after this
-        memory.changed_at = boot_now();
-        Ok(())
-    }
-
-    /// Notes that log is about to be fetched from a standby (L12), on disk first.
-    pub(super) fn note_fetch(&self, from: Followed) -> Result<(), PgError> {
-        self.note_follows(Some(from))?;
-        self.memory.lock().fetch = Some(Fetching { moved_at: boot_now(), end: None });
-        Ok(())
-    }
-
-    /// Notes that the receiver is about to be cut off.
-    pub(super) fn note_cut(&self) {
-        self.memory.lock().is_being_cut = true;
-    }
 
     pub(super) fn note_started(&self) {
         let mut memory = self.memory.lock();
