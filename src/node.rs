@@ -57,7 +57,7 @@ use crate::guard::{DeadlineSender, PostgresProcess};
 use crate::ha::assign::Assigned;
 use crate::ha::durable::DataState;
 use crate::ha::plan::Plan;
-use crate::ha::record::{Event, MemberKind, ResignReason, WhyRecord};
+use crate::ha::record::{Event, Member, MemberKind, ResignReason, WhyRecord};
 use crate::ha::timing::Timing;
 use crate::ha::trouble::Trouble;
 use crate::kv::{Command, State};
@@ -369,6 +369,15 @@ impl Shared {
             step: format!("node {} ends generation {generation}", self.name),
         };
         self.event("resigned", generation, why)
+    }
+
+    fn event_of_fetch(&self, under: Generation, from: &Member) -> Event {
+        let why = WhyRecord {
+            facts: vec![format!("{} holds the most log and cannot become active", from.name)],
+            rule: "L12".to_owned(),
+            step: format!("{} fetches what {} holds", self.name, from.name),
+        };
+        self.event("fetched", under, why)
     }
 
     fn event_of_rebuild(&self, generation: Generation, is_rewound: bool) -> Event {

@@ -275,13 +275,15 @@ impl Shared {
     }
 
     /// Lets the receiver read a standby's log, under a name that commits never wait for (L12).
-    fn fetch(&self, from: NodeId, under: Generation) -> Result<(), StepError> {
-        let source = self.source(from)?;
-        tracing::info!(%from, generation = %under, "fetching the log that only this standby holds, which cannot become active");
-        self.postgres.note_fetch(Followed { node: from, generation: under })?;
+    fn fetch(self: &Arc<Self>, from: NodeId, under: Generation) -> Result<(), StepError> {
+        let (member, source) = (self.member(from)?, self.source(from)?);
+        let is_new = self.postgres.note_fetch(Followed { node: from, generation: under })?;
         let follow = Follow { generation: under, source, application: FETCH_NAME.to_owned() };
         self.postgres.postgres.follow(&follow)?;
         self.postgres.note_change();
+        if is_new {
+            self.tell(self.event_of_fetch(under, &member));
+        }
         Ok(())
     }
 

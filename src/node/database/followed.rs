@@ -76,11 +76,12 @@ impl Database {
         self.memory.lock().is_being_cut = true;
     }
 
-    /// Notes that log is about to be fetched from a standby, on disk first.
-    pub(in crate::node) fn note_fetch(&self, from: Followed) -> Result<(), PgError> {
+    /// Notes that log is about to be fetched from a standby, on disk first. Returns whether this is no repetition.
+    pub(in crate::node) fn note_fetch(&self, from: Followed) -> Result<bool, PgError> {
         self.note_follows(Some(from))?;
-        self.memory.lock().fetch = Some(Fetching { moved_at: boot_now(), end: None });
-        Ok(())
+        let mut memory = self.memory.lock();
+        memory.fetch = Some(Fetching { moved_at: boot_now(), end: None });
+        Ok(memory.fetch_last.replace(from) != Some(from))
     }
 }
 
