@@ -57,7 +57,7 @@ use crate::guard::{DeadlineSender, PostgresProcess};
 use crate::ha::assign::Assigned;
 use crate::ha::durable::DataState;
 use crate::ha::plan::Plan;
-use crate::ha::record::{Event, Member, MemberKind, ResignReason, WhyRecord};
+use crate::ha::record::{Event, MemberKind, ResignReason, WhyRecord};
 use crate::ha::timing::Timing;
 use crate::ha::trouble::Trouble;
 use crate::kv::{Command, State};
@@ -371,17 +371,22 @@ impl Shared {
         self.event("resigned", generation, why)
     }
 
-    fn event_of_fetch(&self, under: Generation, from: &Member) -> Event {
+    fn event_of_fetch(&self, under: Generation, from: NodeId) -> Event {
+        let from = names::name_of(from, &self.state());
         let why = WhyRecord {
-            facts: vec![format!("{} holds the most log and cannot become active", from.name)],
+            facts: vec![format!("{from} holds the most log and cannot become active")],
             rule: "L12".to_owned(),
-            step: format!("{} fetches what {} holds", self.name, from.name),
+            step: format!("{} fetches what {from} holds", self.name),
         };
         self.event("fetched", under, why)
     }
 
-    fn event_of_rebuild(&self, generation: Generation, is_rewound: bool) -> Event {
-        let how = if is_rewound { "rewound to the active node's history" } else { "copied from the active node" };
+    /// `copied_from` is the node whose database was copied; none where this node's own was rewound.
+    fn event_of_rebuild(&self, generation: Generation, copied_from: Option<NodeId>) -> Event {
+        let how = match copied_from {
+            Some(node) => format!("copied from {}", names::name_of(node, &self.state())),
+            None => "rewound to the active node's history".to_owned(),
+        };
         let why = WhyRecord {
             facts: vec!["this node's data was missing, or had parted from the cluster's".to_owned()],
             rule: "L19".to_owned(),
@@ -392,7 +397,7 @@ impl Shared {
 
     /// Adds an event to the history, beside whatever goes on.
     fn tell(self: &Arc<Self>, event: Event) {
-        tracing::info!(kind = event.kind, generation = %event.generation, facts = event.why.facts.join("; "), step = event.why.step, "event");
+        tracing::info!(kind = event.kind, generation = %event.generation, because = event.why.facts.join("; "), "{}", event.why.step);
         let shared = Arc::clone(self);
         self.tasks.spawn("event", async move {
             if let Err(error) = shared.write(Command::AppendEvents, Some(event), EVENT_LIMIT).await {

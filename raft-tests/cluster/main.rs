@@ -2,14 +2,16 @@
 //!
 //! A host is a network namespace with a cable to a switch; `hasup chaos run` plays the schedules of this folder on them. Each
 //! test is one schedule. Some run with `HASUP_TEST_FULL=1` alone, so that the rest ends within six minutes.
+//! `HASUP_TEST_ADDRESSES=ipv6` plays all of them over IPv6.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use hasup::chaos::schedule::Schedule;
-use raft_tests::program::{alone, hasup, lacks_hosts, lacks_postgres, skip};
+use raft_tests::program::{alone, hasup, lacks_hosts, lacks_postgres, over_ipv6, skip};
 
 /// A run that takes longer has hung: forming, healing and counting rows have limits of their own below this.
 const LIMIT_S: &str = "600";
@@ -27,11 +29,16 @@ fn play(name: &str, only_in_full: bool) {
     }
     let _alone = alone();
     let report = tempfile::Builder::new().prefix("hasup-").tempdir_in("/tmp").unwrap();
+    let text = std::fs::read_to_string(folder().join(format!("{name}.chaos"))).unwrap();
+    let is_special = text.lines().any(|line| line.starts_with("addresses "));
+    let addresses = if over_ipv6() && !is_special { "addresses ipv6\n" } else { "" };
+    let mut schedule = tempfile::Builder::new().prefix("hasup-").suffix(".chaos").tempfile_in("/tmp").unwrap();
+    write!(schedule, "{text}\n{addresses}").unwrap();
     let output = Command::new("timeout")
         .arg(LIMIT_S)
         .arg(hasup())
         .args(["chaos", "run", "--json", "--schedule"])
-        .arg(folder().join(format!("{name}.chaos")))
+        .arg(schedule.path())
         .arg("--report")
         .arg(report.path())
         .stdin(Stdio::null())

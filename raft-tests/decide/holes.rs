@@ -241,6 +241,23 @@ fn a_primary_on_a_full_disk_is_given_up_only_where_another_node_has_room() {
 }
 
 #[test]
+fn a_primary_on_a_read_only_disk_is_given_up_only_where_the_others_are_a_majority_without_it() {
+    let gives_up = |script: &mut Script, heard: &[u64]| {
+        script.extend();
+        script.tick(heard);
+        script.tick(heard);
+        does(script, 1, |step| matches!(step, Step::Fence { .. } | Step::PersistResignation { .. }))
+    };
+    let mut script = Script::new("", 3);
+    script.node(1).troubles = [Trouble::DiskReadOnly].into();
+    // node 3 is gone; node 2 has room and all log, but cannot take over without the word that node 1 may be unable to write
+    script.wait(5_000);
+    assert!(!gives_up(&mut script, &[1, 2]), "{:?}", script.plans[&1]);
+    assert!(script.plans[&1].serves_until.is_some(), "who is connected goes on reading: {:?}", script.plans[&1]);
+    assert!(gives_up(&mut script, &[1, 2, 3]), "{:?}", script.plans[&1]);
+}
+
+#[test]
 fn a_word_about_an_earlier_record_settles_nothing_of_this_one() {
     let mut script = Script::new("", 3);
     script.tick(&[1, 2, 3]);

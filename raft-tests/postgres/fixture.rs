@@ -16,7 +16,7 @@ use hasup::postgres::{
     SyncNames,
 };
 use hasup::sys::clock::boot_now;
-use hasup::types::{DataIncarnation, Generation, NodeId, NodeName, Timeline};
+use hasup::types::{DataIncarnation, Generation, NodeId, NodeName, Timeline, WalPosition};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -262,6 +262,15 @@ impl Node {
             other => Err(format!("{other:?}\n{}", self.log())),
         })
         .await;
+    }
+
+    /// Waits until the end of this barred node's log is certain, and returns it.
+    pub async fn stated(&self) -> WalPosition {
+        eventually("the position is certain", async || {
+            self.postgres.stated_position(LIMIT).await.map(|_| ()).map_err(|error| error.to_string())
+        })
+        .await;
+        self.postgres.stated_position(LIMIT).await.unwrap()
     }
 
     /// Promotes through the guard, armed for `generation` before.

@@ -7,3 +7,4 @@ mod guard;
 mod rejoin;
 mod roles;
 mod slots;
+mod switchover;

@@ -7,7 +7,6 @@ use hasup::postgres::{Divergence, PgError, SyncNames, diverged};
 use hasup::types::{Lsn, Timeline, WalPosition};
 
 use crate::fixture::{Cluster, LIMIT, Node, eventually, goes_on};
-use crate::roles::stated;
 
 async fn promoted_alone(node: &Node) {
     node.arm(2, Duration::from_secs(600)).await;
@@ -40,11 +39,11 @@ async fn a_timeline_number_reached_twice_is_never_taken_for_one_history() {
     first.sql("create table t (id bigint primary key)").await;
     has_all_of(&second, &first).await;
     second.postgres.bar(LIMIT).await.unwrap();
-    let common = stated(&second).await;
+    let common = second.stated().await;
     first.sql("insert into t select generate_series(1, 5000)").await;
     has_all_of(&third, &first).await;
     third.postgres.bar(LIMIT).await.unwrap();
-    stated(&third).await;
+    third.stated().await;
     first.guard.fence(Duration::from_millis(100)).await.unwrap();
     for node in [&second, &third] {
         promoted_alone(node).await;
@@ -55,7 +54,7 @@ async fn a_timeline_number_reached_twice_is_never_taken_for_one_history() {
 
     third.stop().await;
     third.start(None).await;
-    let own: WalPosition = stated(&third).await;
+    let own: WalPosition = third.stated().await;
     assert_eq!(own.timeline, Timeline(4));
     let mine = third.postgres.history(Timeline(4)).unwrap().unwrap();
     let theirs = second.postgres.history(Timeline(4)).unwrap().unwrap();

@@ -9,7 +9,7 @@ use hasup::ha::record::CommitSet;
 use hasup::postgres::log::LogReader;
 use hasup::postgres::rewind::{self, Rewind};
 use hasup::postgres::{Divergence, PostgresFacts, SyncNames, WriteProbe, diverged};
-use hasup::types::{Lsn, Timeline, WalPosition};
+use hasup::types::{Lsn, Timeline};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -20,14 +20,6 @@ pub async fn live(node: &Node) -> hasup::postgres::observe::LiveFacts {
         PostgresFacts::Live(live) => *live,
         other => panic!("{other:?}\n{}", node.log()),
     }
-}
-
-pub async fn stated(node: &Node) -> WalPosition {
-    eventually("the position is certain", async || {
-        node.postgres.stated_position(LIMIT).await.map(|_| ()).map_err(|error| error.to_string())
-    })
-    .await;
-    node.postgres.stated_position(LIMIT).await.unwrap()
 }
 
 /// Aim: after both peers' bars nothing more is acknowledged, what was is held by the best of them, it promotes to the reserved
@@ -68,7 +60,7 @@ async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost(
     b.unwrap();
     println!("bar of both peers took {:?}", began.elapsed());
     let at_bar = acknowledged.load(Ordering::SeqCst);
-    let states = [stated(&second).await, stated(&third).await];
+    let states = [second.stated().await, third.stated().await];
     // The writer gives up after 3 s without an answer: nothing came in all that time.
     while writer.join_next().await.is_some() {}
     // One answer may have been on its way to the counter.
@@ -92,14 +84,14 @@ async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost(
 
     // The other's end is on the new timeline now; before it had any of it, it was not.
     other.postgres.bar(LIMIT).await.unwrap();
-    assert_eq!(stated(other).await.timeline, Timeline(5));
+    assert_eq!(other.stated().await.timeline, Timeline(5));
     assert!(states.iter().all(|position| position.timeline == Timeline(2)));
 
     // A restart keeps the bar and states every whole record again; half a record, which no commit can be, may be gone.
     let before = live(other).await.replay_lsn.unwrap();
     other.stop().await;
     other.start(None).await;
-    let after = stated(other).await;
+    let after = other.stated().await;
     assert!(after.lsn >= before && after.timeline == Timeline(5), "{after} after a restart, {before} before");
 
     // The old primary starts as a standby, whose position shows the divergence or none.
@@ -178,7 +170,7 @@ async fn standby_names_are_in_force_when_the_step_returns() {
     first.start(None).await;
     assert!(live(&first).await.shows(&one_of(&[2, 3])));
     second.postgres.bar(LIMIT).await.unwrap();
-    assert!(stated(&second).await >= end, "an orderly stop ships everything");
+    assert!(second.stated().await >= end, "an orderly stop ships everything");
 }
 
 /// Aim: an old primary with 10,000 rows that nobody else has comes back as a streaming standby, killed once in each step of the
@@ -199,7 +191,7 @@ async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
     })
     .await;
     second.postgres.bar(LIMIT).await.unwrap();
-    let fork = stated(&second).await;
+    let fork = second.stated().await;
     first.sql("insert into t select generate_series(1, 10000)").await;
     second.arm(2, Duration::from_secs(600)).await;
     second.postgres.write_sync_names(&SyncNames::Empty).unwrap();
@@ -211,7 +203,7 @@ async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
     // Crash, start barred, read to the end, stop in order.
     first.guard.fence(Duration::from_millis(100)).await.unwrap();
     first.start(None).await;
-    let own = stated(&first).await;
+    let own = first.stated().await;
     let theirs = second.postgres.history(Timeline(4)).unwrap().unwrap();
     let mine = first.postgres.history(own.timeline).unwrap().unwrap();
     let Divergence::At(parted) = diverged(own, &mine, &theirs) else { panic!("{own} against {theirs:?}") };
@@ -275,7 +267,7 @@ async fn tail_of_an_old_primary_is_kept_though_its_data_are_copied_anew() {
     let salvaged = rewind::list_salvage(second.postgres.layout()).unwrap();
     assert!(salvaged.is_empty(), "a first copy replaces nothing: {salvaged:?}");
     second.postgres.bar(LIMIT).await.unwrap();
-    let fork = stated(&second).await;
+    let fork = second.stated().await;
     first.sql("create table t as select generate_series(1, 200000)").await;
     let end: Lsn = first.sql("select pg_current_wal_flush_lsn()").await.parse().unwrap();
     second.arm(2, Duration::from_secs(600)).await;

@@ -4,11 +4,15 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use raft_tests::program::{alone, lacks_postgres, skip};
 
 use crate::node::{Node, contents};
+
+/// What a start may take until the node has its identity, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_folder_that_holds_anything_is_refused_and_not_touched() {
@@ -66,6 +70,37 @@ fn nothing_begins_where_a_port_of_hasup_is_taken() {
 #[test]
 fn nothing_begins_where_the_port_of_postgresql_is_taken() {
     start_on_a_taken_port("nothing_begins_where_the_port_of_postgresql_is_taken", 2);
+}
+
+/// Waits until the node that `child` begins has its identity, and kills everything of it there.
+fn killed_midway(node: &mut Node, mut child: Child) {
+    let deadline = Instant::now() + LIMIT;
+    while !node.data_dir().join("identity.json").exists() {
+        assert!(child.try_wait().unwrap().is_none() && Instant::now() < deadline, "{}", node.log());
+        std::hint::spin_loop();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    node.kill();
+    assert!(node.data_dir().join("begin.json").exists(), "it was killed too late: {}", node.log());
+}
+
+#[test]
+fn a_start_that_was_killed_and_meets_a_taken_port_at_its_second_try_goes_on_at_the_third() {
+    let name = "a_start_that_was_killed_and_meets_a_taken_port_at_its_second_try_goes_on_at_the_third";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let mut node = Node::new(49);
+    let child = node.spawn(&["start"]);
+    killed_midway(&mut node, child);
+    let taken = TcpListener::bind((node.host.as_str(), node.ports[1])).unwrap();
+    node.refused(&["start"]).fails(3, &[&node.ports[1].to_string(), "ss -ltnp"]);
+    drop(taken);
+    // what was asked for is not forgotten: the cluster is founded, by the same command or by the daemon alone
+    node.run();
+    node.until("the node active", |status| status["active_ready"] == true);
 }
 
 #[test]

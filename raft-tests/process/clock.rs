@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use raft_tests::program::{alone, lacks_postgres, skip};
-use serde_json::Value;
 
-use crate::node::{Ended, Node, pause};
+use crate::node::{Node, is_whole, pause, until_check};
 
 const HOUR: i64 = 3600;
 /// What one write may take while clocks are set, on a busy machine: less than any wait for a lease of two seconds.
@@ -42,27 +41,6 @@ fn set_clock(node: &Node, off: i64) {
 fn seen_by_postgres(node: &Node) -> i64 {
     let there: i64 = node.sql("select extract(epoch from clock_timestamp())::bigint").parse().unwrap();
     there - i64::try_from(hasup::sys::clock::wall_now().as_secs()).unwrap()
-}
-
-fn is_whole(status: &Value) -> bool {
-    let nodes = status["nodes"].as_array().map_or(&[][..], Vec::as_slice);
-    let has_vote = |node: &Value| node["raft"] == "leader" || node["raft"] == "follower";
-    let is_well = |node: &Value| (node["state"] == "active" || node["state"] == "standby") && has_vote(node);
-    nodes.len() == 3 && nodes.iter().all(is_well)
-}
-
-/// Runs `hasup check` on `node` until its answer `is_so`.
-#[track_caller]
-fn until_check(node: &Node, what: &str, is_so: impl Fn(&Ended) -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        let ended = node.hasup(&["check"]);
-        if is_so(&ended) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{what}: {ended:?}");
-        pause();
-    }
 }
 
 #[test]

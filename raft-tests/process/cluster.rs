@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use raft_tests::program::{alone, lacks_postgres, skip};
@@ -277,6 +278,12 @@ fn source_changed_by_hand(standby: &Node) {
     assert!(is.contains(own.to_str().unwrap()), "a renewed certificate must be the one in use: {is}");
 }
 
+/// Tells whether the log says that this node's database was copied from node `name`.
+fn copied_from(node: &Node, name: &str) -> bool {
+    let from = format!("copying the database from=\"{name}\"");
+    node.log().lines().any(|line| line.ends_with(&from))
+}
+
 /// Waits until the node's PostgreSQL has exactly these replication slots.
 #[track_caller]
 fn keeps_log(node: &Node, slots: &str) {
@@ -312,6 +319,7 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     assert_eq!(joined["state"], "standby", "{joined}");
     let joined = third.join(&second, text(&started["join_token"]));
     assert_eq!(joined["state"], "standby", "{joined}");
+    assert!(copied_from(&third, "n62"), "a standby is copied, to spare the active node: {}", third.log());
     let whole = |status: &Value| {
         let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
         let standbys = nodes.iter().filter(|node| node["state"] == "standby").count();
@@ -331,6 +339,10 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     assert_eq!(next.out.trim_end(), "n61", "{next:?}");
 
     second.json(&["switchover", "--to", "n62"]);
+    // at once the other way and back: a standby that is only coming back from the last one is waited for
+    for to in ["n61", "n62"] {
+        third.json(&["switchover", "--to", to]);
+    }
     first.until("n62 active and the former active node a standby", |status| status["active"] == "n62" && whole(status));
     first.hasup(&["promote", "n63", "--force"]).fails(3, &["Nothing was"]);
     first.hasup(&["nodes", "remove", "n62"]).fails(3, &["is active"]);
@@ -356,6 +368,18 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     for node in [&first, &second, &third] {
         assert!(!node.log().contains("panicked"), "{}", node.log());
     }
-    first.stop();
-    second.stop();
+
+    // it comes again, and of the standby no copy can be made
+    let unreadable = first.data_dir().join("pgdata/unreadable");
+    fs::write(&unreadable, "").unwrap();
+    fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o000)).unwrap();
+    let joined = third.join(&first, text(&started["join_token"]));
+    assert_eq!(joined["state"], "standby", "{joined}");
+    assert!(third.log().contains("no copy from the standby") && copied_from(&third, "n62"), "{}", third.log());
+
+    // the active one ends once another is active
+    first.until("both standbys stream", |status| whole(status));
+    assert_eq!(second.stop(), Some(0), "{}", second.log());
+    let active = first.json(&["status"])["active"].clone();
+    assert!(active == "n61" || active == "n63", "{active}: {}", second.log());
 }

@@ -10,3 +10,4 @@ mod node;
 mod readonly;
 mod renewal;
 mod settings;
+mod switchover;

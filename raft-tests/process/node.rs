@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use hasup::chaos::process;
 use nix::sys::signal::Signal;
-use raft_tests::program::hasup;
+use raft_tests::program::{hasup, over_ipv6};
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// What a node may take to start or to join: `initdb` and a copy on a busy machine.
 const BEGIN_LIMIT: Duration = Duration::from_secs(120);
+/// What may pass until `hasup check` tells what has befallen a machine, and the role has moved, on a busy one.
+const CHECK_LIMIT: Duration = Duration::from_secs(90);
 /// What one command may take.
 const COMMAND_LIMIT: &str = "70";
 
@@ -56,13 +58,20 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Returns a node that does not run, at 127.0.0.`number`.
+    /// Returns a node that does not run, at 127.0.0.`number`; where the suite runs over IPv6, all are at `::1`.
     pub(crate) fn new(number: u8) -> Self {
         let folder = tempfile::Builder::new().prefix("hasup-").tempdir_in("/tmp").unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         fs::write(folder.path().join("node.toml"), "").unwrap();
-        let host = format!("127.0.0.{number}");
-        let ports = free_ports(&host);
+        let (host, ports) = if over_ipv6() {
+            // one address for all: fixed ports below those that the system hands out, so that no two nodes meet
+            let ports = [0, 1, 2].map(|index| 21_000 + 10 * u16::from(number) + index);
+            ("::1".to_owned(), ports)
+        } else {
+            let host = format!("127.0.0.{number}");
+            let ports = free_ports(&host);
+            (host, ports)
+        };
         Self { name: format!("n{number}"), host, folder, ports, environment: Vec::new(), daemon: None }
     }
 
@@ -71,7 +80,7 @@ impl Node {
     }
 
     pub(crate) fn peer(&self) -> String {
-        format!("{}:{}", self.host, self.ports[0])
+        hostport(&self.host, self.ports[0])
     }
 
     fn place(&self) -> Vec<String> {
@@ -336,6 +345,11 @@ pub(crate) fn pause() {
     std::thread::park_timeout(Duration::from_millis(50));
 }
 
+/// Returns `host:port`, an IPv6 address in brackets.
+pub(crate) fn hostport(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// Returns three ports of `host` that are free for TCP and UDP.
 fn free_ports(host: &str) -> [u16; 3] {
     let held: Vec<(TcpListener, UdpSocket)> = std::iter::repeat_with(|| {
@@ -361,4 +375,29 @@ pub(crate) fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     }
     found.sort();
     found
+}
+
+/// Runs `hasup check` on `node` until its answer `is_so`, and returns it.
+#[track_caller]
+pub(crate) fn until_check(node: &Node, what: &str, is_so: impl Fn(&Ended) -> bool) -> Ended {
+    let deadline = Instant::now() + CHECK_LIMIT;
+    loop {
+        let ended = node.hasup(&["check"]);
+        if is_so(&ended) {
+            return ended;
+        }
+        assert!(Instant::now() < deadline, "{what}: {ended:?}");
+        pause();
+    }
+}
+
+/// Tells whether three nodes are there, each with a role and a vote, heard by the one that was asked, and without trouble.
+pub(crate) fn is_whole(status: &Value) -> bool {
+    let nodes = status["nodes"].as_array().map_or(&[][..], Vec::as_slice);
+    let is_well = |node: &Value| {
+        let has_role = node["state"] == "active" || node["state"] == "standby";
+        let has_vote = node["raft"] == "leader" || node["raft"] == "follower";
+        has_role && has_vote && node["is_reachable"] == true && node["troubles"] == serde_json::json!([])
+    };
+    nodes.len() == 3 && nodes.iter().all(is_well)
 }

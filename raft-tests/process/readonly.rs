@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use raft_tests::program::{alone, lacks_postgres, skip};
 use serde_json::Value;
 
-use crate::node::{Ended, Node, pause};
+use crate::node::{Node, is_whole, pause, until_check};
 
 /// What may pass until it is seen and the role has moved, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -59,30 +59,6 @@ impl Drop for Disk {
 
 fn run(program: &str, words: &[&Path]) -> bool {
     Command::new(program).args(words).status().is_ok_and(|ended| ended.success())
-}
-
-/// Runs `hasup check` on `node` until its answer `is_so`.
-#[track_caller]
-fn until_check(node: &Node, what: &str, is_so: impl Fn(&Ended) -> bool) -> Ended {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let ended = node.hasup(&["check"]);
-        if is_so(&ended) {
-            return ended;
-        }
-        assert!(Instant::now() < deadline, "{what}: {ended:?}");
-        pause();
-    }
-}
-
-fn is_whole(status: &Value) -> bool {
-    let nodes = status["nodes"].as_array().map_or(&[][..], Vec::as_slice);
-    let is_well = |node: &Value| {
-        let has_role = node["state"] == "active" || node["state"] == "standby";
-        let has_vote = node["raft"] == "leader" || node["raft"] == "follower";
-        has_role && has_vote && node["is_reachable"] == true && node["troubles"] == serde_json::json!([])
-    };
-    nodes.len() == 3 && nodes.iter().all(is_well)
 }
 
 #[test]
@@ -144,7 +120,7 @@ fn a_read_only_disk_is_told_everywhere_moves_the_role_and_loses_nothing() {
         let status = node.until("the log that is kept for it", |status| {
             status["nodes"][1]["is_reachable"] == false && status["nodes"][1]["kept_log_bytes"].as_u64() > Some(0)
         });
-        assert!(status["cluster"]["warnings"].to_string().contains("bytes of log for it"), "{status}");
+        assert!(status["cluster"]["warnings"].to_string().contains("B of log for it"), "{status}");
     }
     one.sql("delete from kept where n > 2000");
     second.mend();

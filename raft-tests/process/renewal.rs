@@ -9,7 +9,7 @@ use hasup::tls::store::TrustPaths;
 use hasup::tls::{CertificateAuthority, NodeTrust};
 use raft_tests::program::{alone, lacks_postgres, skip};
 
-use crate::node::{Node, pause};
+use crate::node::{Node, hostport, pause};
 
 /// What the import may take until the files change.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -80,7 +80,7 @@ fn an_import_and_the_renewal_after_it_are_whole_wherever_the_daemon_is_killed() 
     assert!(between + after > 0, "no kill came after a file had changed");
     // PostgreSQL outlived every daemon, and answers with the newest certificate
     let served = Command::new("openssl")
-        .args(["s_client", "-starttls", "postgres", "-connect", &format!("{}:{}", node.host, node.ports[2])])
+        .args(["s_client", "-starttls", "postgres", "-connect", &hostport(&node.host, node.ports[2])])
         .stdin(std::process::Stdio::null())
         .output();
     if served.is_err() {

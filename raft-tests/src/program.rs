@@ -71,6 +71,18 @@ pub fn lacks_hosts() -> Option<String> {
     }
 }
 
+/// Tells whether nodes shall find each other over IPv6: `HASUP_TEST_ADDRESSES=ipv6`.
+///
+/// # Panics
+/// When the variable says anything else.
+pub fn over_ipv6() -> bool {
+    match std::env::var("HASUP_TEST_ADDRESSES").as_deref() {
+        Ok("ipv6") => true,
+        Ok("ipv4") | Err(_) => false,
+        Ok(other) => panic!("HASUP_TEST_ADDRESSES is `{other}`; it takes ipv4 or ipv6"),
+    }
+}
+
 /// Says that `test` did not run and why, past the harness's capture.
 pub fn skip(test: &str, why: &str) {
     // Nobody is left to tell when standard error is gone.

@@ -12,6 +12,7 @@ use crate::ha::state::NodeState;
 use crate::node::handle::EventInfo;
 use crate::node::options::durability_name;
 use crate::node::status::{NodeStatus, Status};
+use crate::types::Size;
 
 /// Standard output, in the form that was asked for.
 #[derive(Debug, Clone, Copy)]
@@ -68,26 +69,11 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Returns `bytes` as people read sizes.
-pub(super) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
-    let mut rest = bytes;
-    let mut unit = "B";
-    for larger in UNITS {
-        if rest < 10 * 1024 {
-            break;
-        }
-        rest /= 1024;
-        unit = larger;
-    }
-    format!("{rest} {unit}")
-}
-
 /// Returns the table of `nodes list`.
 pub(super) fn nodes(status: &Status) -> String {
     let row = |node: &NodeStatus| {
         let lag = match (node.is_reachable, node.lag_bytes, node.heard_ms_ago) {
-            (true, Some(bytes), _) => size(bytes),
+            (true, Some(bytes), _) => Size(bytes).to_string(),
             (true, None, _) => "-".to_owned(),
             (false, _, Some(age)) => format!("silent {} s", age / 1000),
             (false, _, None) => "silent".to_owned(),

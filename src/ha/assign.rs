@@ -131,7 +131,7 @@ impl Leader<'_> {
         if let Some(goal) = &self.view.goals.switchover
             && (goal.from != self.a.generation && self.a.opened)
         {
-            return self.done(Order::ClearSwitchover, "the switchover is over", "design 7", "forgets the switchover");
+            return self.done(Order::ClearSwitchover, "the switchover is over", "L7", "forgets the switchover");
         }
         if let Some(active) = holder {
             if self.is_barred_by_anybody() {
@@ -265,7 +265,7 @@ impl Leader<'_> {
         let opened =
             Assignment { opened: true, since_opened: Vec::new(), commit_sets: vec![newest.clone()], ..self.a.clone() };
         let fact = format!("node {} is primary and enough standbys hold the log up to its promotion", self.a.node);
-        Some(self.done(self.change(opened), &fact, "L16", "opens the record"))
+        Some(self.done(self.change(opened), &fact, "L16", "ends the change of the active node"))
     }
 
     /// Begins to change whom commits wait for (L18). While a change, or the record's opening, is under way, a set is added beside

@@ -254,7 +254,7 @@ impl fmt::Display for WaitingOn {
             Self::PostgresAnswers => f.write_str("PostgreSQL to answer"),
             Self::Promotion { timeline } => write!(f, "PostgreSQL to be promoted to timeline {timeline}"),
             Self::StandbysHoldPromotion => f.write_str("enough standbys to hold the log up to the promotion"),
-            Self::Opened => f.write_str("the record to be opened by the leader"),
+            Self::Opened => f.write_str("Raft's leader to end the change of the active node"),
             Self::PostgresGone => f.write_str("every process of PostgreSQL to be gone"),
             Self::Job(what) => f.write_str(what),
             Self::Source { node } => write!(f, "node {node} to be heard as the primary, to copy from it"),

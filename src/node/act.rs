@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 
 use super::Shared;
 use super::database::{JobPlace, to_postgres};
+use super::names::name_of;
 use crate::guard::{GuardError, Lease, StopMode};
 use crate::ha::durable::DataState;
 use crate::ha::plan::Step;
@@ -20,7 +21,8 @@ use crate::peer::{PeerRequest, PeerResponse};
 use crate::postgres::basebackup::{self, BaseBackup};
 use crate::postgres::rewind::{self, Rewind, RewindStep};
 use crate::postgres::{Follow, PgError, Source, SslMode, SslPaths, TimelineHistory, WriteProbe};
-use crate::sys::clock::wall_now;
+use crate::sys::clock::{boot_now, wall_now};
+use crate::sys::exec::ExecError;
 use crate::tls::config::MemberProtocol;
 use crate::types::{Generation, Lsn, NodeId, Timeline};
 
@@ -28,6 +30,9 @@ use crate::types::{Generation, Lsn, NodeId, Timeline};
 const KILL_AFTER: Duration = Duration::from_millis(50);
 /// How long a short question to PostgreSQL may take.
 const SHORT: Duration = Duration::from_secs(2);
+/// How long a node that is about to copy waits to hear of a standby to copy from.
+const HEARING_LIMIT: Duration = Duration::from_millis(500);
+const HEARING_EVERY: Duration = Duration::from_millis(20);
 /// How long a first write may wait for the standbys before other work has its turn.
 const FIRST_WRITE_LIMIT: Duration = Duration::from_secs(1);
 /// How long work may take that waits for a checkpoint of a busy database.
@@ -276,13 +281,13 @@ impl Shared {
 
     /// Lets the receiver read a standby's log, under a name that commits never wait for (L12).
     fn fetch(self: &Arc<Self>, from: NodeId, under: Generation) -> Result<(), StepError> {
-        let (member, source) = (self.member(from)?, self.source(from)?);
+        let source = self.source(from)?;
         let is_new = self.postgres.note_fetch(Followed { node: from, generation: under })?;
         let follow = Follow { generation: under, source, application: FETCH_NAME.to_owned() };
         self.postgres.postgres.follow(&follow)?;
         self.postgres.note_change();
         if is_new {
-            self.tell(self.event_of_fetch(under, &member));
+            self.tell(self.event_of_fetch(under, from));
         }
         Ok(())
     }
@@ -526,25 +531,75 @@ impl Shared {
                 }
             }
         }
-        if !is_rewound {
-            self.copy(source, ssl).await?;
+        let copied_from = if is_rewound {
+            None
+        } else {
+            let copied_from = self.copy(from, ssl).await?;
             rewind::forget(&layout)?;
-        }
+            Some(copied_from)
+        };
         // the copy is consistent once it has replayed to here: the source's log ended below this when it was made
         let until =
             self.end_of(from).ok_or_else(|| StepError::Unknown("the active node's log end is not known".to_owned()))?;
         self.postgres.note_rebuilt(promoted)?;
         self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
         self.postgres.keep_parted(None)?;
-        let event = self.event_of_rebuild(generation, is_rewound);
+        let event = self.event_of_rebuild(generation, copied_from);
         self.tell(event);
         Ok(())
     }
 
-    async fn copy(&self, source: Source, ssl: SslPaths) -> Result<(), StepError> {
+    /// Copies the database from a standby that streams from `active`, so that clients are not slowed down, else from `active`.
+    ///
+    /// A standby's log is its primary's, and what is copied counts as whole only once it has replayed as far as the active
+    /// node's own log went after the copy (`until`): so it does not matter which of them it was read from.
+    ///
+    /// Returns who was copied.
+    async fn copy(&self, active: NodeId, ssl: SslPaths) -> Result<NodeId, StepError> {
+        if let Some(standby) = self.hear_standby_of(active).await {
+            match self.copy_from(standby, ssl.clone()).await {
+                // promoted or led elsewhere meanwhile, or its log lacks what a copy of a standby needs
+                Err(StepError::Postgres(error @ PgError::Tool(ExecError::Failed { .. }))) => {
+                    tracing::warn!(error = %chain(&error), standby = name_of(standby, &self.state()), "no copy from the standby; the active node is copied");
+                }
+                done => return done.map(|()| standby),
+            }
+        }
+        self.copy_from(active, ssl).await.map(|()| active)
+    }
+
+    /// Waits a moment for a standby that streams from `active`: one that was started just now has not heard them all.
+    async fn hear_standby_of(&self, active: NodeId) -> Option<NodeId> {
+        let limit = boot_now() + HEARING_LIMIT;
+        loop {
+            let pulses = self.pulses.view();
+            let streaming = &pulses.peers.get(&active)?.report.active.as_ref()?.streaming;
+            let standbys: Vec<NodeId> =
+                streaming.iter().map(|member| member.node).filter(|node| *node != self.me).collect();
+            let chosen = self.best_to_copy(&standbys);
+            if chosen.is_some() || standbys.is_empty() || boot_now() >= limit {
+                return chosen;
+            }
+            tokio::time::sleep(HEARING_EVERY).await;
+        }
+    }
+
+    /// The one of `standbys` to copy from: one that is whole, and best one that is not there to take over.
+    fn best_to_copy(&self, standbys: &[NodeId]) -> Option<NodeId> {
+        let (state, pulses, now, timing) = (self.state(), self.pulses.view(), boot_now(), self.timing());
+        let is_whole = |node: &&NodeId| {
+            let peer = pulses.peers.get(node).filter(|peer| peer.is_fresh(now, &timing));
+            peer.is_some_and(|peer| peer.report.data.is_some_and(|data| data.is_intact))
+        };
+        let is_spare = |node: &NodeId| state.members.get(node).is_some_and(|member| member.nofailover);
+        standbys.iter().filter(is_whole).max_by_key(|node| (is_spare(node), **node)).copied()
+    }
+
+    async fn copy_from(&self, node: NodeId, ssl: SslPaths) -> Result<(), StepError> {
         let layout = self.postgres.postgres.layout().clone();
+        tracing::info!(from = name_of(node, &self.state()), "copying the database");
         let backup = BaseBackup {
-            source,
+            source: self.source(node)?,
             ssl,
             application: "hasup_copy".to_owned(),
             max_rate_kib: self.copy_rate_kib,
@@ -557,7 +612,7 @@ impl Shared {
         backup
             .run(self.postgres.postgres.programs(), &layout, |progress| {
                 let percent = progress.done_kib * 100 / progress.total_kib.max(1);
-                if percent >= *told + 10 || percent == 100 {
+                if percent >= *told + 10 || (percent == 100 && *told < 100) {
                     *told = percent;
                     tracing::info!(
                         percent,

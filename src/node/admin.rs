@@ -33,6 +33,9 @@ const WRITE_LIMIT: Duration = Duration::from_secs(8);
 const SHOW_LIMIT: Duration = Duration::from_secs(1);
 /// How long an ordered switchover may take before the asker is told to look for himself.
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(50);
+/// How long it may wait before that for a standby to stream: one that was active until just now needs seconds.
+const READY_LIMIT: Duration = Duration::from_secs(8);
+const READY_EVERY: Duration = Duration::from_millis(50);
 /// The longest life of a join token: one that outlives its purpose is a key left in the door.
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often an order is written anew when the leader or another operator was quicker.
@@ -41,6 +44,16 @@ const GOAL_TRIES: u32 = 5;
 const ORDERS_MAX: usize = 1024;
 
 type Outcome = Result<Answer, HandleError>;
+
+/// What an order for a switchover meets.
+enum Readiness {
+    /// It can end generation `from`; `to` is the node that was named.
+    Ready { from: Generation, to: Option<NodeId> },
+    /// The node of this name is active already.
+    Active(String),
+    /// Not in this moment, and why.
+    NotYet(String),
+}
 
 /// Works off `orders` until the last handle is gone. Each runs on its own, so that a watch holds nobody up.
 pub(super) async fn serve(shared: Arc<Shared>, mut orders: mpsc::Receiver<Order>) {
@@ -191,32 +204,56 @@ impl Shared {
         }
     }
 
-    /// Sets the goal and waits until another generation is open, or the goal was given up.
+    /// Sets the goal once a standby is ready for it, and waits until another generation is open, or the goal was given up.
     async fn switchover(&self, to: Option<String>) -> Outcome {
+        let limit = Instant::now() + READY_LIMIT;
+        let (from, target) = loop {
+            match self.look_before_switchover(to.as_deref())? {
+                Readiness::Ready { from, to } => break (from, to),
+                Readiness::Active(name) => return Ok(Done::answer(format!("Node {name} is active already"))),
+                // it may be coming back from the last one
+                Readiness::NotYet(why) if Instant::now() >= limit => return Err(refused(why)),
+                Readiness::NotYet(_) => tokio::time::sleep(READY_EVERY).await,
+            }
+        };
+        let why = WhyRecord {
+            facts: vec![format!(
+                "an operator asked for a switchover{}",
+                to.map(|to| format!(" to {to}")).unwrap_or_default()
+            )],
+            rule: "an operator's order".to_owned(),
+            step: format!("ends generation {from} in order"),
+        };
+        let event = self.event("switchover_ordered", from, why);
+        let goal = SwitchoverGoal { from, to: target };
+        self.change_goals(Some(event), |goals| Goals { switchover: Some(goal.clone()), ..goals.clone() }).await?;
+        self.wait_for_handover(from).await
+    }
+
+    /// Tells whether a switchover, to the named node or to any, could begin now. What no wait can change is refused.
+    fn look_before_switchover(&self, to: Option<&str>) -> Result<Readiness, HandleError> {
         let state = self.state();
-        let record =
-            state.assignment.clone().ok_or_else(|| refused("The cluster has no active node yet. Nothing was done"))?;
-        let record = &record.value;
+        let Some(record) = state.assignment.as_ref().map(|record| &record.value) else {
+            return Err(refused("The cluster has no active node yet. Nothing was done"));
+        };
+        let target = to.map(|name| find(&state, name)).transpose()?;
+        if let Some(member) = target {
+            if member.id == record.node {
+                return Ok(Readiness::Active(member.name.to_string()));
+            }
+            if member.kind == MemberKind::Witness {
+                return Err(refused(format!(
+                    "Node {} is a witness and holds no PostgreSQL. Nothing was done. Name a data node",
+                    member.name
+                )));
+            }
+        }
         if !record.opened {
-            return Err(refused(
-                "The active node is only just coming up. Nothing was done. Wait until `hasup status` shows it active",
+            return Ok(Readiness::NotYet(
+                "The active node is only just coming up. Nothing was done. Wait until `hasup status` shows it active"
+                    .to_owned(),
             ));
         }
-        let target = match &to {
-            Some(name) => {
-                let member = find(&state, name)?;
-                if member.id == record.node {
-                    return Ok(Done::answer(format!("Node {name} is active already")));
-                }
-                if member.kind == MemberKind::Witness {
-                    return Err(refused(format!(
-                        "Node {name} is a witness and holds no PostgreSQL. Nothing was done. Name a data node"
-                    )));
-                }
-                Some(member.id)
-            }
-            None => None,
-        };
         let pulse = self.pulses.view();
         let now = crate::sys::clock::boot_now();
         let timing = crate::ha::timing::Timing::from_options(&state.options);
@@ -233,34 +270,31 @@ impl Shared {
         let is_ready = |node: NodeId| {
             streaming.iter().any(|member| member.node == node) && heard(node).is_some_and(|report| report.is_fit)
         };
-        match target {
-            Some(node) if !is_ready(node) => {
-                let name = to.unwrap_or_default();
-                return Err(refused(format!(
-                    "Node {name} does not stream from the active node, or is not fit, so it cannot take over without a gap. Nothing \
-                     was done. See `hasup status`, and wait until it streams"
-                )));
+        let candidates: Vec<&Member> = match target {
+            Some(member) => vec![member],
+            None => {
+                let members = state.members.values().map(AsRef::as_ref);
+                members.filter(|member| member.id != record.node && member.kind != MemberKind::Witness).collect()
             }
-            None if !state.members.keys().any(|node| *node != record.node && is_ready(*node)) => {
-                return Err(refused(
-                    "No standby streams from the active node and is fit. Nothing was done. See `hasup status`",
-                ));
-            }
-            _ => {}
-        }
-        let from = record.generation;
-        let why = WhyRecord {
-            facts: vec![format!(
-                "an operator asked for a switchover{}",
-                to.map(|to| format!(" to {to}")).unwrap_or_default()
-            )],
-            rule: "design 7".to_owned(),
-            step: format!("ends generation {from} in order"),
         };
-        let event = self.event("switchover_ordered", from, why);
-        let goal = SwitchoverGoal { from, to: target };
-        self.change_goals(Some(event), |goals| Goals { switchover: Some(goal.clone()), ..goals.clone() }).await?;
-        self.wait_for_handover(from).await
+        if candidates.iter().any(|member| is_ready(member.id)) {
+            return Ok(Readiness::Ready { from: record.generation, to: target.map(|member| member.id) });
+        }
+        let why = match target {
+            Some(Member { name, .. }) => format!(
+                "Node {name} does not stream from the active node, or is not fit, so it cannot take over without a gap. Nothing was \
+                 done. See `hasup status`, and wait until it streams"
+            ),
+            None => {
+                "No standby streams from the active node and is fit. Nothing was done. See `hasup status`".to_owned()
+            }
+        };
+        // who is not heard does not come within seconds
+        if candidates.iter().any(|member| heard(member.id).is_some()) {
+            Ok(Readiness::NotYet(why))
+        } else {
+            Err(refused(why))
+        }
     }
 
     /// Changes what the leader is to bring about; once more from the present goals where these have changed meanwhile.

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Shared;
 use super::act::chain;
+use super::names::named;
 use super::publish;
 use super::status::Status;
 use super::views::RecordClock;
@@ -30,8 +31,8 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
 /// PostgreSQL is looked at every few milliseconds for so long after the newest change of what is waited for: a crash recovery, a
 /// copy or the other nodes may take hours, and each look at one that lets nobody in costs it a process.
 const HOT_FOR: Duration = Duration::from_secs(10);
-/// How long a node that stops waits for its resignation to be heard.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a node that stops waits for its successor.
+const LINGER: Duration = Duration::from_secs(3);
 /// How often host names of members are resolved anew for the pulses.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
@@ -75,19 +76,20 @@ pub(super) async fn wait_until_stopped(shared: &Shared, limit: Duration) {
     let mut plans = shared.plan.subscribe();
     loop {
         let view = shared.guard.view();
-        let has_role = view.armed.is_some();
-        if !view.is_present || (!has_role && !view.has_processes) {
+        if !view.is_present {
             return;
         }
-        if !has_role {
-            linger(shared).await;
+        if view.armed.is_none() {
             // a standby stops in order by itself once it no longer holds a role
-            if let Ok(client) = shared.guard.client() {
+            if view.has_processes
+                && let Ok(client) = shared.guard.client()
+            {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if let Err(error) = client.stop(crate::guard::StopMode::Fast { limit: left }).await {
                     tracing::warn!(%error, "PostgreSQL was not stopped in order");
                 }
             }
+            linger(shared).await;
             return;
         }
         tokio::select! {
@@ -101,7 +103,8 @@ pub(super) async fn wait_until_stopped(shared: &Shared, limit: Duration) {
     }
 }
 
-/// Gives the word that this node has resigned a little time to be heard: whoever misses it would wait for the lease.
+/// Waits until another node has opened the active role that this one resigned, where one is there that can: whoever stops the
+/// active node to work on it finds the cluster in order, and the word that it resigned is heard for sure.
 async fn linger(shared: &Shared) {
     let resigned = shared.durable.get().resigned;
     let own = shared.state().assignment.as_ref().map(|record| (record.value.node, record.value.generation));
@@ -109,9 +112,15 @@ async fn linger(shared: &Shared) {
         return;
     }
     let deadline = Instant::now() + LINGER;
-    while Instant::now() < deadline {
-        let view = shared.pulses.view();
-        if view.peers.values().any(|peer| peer.report.barred >= resigned || peer.report.record > resigned) {
+    let timing = shared.timing();
+    loop {
+        let (pulses, now) = (shared.pulses.view(), boot_now());
+        let mut others = pulses.peers.values().filter(|peer| peer.is_fresh(now, &timing));
+        let is_over = match &shared.state().assignment {
+            Some(record) if record.value.generation > resigned => record.value.opened,
+            _ => !others.any(|peer| peer.report.is_fit),
+        };
+        if is_over || Instant::now() >= deadline {
             return;
         }
         sleep(Duration::from_millis(20)).await;
@@ -145,7 +154,7 @@ impl ControlLoop {
         let plan = decide(&view);
         // in effect before any step: whoever bars no longer acknowledges
         shared.pulses.set_stance(plan.stance.clone());
-        self.log(&plan);
+        self.log(&plan, &state);
         shared.postgres.set_hot(is_in_motion(&plan) && self.changed_at.elapsed() < HOT_FOR);
         shared.plan.send_replace(Arc::new(plan.clone()));
         let status = self.publisher.status(&shared, &state, &view, &plan);
@@ -190,6 +199,8 @@ impl ControlLoop {
     fn view(&mut self, state: &State) -> NodeView {
         let shared = &self.shared;
         let now = boot_now();
+        // before what it leaves behind: work that ends in between would else have ended without a trace, as a failure does
+        let job = shared.postgres.job(now);
         let guard = shared.guard.view();
         let postgres = shared.postgres.view(&guard, shared.postgres_process());
         let is_stopping = *shared.shutdown.borrow() == Some(true);
@@ -208,7 +219,7 @@ impl ControlLoop {
             pulse: shared.pulses.view(),
             guard,
             postgres,
-            job: shared.postgres.job(now),
+            job,
             is_stopping,
             newer_cluster: shared.pulses.newer_cluster(),
             unfit: None,
@@ -258,15 +269,38 @@ impl ControlLoop {
         shared.pulses.set_peers(&peers);
     }
 
-    fn log(&mut self, plan: &Plan) {
+    fn log(&mut self, plan: &Plan, state: &State) {
         let waiting: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
         let now = (plan.state, waiting);
         if self.logged.as_ref() != Some(&now) {
-            tracing::info!(state = %now.0, waiting_on = now.1.join("; "), "state");
+            tracing::info!("{}", named(&sentence(now.0, &now.1), state));
             self.logged = Some(now);
             self.changed_at = Instant::now();
         }
     }
+}
+
+/// Says in what state this node is, and what it waits for; else what the state means.
+fn sentence(state: NodeState, waiting_on: &[String]) -> String {
+    if !waiting_on.is_empty() {
+        return format!("{state}, waiting for {}", waiting_on.join("; "));
+    }
+    let meaning = match state {
+        NodeState::Empty => "holds no data yet",
+        NodeState::Joining => "about to copy the database",
+        NodeState::Standby => "runs PostgreSQL read-only, behind the active node",
+        NodeState::Promoting => "brings PostgreSQL up as the primary",
+        NodeState::Active => "takes writes",
+        NodeState::Demoting => "gives the role up",
+        NodeState::Rejoining => "its data is being rewound or copied anew",
+        NodeState::Minority => "hears no majority of the voters",
+        NodeState::ActiveMinority => "hears no majority of the voters, and takes writes that are not replicated",
+        NodeState::Fenced => "its role was ended by the fence, PostgreSQL is stopped",
+        NodeState::Witness => "votes, and holds no PostgreSQL",
+        NodeState::Paused => "left alone by an operator's order",
+        NodeState::Failed => "cannot go on without a person",
+    };
+    format!("{state}: {meaning}")
 }
 
 /// Whether PostgreSQL is about to change, so that it is worth looking at it every few milliseconds.

@@ -62,21 +62,36 @@ impl Room {
     }
 }
 
+/// The same failure in a row.
+#[derive(Debug, Default, Clone, Copy)]
+struct Streak {
+    seen: Option<Room>,
+    count: u32,
+}
+
+/// Returns what is said of a disk that was `seen` now, where `known` was said last. What fails once may have been its filling by others,
+/// or its mount; each kind is counted apart.
+fn told(seen: Option<Room>, streak: &mut Streak, known: Option<Trouble>) -> Option<Trouble> {
+    let count = if streak.seen == seen { streak.count.saturating_add(1) } else { 1 };
+    *streak = Streak { seen, count };
+    match seen {
+        Some(Room::ReadOnly) if count >= FAILURES => Some(Trouble::DiskReadOnly),
+        Some(Room::ReadOnly) => known,
+        Some(Room::Full) if count >= FAILURES => Some(Trouble::DiskFull),
+        Some(Room::Full | Room::Low) => Some(Trouble::DiskLow),
+        Some(Room::Enough) | None => None,
+    }
+}
+
 /// Keeps `shared.disk` up to date. Ends with the node.
 pub(super) async fn watch(shared: Arc<Shared>) {
     let layout = shared.postgres.postgres.layout();
     let folders = [shared.data_dir.clone(), layout.pgdata.clone(), layout.wal_dir()];
-    let mut failures = 0;
+    let mut streak = Streak::default();
     loop {
         let seen = look(folders.clone()).await;
-        failures = if seen >= Some(Room::Full) { failures + 1 } else { 0 };
-        let trouble = match seen {
-            Some(Room::ReadOnly) if failures >= FAILURES => Some(Trouble::DiskReadOnly),
-            Some(Room::ReadOnly) => *shared.disk.borrow(),
-            Some(Room::Full) if failures >= FAILURES => Some(Trouble::DiskFull),
-            Some(Room::Full | Room::Low) => Some(Trouble::DiskLow),
-            Some(Room::Enough) | None => None,
-        };
+        let known = *shared.disk.borrow();
+        let trouble = told(seen, &mut streak, known);
         let is_new = shared.disk.send_if_modified(|known| std::mem::replace(known, trouble) != trouble);
         if is_new {
             match trouble {
@@ -102,7 +117,7 @@ impl Shared {
             if is_full { Trouble::RaftStoppedDiskFull } else { Trouble::RaftStopped }
         });
         let members = &self.state().members;
-        let is_off = self.tls.out_of_time().iter().any(|node| members.contains_key(node));
+        let is_off = self.tls.invalid_by_clock().iter().any(|node| members.contains_key(node));
         raft.into_iter().chain(*self.disk.borrow()).chain(is_off.then_some(Trouble::ClocksDiffer)).collect()
     }
 }
@@ -110,6 +125,46 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_is_called_full_or_read_only_after_three_failures_of_that_kind_in_a_row() {
+        use Room::{Enough, Full, Low, ReadOnly};
+        use Trouble::{DiskFull, DiskLow, DiskReadOnly};
+        let run = |seen: &[Option<Room>]| {
+            let mut streak = Streak::default();
+            let mut known = None;
+            let said = seen.iter().map(|seen| {
+                known = told(*seen, &mut streak, known);
+                known
+            });
+            said.collect::<Vec<_>>()
+        };
+        for (seen, said) in [
+            (vec![Some(Full); 4], vec![Some(DiskLow), Some(DiskLow), Some(DiskFull), Some(DiskFull)]),
+            (vec![Some(ReadOnly); 4], vec![None, None, Some(DiskReadOnly), Some(DiskReadOnly)]),
+            // two of each are not three of one
+            (
+                [Full, Full, ReadOnly, ReadOnly, Full].map(Some).to_vec(),
+                [DiskLow, DiskLow, DiskLow, DiskLow, DiskLow].map(Some).to_vec(),
+            ),
+            (
+                [ReadOnly, ReadOnly, Full, Full, Full].map(Some).to_vec(),
+                vec![None, None, Some(DiskLow), Some(DiskLow), Some(DiskFull)],
+            ),
+            // what is known stays until a read-only disk is sure to be one
+            (
+                [Full, Full, Full, ReadOnly, ReadOnly, ReadOnly].map(Some).to_vec(),
+                [DiskLow, DiskLow, DiskFull, DiskFull, DiskFull, DiskReadOnly].map(Some).to_vec(),
+            ),
+            // room, or a disk that cannot be looked at, begins the count anew
+            (
+                vec![Some(Full), Some(Full), Some(Low), Some(Full), Some(Enough), None, Some(Full)],
+                vec![Some(DiskLow), Some(DiskLow), Some(DiskLow), Some(DiskLow), None, None, Some(DiskLow)],
+            ),
+        ] {
+            assert_eq!(run(&seen), said, "{seen:?}");
+        }
+    }
 
     #[test]
     fn a_disk_is_low_by_its_size_and_full_only_when_it_takes_no_write() {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
-use super::names::named;
+use super::names::{name_of, named};
 use super::views::{ASSIGNED, LeaderFacts, LeaderMemory};
 use crate::ha::assign::{Assigned, Order, assign};
 use crate::ha::record::{Assignment, AssignmentReason, Event, Goals, ResignReason, WhyRecord};
@@ -120,9 +120,9 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
         }
     };
     match done {
-        Ok(()) => tracing::info!(step, "leader"),
+        Ok(()) => tracing::info!("as Raft's leader, this node {step}"),
         // the next look decides afresh; a lost leadership is no error
-        Err(error) => tracing::info!(step, error, "leader: not done"),
+        Err(error) => tracing::info!(error, "not done, and decided afresh: as Raft's leader, this node {step}"),
     }
 }
 
@@ -156,13 +156,15 @@ async fn keep_raft_members(shared: &Shared, leadership: &Leadership, members: &B
     let known: BTreeSet<NodeId> = voters.union(&leadership.learners).copied().collect();
     if let Some(node) = members.difference(&known).next() {
         match shared.consensus.add_learner(*node, MEMBERS_LIMIT).await {
-            Ok(()) => tracing::info!(%node, "leader: replicates to a new member"),
-            Err(error) => tracing::info!(%node, %error, "leader: member not added to Raft yet"),
+            Ok(()) => tracing::info!(node = name_of(*node, &shared.state()), "Raft replicates to a new member"),
+            Err(error) => {
+                tracing::info!(node = name_of(*node, &shared.state()), %error, "a member is not added to Raft yet")
+            }
         }
     } else if let Some(node) = leadership.learners.difference(members).next() {
         match shared.consensus.remove(*node, MEMBERS_LIMIT).await {
-            Ok(()) => tracing::info!(%node, "leader: no longer replicates to a removed member"),
-            Err(error) => tracing::info!(%node, %error, "leader: removed member still in Raft"),
+            Ok(()) => tracing::info!(%node, "Raft no longer replicates to a removed member"),
+            Err(error) => tracing::info!(%node, %error, "a removed member is still in Raft"),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Members by name: the brain knows them by number, people do not.
 
+use super::database::parse_member;
 use crate::kv::State;
 use crate::types::NodeId;
 
@@ -7,8 +8,29 @@ use crate::types::NodeId;
 const WORD: &str = "node ";
 
 /// Returns a sentence of the brain with each member that it speaks of by number called by its name; who is no member keeps the number.
+/// A member in one life of its data (`n2_i5`) is called by its name alone.
 pub(super) fn named(sentence: &str, state: &State) -> String {
-    with_names(sentence, |node| state.members.get(&node).map(|member| member.name.to_string()))
+    let name_of = |node| state.members.get(&node).map(|member| member.name.to_string());
+    with_names(&without_lives(sentence, name_of), name_of)
+}
+
+/// Returns the name of a member, or the number of one that is none.
+pub(super) fn name_of(node: NodeId, state: &State) -> String {
+    state.members.get(&node).map_or_else(|| node.to_string(), |member| member.name.to_string())
+}
+
+fn without_lives(sentence: &str, name_of: impl Fn(NodeId) -> Option<String>) -> String {
+    let is_of_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut text = String::new();
+    let mut rest = sentence;
+    while let Some(at) = rest.find(is_of_word) {
+        let (before, word) = rest.split_at(at);
+        let (word, after) = word.split_at(word.find(|c| !is_of_word(c)).unwrap_or(word.len()));
+        text += before;
+        text += &parse_member(word).and_then(|member| name_of(member.node)).unwrap_or_else(|| word.to_owned());
+        rest = after;
+    }
+    text + rest
 }
 
 fn with_names(sentence: &str, name_of: impl Fn(NodeId) -> Option<String>) -> String {
@@ -41,6 +63,23 @@ mod tests {
             ("node 1 stated 1:0/3000148; node 12 is gone", "node db1 stated 1:0/3000148; node 12 is gone"),
             ("what node 3's log holds, node 4", "what node db3's log holds, node db4"),
             ("anode 1, the node, node db1, node ", "anode 1, the node, node db1, node "),
+            ("", ""),
+        ] {
+            assert_eq!(named(text), expected);
+        }
+    }
+
+    #[test]
+    fn members_in_a_life_of_their_data_are_called_by_name_alone() {
+        let named = |text| without_lives(text, |node| (node.0 < 10).then(|| format!("db{}", node.0)));
+        for (text, expected) in [
+            (
+                "commits wait for 1 of n2_i5, n3_i1; wanted is nobody",
+                "commits wait for 1 of db2, db3; wanted is nobody",
+            ),
+            ("nobody, while n2_i1 follow", "nobody, while db2 follow"),
+            ("n12_i1 is no member, an2_i1 n2_i n2_i1x are none", "n12_i1 is no member, an2_i1 n2_i n2_i1x are none"),
+            ("n2_i1", "db2"),
             ("", ""),
         ] {
             assert_eq!(named(text), expected);

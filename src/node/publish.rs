@@ -20,8 +20,8 @@ use crate::kv::State;
 use crate::postgres::PostgresFacts;
 use crate::raft::Leadership;
 use crate::sys::clock::{boot_now, wall_now};
-use crate::tls::{NodeIdentity, NodeTrust};
-use crate::types::{BootTime, Generation, Lsn, NodeId};
+use crate::tls::{CertificateFacts, NodeIdentity, NodeTrust};
+use crate::types::{BootTime, Generation, Lsn, NodeId, Size};
 
 /// How often the certificate's age is looked at.
 const RENEWAL_EVERY: Duration = Duration::from_secs(60);
@@ -195,13 +195,15 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
     };
     let answers = matches!(observation.facts, PostgresFacts::Live(_) | PostgresFacts::Exhausted);
     let is_holder = view.guard.armed.is_some();
-    let follows = if is_holder {
-        view.postgres.in_recovery == Some(false)
-    } else {
-        let node = view.record.as_ref().map(|record| record.assignment.node);
-        view.postgres.is_streaming && view.postgres.follows.map(|followed| followed.node) == node
+    let active = view.record.as_ref().map(|record| record.assignment.node);
+    let follows = view.postgres.is_streaming && view.postgres.follows.map(|followed| followed.node) == active;
+    let (has_role, role) = match (is_holder, active == Some(shared.me)) {
+        (true, _) if view.postgres.in_recovery == Some(false) => (true, "it is the primary"),
+        (true, _) => (false, "it is not the primary yet"),
+        (false, true) => (false, "it is to be the primary, and holds no lease: a majority must grant one"),
+        (false, false) if follows => (true, "it streams from the active node"),
+        (false, false) => (false, "it does not stream from the active node yet"),
     };
-    let role = if is_holder { "it is the primary" } else { "it streams from the active node" };
     let raft_works = leadership.leader.is_some() && leadership.failed.is_none();
     let mut checks = BTreeMap::from([(
         "consensus".to_owned(),
@@ -217,8 +219,7 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
     if shared.kind == MemberKind::Data {
         checks.insert("postgres_running".to_owned(), check(is_running, answer.clone(), true));
         checks.insert("postgres_answers".to_owned(), check(answers, answer, true));
-        let detail = if follows { role.to_owned() } else { format!("not yet: {role}") };
-        checks.insert("postgres_role".to_owned(), check(follows, detail, false));
+        checks.insert("postgres_role".to_owned(), check(has_role, role.to_owned(), false));
     }
     checks
 }
@@ -299,7 +300,7 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
     }
     for node in nodes.iter().filter(|node| !node.is_reachable) {
         let kept = node.kept_log_bytes.filter(|bytes| *bytes > 0);
-        let kept = kept.map(|bytes| format!(". A slot here keeps {bytes} bytes of log for it")).unwrap_or_default();
+        let kept = kept.map(|bytes| format!(". A slot here keeps {} of log for it", Size(bytes))).unwrap_or_default();
         warnings.push(format!(
             "{} is not heard: repair it, or remove it with `hasup nodes remove {}` and add another{kept}",
             node.name, node.name
@@ -349,16 +350,26 @@ pub(super) async fn keep_certificate(shared: Arc<Shared>) {
     }
 }
 
-/// `unbegun_since` is when the certificate was first seen that has not begun, if it was the last time.
+/// Tells whether two thirds of a certificate's life have passed by the wall clock `now`, or its life has not begun in all of
+/// [`UNBEGUN_FOR`] up to the instant `at`. `unbegun_since` is when it was first seen that it has not, if it was so the last time.
+fn is_due_by_its_dates(
+    facts: &CertificateFacts,
+    now: Duration,
+    unbegun_since: &mut Option<BootTime>,
+    at: BootTime,
+) -> bool {
+    *unbegun_since = if facts.has_begun(now) { None } else { Some(unbegun_since.unwrap_or(at)) };
+    facts.needs_renewal(now) || unbegun_since.is_some_and(|since| at.since(since) >= UNBEGUN_FOR)
+}
+
+/// For `unbegun_since` see [`is_due_by_its_dates`].
 fn renew_if_due(shared: &Shared, unbegun_since: &mut Option<BootTime>) -> Result<(), crate::tls::TlsError> {
     let state = shared.state();
     let Some(trust) = state.trust.as_ref() else { return Ok(()) };
     let Some(member) = state.members.get(&shared.me) else { return Ok(()) };
     let current = NodeTrust::load(&shared.data_dir)?;
     let (facts, now) = (current.facts()?, wall_now());
-    *unbegun_since = if facts.has_begun(now) { None } else { Some(unbegun_since.unwrap_or_else(boot_now)) };
-    let is_due = facts.needs_renewal(now)
-        || unbegun_since.is_some_and(|since| boot_now().since(since) >= UNBEGUN_FOR)
+    let is_due = is_due_by_its_dates(&facts, now, unbegun_since, boot_now())
         || current.ca_certificates != trust.value.ca_certificates
         || !current.is_of_newest_authority()?;
     if !is_due {
@@ -373,4 +384,35 @@ fn renew_if_due(shared: &Shared, unbegun_since: &mut Option<BootTime>) -> Result
     shared.postgres.postgres.reload();
     tracing::info!("this node's certificate was renewed");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_whose_life_has_not_begun_is_renewed_after_ten_minutes_of_that_alone() {
+        const DAY: Duration = Duration::from_secs(86_400);
+        const MINUTE: Duration = Duration::from_secs(60);
+        let facts = CertificateFacts {
+            identity: NodeIdentity { node: NodeId(1), name: "n1".parse().unwrap(), cluster_id: "c".into() },
+            not_before: DAY * 100,
+            not_after: DAY * 190,
+        };
+        let mut unbegun_since = None;
+        let mut is_due = |now: Duration, minute: u32| {
+            let at = BootTime(0) + MINUTE * minute;
+            is_due_by_its_dates(&facts, now, &mut unbegun_since, at)
+        };
+        let (unbegun, begun) = (DAY * 99, DAY * 101);
+        for minute in 0..10 {
+            assert!(!is_due(unbegun, minute), "minute {minute}");
+        }
+        assert!(is_due(unbegun, 10));
+        // a clock that the network has set meanwhile begins the wait anew
+        assert!(!is_due(begun, 11));
+        assert!(!is_due(unbegun, 20) && !is_due(unbegun, 29));
+        assert!(is_due(unbegun, 30));
+        assert!(is_due(DAY * 160, 31), "two thirds of its life");
+    }
 }

@@ -29,7 +29,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use outliving::{is_archiving, kept, marker, overruled, portable};
-use traces::{debian_conf, debian_start_conf, is_socket_taken, names_other_file, start_options, unit_of};
+use traces::{debian_conf, debian_start_conf, is_masked, is_socket_taken, names_other_file, start_options, unit_of};
 
 use super::conf_file::{self, ConfFile};
 use super::controldata::ControlData;
@@ -43,6 +43,9 @@ use crate::types::Timeline;
 
 /// Debian's folder of settings, by version and name of the cluster.
 const DEBIAN_CONF: &str = "/etc/postgresql";
+/// Root's own units of systemd, and the one that starts all of Debian's clusters at boot.
+const SYSTEMD_UNITS: &str = "/etc/systemd/system";
+const DEBIAN_UNIT: &str = "postgresql.service";
 /// Where Debian's layout has one, so that no setting of it names a folder of one machine alone.
 const LOCAL_SETTINGS: [&str; 5] =
     ["data_directory", "hba_file", "ident_file", "external_pid_file", "stats_temp_directory"];
@@ -226,6 +229,7 @@ impl Inspection<'_> {
         }
         let start_conf = conf_path.with_file_name("start.conf");
         if !is_inside
+            && !is_masked(Path::new(SYSTEMD_UNITS), DEBIAN_UNIT)
             && fs::read_to_string(&start_conf).is_ok_and(|text| text.lines().any(|line| line.trim() == "auto"))
         {
             notes.push(format!(

@@ -92,8 +92,8 @@ impl Postgres {
                 return first;
             }
             match change {
-                Change::Make(node) => tracing::info!(%node, "log is kept for this member from now on"),
-                Change::Drop(node) => tracing::info!(%node, "no log is kept for this member any more"),
+                Change::Make(node) => tracing::info!(slot = name(node), "log is kept for a member from now on"),
+                Change::Drop(node) => tracing::info!(slot = name(node), "no log is kept for a member any more"),
                 Change::Advance(..) => {}
             }
         }

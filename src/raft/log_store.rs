@@ -597,7 +597,9 @@ mod tests {
         let folder = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
         let probe = File::create(folder.path().join("probe")).unwrap();
         if ioctl_getflags(&probe).and_then(|flags| ioctl_setflags(&probe, flags | IFlags::SYNC)).is_err() {
-            println!("SKIPPED every_open_sees_to_it: the file system of the build knows no attribute S");
+            println!(
+                "SKIPPED every_open_sees_to_it_that_writes_are_durable_as_they_return: the file system of the build knows no attribute S"
+            );
             return;
         }
         let ordered = || {

@@ -16,7 +16,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use tokio::sync::watch;
 
 use super::pinned::PinnedAuthority;
@@ -25,7 +25,7 @@ use crate::sys::clock::boot_now;
 use crate::types::{BootTime, NodeId};
 
 /// Longer than between two tries of a member that needs another one.
-const OUT_OF_TIME_FOR: Duration = Duration::from_secs(15);
+const INVALID_BY_CLOCK_FOR: Duration = Duration::from_secs(15);
 
 /// What a connection to the peer port is for; chosen by ALPN, so that each has its own rules from the first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,7 +78,7 @@ pub struct TlsContext {
     api_server: Arc<ServerConfig>,
     changes: watch::Sender<u64>,
     /// Members whose certificates did not hold by this machine's clock, and when they were dialled.
-    out_of_time: Mutex<BTreeMap<NodeId, BootTime>>,
+    invalid_by_clock: Mutex<BTreeMap<NodeId, BootTime>>,
 }
 
 impl fmt::Debug for TlsContext {
@@ -101,7 +101,7 @@ impl TlsContext {
             certified,
             api_server: Arc::new(api_server),
             changes: watch::Sender::new(0),
-            out_of_time: Mutex::default(),
+            invalid_by_clock: Mutex::default(),
         })
     }
 
@@ -156,10 +156,10 @@ impl TlsContext {
 
     /// Notes how the handshake with `node` ended, as far as clocks go: with a certificate that does not hold now, or well.
     pub fn note_handshake(&self, node: NodeId, ended: Result<(), &io::Error>) {
-        let mut out_of_time = self.out_of_time.lock();
+        let mut invalid = self.invalid_by_clock.lock();
         match ended {
-            Ok(()) => drop(out_of_time.remove(&node)),
-            Err(error) if is_out_of_time(error) => drop(out_of_time.insert(node, boot_now())),
+            Ok(()) => drop(invalid.remove(&node)),
+            Err(error) if is_invalid_by_clock(error) => drop(invalid.insert(node, boot_now())),
             // says nothing of clocks
             Err(_) => {}
         }
@@ -167,10 +167,10 @@ impl TlsContext {
 
     /// Returns the members whose certificates did not hold by this machine's clock when they were dialled a short while ago: who
     /// cannot connect tries again and again.
-    pub fn out_of_time(&self) -> BTreeSet<NodeId> {
+    pub fn invalid_by_clock(&self) -> BTreeSet<NodeId> {
         let now = boot_now();
-        let dialled = self.out_of_time.lock();
-        dialled.iter().filter(|(_, at)| now.since(**at) < OUT_OF_TIME_FOR).map(|(node, _)| *node).collect()
+        let dialled = self.invalid_by_clock.lock();
+        dialled.iter().filter(|(_, at)| now.since(**at) < INVALID_BY_CLOCK_FOR).map(|(node, _)| *node).collect()
     }
 
     /// Tells whether a chain that a member once proved would still be accepted now.
@@ -181,11 +181,18 @@ impl TlsContext {
 }
 
 /// Tells whether a handshake failed as the certificate shown does not hold yet, or no longer.
-fn is_out_of_time(error: &io::Error) -> bool {
+fn is_invalid_by_clock(error: &io::Error) -> bool {
     use rustls::CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    let Some(rustls::Error::InvalidCertificate(error)) = inner else { return false };
-    matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
+    let refused = refused_certificate(error);
+    matches!(refused, Some(Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }))
+}
+
+/// Returns what is wrong with the certificate that the other side has shown, if that is why a connection failed.
+pub fn refused_certificate(error: &io::Error) -> Option<&CertificateError> {
+    match error.get_ref()?.downcast_ref()? {
+        rustls::Error::InvalidCertificate(why) => Some(why),
+        _ => None,
+    }
 }
 
 /// The protocols that members speak among each other.

@@ -18,7 +18,7 @@ use crate::codec;
 use crate::peer::dial::connect;
 use crate::peer::frame::{PAYLOAD_MAX, put_frame, read_frame};
 use crate::peer::with_default_port;
-use crate::tls::config::join_client;
+use crate::tls::config::{join_client, refused_certificate};
 use crate::tls::{CertificateFacts, Fingerprint, TlsError};
 
 /// One target has this long to answer with a proven certificate.
@@ -182,10 +182,8 @@ pub async fn join(
 
 /// Returns what is wrong with the certificate that `target` has shown, if that is why the connection failed.
 fn unfit_certificate(error: &std::io::Error, target: &str, token: &TokenText) -> Option<JoinError> {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    let Some(rustls::Error::InvalidCertificate(error)) = inner else { return None };
     let since_1970 = |time: &rustls::pki_types::UnixTime| Duration::from_secs(time.as_secs());
-    let (holds, here) = match error {
+    let (holds, here) = match refused_certificate(error)? {
         CertificateError::NotValidYetContext { time, not_before } => {
             (CertificateBound::From(since_1970(not_before)), since_1970(time))
         }

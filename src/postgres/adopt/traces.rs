@@ -42,6 +42,11 @@ pub(super) fn debian_start_conf(unit: &str) -> Option<PathBuf> {
     Some(Path::new(DEBIAN_CONF).join(major).join(cluster.replace("\\x2d", "-")).join("start.conf"))
 }
 
+/// Tells whether root has told systemd never to start `unit`; `units` is the folder of root's own units.
+pub(super) fn is_masked(units: &Path, unit: &str) -> bool {
+    fs::read_link(units.join(unit)).is_ok_and(|target| target == Path::new("/dev/null"))
+}
+
 /// Returns the settings of the command line that the server was started with last.
 pub(super) fn start_options(pgdata: &Path) -> BTreeMap<String, String> {
     let text = fs::read_to_string(pgdata.join("postmaster.opts")).unwrap_or_default();
@@ -132,6 +137,15 @@ mod tests {
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_unit_is_masked_by_a_link_to_nowhere() {
+        let units = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/null", units.path().join("a.service")).unwrap();
+        std::os::unix::fs::symlink("/lib/b.service", units.path().join("b.service")).unwrap();
+        let masked = ["a.service", "b.service", "c.service"].map(|unit| is_masked(units.path(), unit));
+        assert_eq!(masked, [true, false, false]);
     }
 
     #[test]
