@@ -532,7 +532,7 @@ impl World {
             Fault::KeptBack { target, lasts } => {
                 let node = self.resolve(target);
                 self.nodes[node].is_marked = true;
-                self.propose(None, 0, Command::Nofailover(self.nodes[node].id, true));
+                self.propose(None, 0, Command::Nofailover(self.nodes[node].id));
                 self.after(lasts, Event::Heal { heal: Heal::Mark { node } });
             }
             Fault::Unfit { target, lasts } => {
@@ -612,7 +612,7 @@ impl World {
             Heal::Thaw { node } => self.thaw(node),
             Heal::Mark { node } => {
                 if std::mem::take(&mut self.nodes[node].is_marked) {
-                    self.propose(None, 0, Command::Nofailover(self.nodes[node].id, false));
+                    self.propose(None, 0, Command::Nofailover(self.nodes[node].id));
                 }
             }
             Heal::Link { from, to } => {

@@ -56,8 +56,8 @@ pub enum Command {
     Forget(NodeId),
     /// An operator orders a switchover of the generation that is active when it is applied.
     Switchover(Option<NodeId>),
-    /// An operator sets or clears the mark that a node is never made active.
-    Nofailover(NodeId, bool),
+    /// An operator sets or clears the mark that a node is never made active: as he wants it by then, however long it took.
+    Nofailover(NodeId),
     /// An operator sets what commits wait for.
     Durability(Durability),
     /// An operator sets `check_ttl_multiplier`, in thousandths.
@@ -363,7 +363,8 @@ impl World {
                 let to = to.filter(|to| *to != record.node);
                 state.goals.switchover = Some(SwitchoverGoal { from: record.generation, to });
             }
-            Command::Nofailover(node, is_marked) => {
+            Command::Nofailover(node) => {
+                let is_marked = self.nodes[self.index_of(node)].is_marked;
                 if let Some(info) = state.members.get_mut(&node) {
                     info.nofailover = is_marked;
                 }
