@@ -6,7 +6,7 @@ use hasup::postgres::Follow;
 use hasup::types::{Generation, Timeline};
 
 use crate::fixture::{Cluster, LIMIT, Node, eventually, goes_on, member, one_of};
-use crate::roles::{live, stated};
+use crate::roles::live;
 
 /// Aim: a standby that lags and was started anew gets every row that the other alone had acknowledged, acknowledges none of them or
 /// others to the old primary meanwhile, states the same position, and the other follows it once it is promoted.
@@ -22,16 +22,16 @@ async fn what_one_barred_standby_holds_is_fetched_by_the_other_and_acknowledges_
     first.postgres.set_sync_names(&one_of(&[2, 3]), false, LIMIT).await.unwrap();
     first.sql("create table t (id bigint primary key, filler text)").await;
     second.postgres.bar(LIMIT).await.unwrap();
-    let before = stated(&second).await;
+    let before = second.stated().await;
     // more than a segment of log, and the end in the middle of one
     first.sql("insert into t select n, repeat(md5(n::text), 20) from generate_series(1, 40000) n").await;
     third.postgres.bar(LIMIT).await.unwrap();
-    let until = stated(&third).await;
+    let until = third.stated().await;
     assert!(until.lsn.0 > before.lsn.0 + (16 << 20), "{until} {before}");
     // a receiver of a server started anew begins at the start of its segment
     second.stop().await;
     second.start(None).await;
-    let again = stated(&second).await;
+    let again = second.stated().await;
     assert!(again <= before && again.lsn.0 + 8192 > before.lsn.0, "{again} {before}");
 
     // as a member's name, the sender on the standby would be one of those that commits may wait for
@@ -48,8 +48,8 @@ async fn what_one_barred_standby_holds_is_fetched_by_the_other_and_acknowledges_
     let waits = first.postgres.probe_quorum_write(Duration::from_millis(700)).await;
     assert!(waits.is_err(), "the old primary is acknowledged nothing: {waits:?}");
     second.postgres.bar(LIMIT).await.unwrap();
-    assert_eq!(stated(&second).await, until);
-    assert_eq!(stated(&third).await, until, "the source holds still");
+    assert_eq!(second.stated().await, until);
+    assert_eq!(third.stated().await, until, "the source holds still");
 
     second.postgres.set_sync_names(&one_of(&[1, 3]), false, LIMIT).await.unwrap();
     second.arm(2, Duration::from_secs(600)).await;
@@ -81,8 +81,8 @@ async fn a_standby_with_another_history_gets_nothing() {
     ahead.stop().await;
     ahead.start(None).await;
     second.postgres.bar(LIMIT).await.unwrap();
-    let before = stated(&second).await;
-    assert!(stated(&ahead).await > before);
+    let before = second.stated().await;
+    assert!(ahead.stated().await > before);
     let follow = Follow { generation: Generation(1), source: ahead.source(), application: member(2).to_string() };
     second.postgres.follow(&follow).unwrap();
     eventually("it was refused", async || {
@@ -91,5 +91,5 @@ async fn a_standby_with_another_history_gets_nothing() {
     })
     .await;
     second.postgres.bar(LIMIT).await.unwrap();
-    assert_eq!(stated(&second).await, before);
+    assert_eq!(second.stated().await, before);
 }
