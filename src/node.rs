@@ -371,6 +371,16 @@ impl Shared {
         self.event("resigned", generation, why)
     }
 
+    fn event_of_fetch(&self, under: Generation, from: NodeId) -> Event {
+        let from = names::name_of(from, &self.state());
+        let why = WhyRecord {
+            facts: vec![format!("{from} holds the most log and cannot become active")],
+            rule: "L12".to_owned(),
+            step: format!("{} fetches what {from} holds", self.name),
+        };
+        self.event("fetched", under, why)
+    }
+
     /// `copied_from` is the node whose database was copied; none where this node's own was rewound.
     fn event_of_rebuild(&self, generation: Generation, copied_from: Option<NodeId>) -> Event {
         let how = match copied_from {

@@ -79,6 +79,7 @@ schedules! {
     always active_is_not_heard,
     always bridge,
     always active_is_frozen,
+    always kept_back_holds_more,
     always daemons_are_killed,
     full   guard_is_killed,
     full   switchovers,

@@ -2,6 +2,7 @@
 //!
 //! `HASUP_BLESS=1 cargo test -p raft-tests --test decide` writes the golden files anew; read the difference before it is committed.
 
+mod fetch;
 mod holes;
 mod script;
 

@@ -53,6 +53,8 @@ pub struct Script {
     pub raft_voters: Vec<BTreeSet<NodeId>>,
     /// What commits wait for.
     pub durability: Durability,
+    /// The members marked never to be made active.
+    pub kept_back: BTreeSet<NodeId>,
 }
 
 impl Script {
@@ -85,6 +87,7 @@ impl Script {
             goals: Goals::default(),
             raft_voters: vec![all],
             durability: Durability::TwoNodes,
+            kept_back: BTreeSet::new(),
         };
         for node in 1..=nodes {
             script.join(node);
@@ -131,6 +134,7 @@ impl Script {
             is_stopping: false,
             newer_cluster: None,
             unfit: None,
+            kept_back: Default::default(),
             troubles: Default::default(),
         };
         self.nodes.insert(node, view);
@@ -223,11 +227,13 @@ impl Script {
             }
             let (record, index) = self.record.clone();
             let goals = self.goals.clone();
+            let kept_back = self.kept_back.clone();
             let view = self.node(*node);
             let same = view.record.as_ref().filter(|known| known.assignment.generation == record.generation);
             let applied_at = same.map_or(now, |known| known.applied_at);
             view.record = Some(AppliedRecord { assignment: record, index, applied_at });
             view.goals = goals;
+            view.kept_back = kept_back;
             for (peer, word) in words.iter().filter(|(peer, _)| peer != node) {
                 view.pulse.peers.insert(NodeId(*peer), word.clone());
             }
@@ -310,7 +316,7 @@ impl Script {
             let member = MemberView {
                 kind: MemberKind::Data,
                 priority: 100,
-                nofailover: false,
+                nofailover: self.kept_back.contains(&NodeId(*node)),
                 is_leaving: self.goals.removing.contains(&NodeId(*node)),
                 report,
                 passes_both_ways: is_here,

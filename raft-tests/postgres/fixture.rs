@@ -209,7 +209,11 @@ impl Node {
     }
 
     pub fn follow(&self, primary: &Node, generation: u64) -> Follow {
-        Follow { generation: Generation(generation), source: primary.source(), member: member(self.id) }
+        Follow {
+            generation: Generation(generation),
+            source: primary.source(),
+            application: member(self.id).to_string(),
+        }
     }
 
     pub async fn copy_from(&self, primary: &Node) {

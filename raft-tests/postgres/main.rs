@@ -1,6 +1,7 @@
 //! Guard and PostgreSQL adapter on real PostgreSQL servers. Each test that finds none says so and is skipped.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod fetch;
 mod fixture;
 mod guard;
 mod rejoin;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::fixture::{Cluster, HARNESS, LIMIT, Node, eventually, goes_on, member, one_of};
 
-async fn live(node: &Node) -> hasup::postgres::observe::LiveFacts {
+pub async fn live(node: &Node) -> hasup::postgres::observe::LiveFacts {
     match node.postgres.observe(LIMIT).await {
         PostgresFacts::Live(live) => *live,
         other => panic!("{other:?}\n{}", node.log()),

@@ -92,6 +92,7 @@ impl World {
             | Step::ProbeWrite { generation }
             | Step::Rejoin { generation, .. }
             | Step::CopyDatabase { generation, .. }
+            | Step::Fetch { under: generation, .. }
             | Step::Follow(Followed { generation, .. }) => *generation,
             Step::PersistAcknowledged { .. }
             | Step::PersistLeaseSpan { .. }
@@ -200,6 +201,7 @@ impl World {
                 Next::Done
             }
             Step::Follow(followed) => self.follow(node, phase, *followed),
+            Step::Fetch { from, under } => self.fetch(node, phase, Followed { node: *from, generation: *under }),
             Step::CheckLineage { node: active, promoted } => {
                 let work = Work::Lineage { node: self.index_of(*active), promoted: *promoted };
                 let delay = self.rng.millis(5, 60);
@@ -316,7 +318,14 @@ impl World {
         match phase {
             0 => return Next::After(self.disk_delay(node)),
             1 => {
-                self.nodes[node].pg.follows = None;
+                let local = self.local(node);
+                let host = &mut self.nodes[node];
+                host.pg.follows = None;
+                if std::mem::take(&mut host.pg.is_fetching)
+                    && let Some(daemon) = &mut host.daemon
+                {
+                    daemon.fetch_ended_at = Some(local);
+                }
                 return Next::After(self.rng.micros(100, 2_000));
             }
             2 => {
@@ -346,11 +355,29 @@ impl World {
         if followed.generation <= barred && !self.broken(Mutation::AcceptStale) {
             return Next::Failed;
         }
+        self.receive_from(node, phase, followed, false)
+    }
+
+    fn fetch(&mut self, node: usize, phase: u32, followed: Followed) -> Next {
+        let local = self.local(node);
+        let Some(daemon) = &mut self.nodes[node].daemon else { return Next::Failed };
+        if daemon.durable.barred.max(daemon.durable.resigned) < followed.generation {
+            return Next::Failed;
+        }
+        daemon.fetch_moved_at = Some(local);
+        if phase == 1 {
+            self.trigger(Trigger::Fetches, node);
+        }
+        self.receive_from(node, phase, followed, true)
+    }
+
+    fn receive_from(&mut self, node: usize, phase: u32, followed: Followed, is_fetching: bool) -> Next {
         if phase == 0 {
             return Next::After(self.disk_delay(node));
         }
         let pg = &mut self.nodes[node].pg;
         pg.follows = Some(followed);
+        pg.is_fetching = is_fetching;
         let epoch = pg.epoch;
         if pg.receiver.is_some() {
             // a changed setting restarts the receiver, sooner or later

@@ -180,6 +180,8 @@ impl World {
                 has_receiver: pg.receiver.is_some(),
                 is_streaming: pg.receiver.is_some_and(|stream| self.streams[stream].has_caught_up()),
                 position: self.position_of(node),
+                fetch_moved_at: daemon.fetch_moved_at.filter(|_| pg.is_fetching),
+                fetch_ended_at: daemon.fetch_ended_at,
                 has_standby_signal: pg.has_standby_signal,
                 timeline: self.timeline_of(node),
                 promoted_at: pg.is_primary().then_some(Lsn(pg.promoted_at)),
@@ -217,7 +219,8 @@ impl World {
             job: daemon.running.as_ref().map(|running| running.job.clone()),
             is_stopping: daemon.is_stopping,
             newer_cluster: None,
-            unfit: None,
+            unfit: (self.now < host.unfit_until).then(|| "so it was drawn".to_owned()),
+            kept_back: daemon.kept_back.clone(),
             troubles: Default::default(),
         }
     }

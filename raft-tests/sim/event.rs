@@ -82,6 +82,8 @@ pub enum Heal {
     Power { node: usize },
     /// A guest runs again.
     Thaw { node: usize },
+    /// An operator takes the mark off a node that it is never made active.
+    Mark { node: usize },
     /// A direction of a link works again.
     Link { from: usize, to: usize },
     /// Everything is as it should be.

@@ -78,6 +78,10 @@ pub enum Fault {
     Remove { target: Target },
     /// An attacker sends old datagrams again.
     Replay { count: u64 },
+    /// An operator marks a node never to be made active, and thinks better of it later.
+    KeptBack { target: Target, lasts: Time },
+    /// A node is not fit to become active for a while.
+    Unfit { target: Target, lasts: Time },
     /// An operator changes what commits wait for.
     Durability { durability: Durability },
     /// An operator changes the length of the lease, for good or until he thinks better of it.
@@ -91,6 +95,8 @@ pub enum Trigger {
     Barred,
     /// A record of a later generation was committed: its node is struck.
     Assigned,
+    /// A node began to fetch log from another standby.
+    Fetches,
     /// A record was opened.
     Opened,
     /// A change of voters began.
@@ -254,7 +260,47 @@ pub fn draw(seed: u64) -> Schedule {
             }
         }
     }
+    if members > 2 && rng.chance(200) {
+        schedule.faults.extend(kept_back_ahead(&mut rng, count));
+    }
     schedule
+}
+
+/// Nodes that may not become active, or are not fit to, at any time; and such a one that holds more than those who may.
+fn kept_back_ahead(rng: &mut Rng, count: usize) -> Vec<(Time, Fault)> {
+    let mut faults = Vec::new();
+    for _ in 0..rng.between(1, 3) {
+        let (at, lasts, target) = (rng.millis(2_500, 25_000), rng.millis(500, 20_000), draw_target(rng, count));
+        let is_mark = rng.chance(600);
+        let fault = if is_mark { Fault::KeptBack { target, lasts } } else { Fault::Unfit { target, lasts } };
+        faults.push((at, fault));
+    }
+    let at = rng.millis(4_000, 20_000);
+    let ahead = rng.between(0, 1) as usize;
+    let slow = |which| {
+        let (from, to) = (Target::Active, Target::Standby(which));
+        (at, Fault::Slow { from, to, extra: 400 * MS, lasts: 20 * SECOND })
+    };
+    faults.extend((0..count - 1).filter(|which| *which != ahead).map(slow));
+    let lasts = rng.millis(3_000, 15_000);
+    let target = Target::Standby(ahead);
+    faults.push(if rng.chance(600) {
+        (at.saturating_sub(500 * MS), Fault::KeptBack { target, lasts: lasts + SECOND })
+    } else {
+        (at, Fault::Unfit { target, lasts })
+    });
+    let strike = match rng.between(0, 3) {
+        0 | 1 => Fault::Power { target: Target::Active, lasts: rng.millis(3_000, 12_000) },
+        2 => Fault::Isolate { target: Target::Active, way: Way::Both, lasts: rng.millis(3_000, 9_000) },
+        _ => Fault::Postgres { target: Target::Active },
+    };
+    let struck = at + rng.millis(900, 2_000);
+    faults.push((struck, strike));
+    if rng.chance(400) {
+        // in the middle of it, or near
+        faults.push((struck + rng.millis(1_800, 3_500), draw_fault(rng, count)));
+    }
+    faults
 }
 
 /// A failover, and soon after it the loss of the one who took over while the first is back: tails, timelines, unopened records.
@@ -483,6 +529,17 @@ impl World {
                 let node = self.resolve(target);
                 self.propose(None, 0, Command::Remove(self.nodes[node].id));
             }
+            Fault::KeptBack { target, lasts } => {
+                let node = self.resolve(target);
+                self.nodes[node].is_marked = true;
+                self.propose(None, 0, Command::Nofailover(self.nodes[node].id));
+                self.after(lasts, Event::Heal { heal: Heal::Mark { node } });
+            }
+            Fault::Unfit { target, lasts } => {
+                let node = self.resolve(target);
+                self.nodes[node].unfit_until = self.now + lasts;
+                self.news(node);
+            }
             Fault::Durability { durability } => self.propose(None, 0, Command::Durability(durability)),
             Fault::Multiplier { thousandths } => self.propose(None, 0, Command::Multiplier(thousandths)),
             Fault::Replay { count } => {
@@ -553,6 +610,11 @@ impl World {
                 self.after(delay, Event::DaemonStart { node });
             }
             Heal::Thaw { node } => self.thaw(node),
+            Heal::Mark { node } => {
+                if std::mem::take(&mut self.nodes[node].is_marked) {
+                    self.propose(None, 0, Command::Nofailover(self.nodes[node].id));
+                }
+            }
             Heal::Link { from, to } => {
                 self.cut[from][to] = false;
                 self.extra[from][to] = 0;
@@ -570,12 +632,14 @@ impl World {
                 self.armed.clear();
                 for node in 0..count {
                     self.heal(Heal::Thaw { node });
+                    self.heal(Heal::Mark { node });
                     let is_member = self.raft.newest().members.contains_key(&self.nodes[node].id);
                     if is_member {
                         self.heal(Heal::Power { node });
                     }
                     let host = &mut self.nodes[node];
                     host.stalled_until = 0;
+                    host.unfit_until = 0;
                     host.slow_apply_until = 0;
                     host.slow_disk_until = 0;
                     if let Some(daemon) = &mut host.daemon {

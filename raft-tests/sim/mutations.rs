@@ -11,7 +11,7 @@ use crate::run::{Outcome, play};
 const WITHIN: u64 = 5_000;
 
 /// Those that a run of the brain against these models can show.
-const SHOWN_HERE: [Mutation; 22] = [
+const SHOWN_HERE: [Mutation; 24] = [
     Mutation::SkipLeaseWait,
     Mutation::AcknowledgeAfterBar,
     Mutation::LeaveReceiverOpen,
@@ -27,6 +27,8 @@ const SHOWN_HERE: [Mutation; 22] = [
     Mutation::RankLsnBeforeTimeline,
     Mutation::TimelinesCollide,
     Mutation::RebuildingAnswers,
+    Mutation::FetchFromUnbarred,
+    Mutation::StateBeforeFetched,
     Mutation::PromoteWithoutLease,
     Mutation::AskWhileFenced,
     Mutation::DropOldCommitSet,

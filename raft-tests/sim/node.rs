@@ -1,6 +1,6 @@
 //! One node: what survives what, its clock, its guard and its daemon.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use hasup::ha::durable::Durable;
@@ -153,6 +153,12 @@ pub struct Daemon {
     pub goals: Goals,
     /// The spans by the options applied; the defaults before.
     pub timing: Timing,
+    /// The members marked never to be made active, as applied.
+    pub kept_back: BTreeSet<NodeId>,
+    /// When a fetch of another standby's log began, or brought some.
+    pub fetch_moved_at: Option<BootTime>,
+    /// When the last one ended.
+    pub fetch_ended_at: Option<BootTime>,
     /// The highest generation it may have acted under.
     pub acted_under: Generation,
     /// What it has begun to give up.
@@ -233,6 +239,10 @@ pub struct Node {
     pub pg: Postgres,
     /// The control loop does not run before this.
     pub stalled_until: Time,
+    /// It is not fit to become active before this.
+    pub unfit_until: Time,
+    /// An operator has marked it never to be made active, for a while.
+    pub is_marked: bool,
     /// Disk writes are slow before this.
     pub slow_disk_until: Time,
     /// Raft's entries are applied late before this.
@@ -259,6 +269,9 @@ impl Daemon {
             durable,
             record: None,
             goals: Goals::default(),
+            kept_back: BTreeSet::new(),
+            fetch_moved_at: None,
+            fetch_ended_at: None,
             timing: Timing::default(),
             lineage: None,
             running: None,

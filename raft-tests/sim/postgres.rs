@@ -56,6 +56,8 @@ pub struct Postgres {
     pub has_standby_signal: bool,
     /// Whom the receiver may follow.
     pub follows: Option<Followed>,
+    /// Whether that is to fetch log from another standby, under a name that nobody waits for.
+    pub is_fetching: bool,
     /// `synchronous_standby_names` in the file.
     pub names: SyncNames,
     /// Whether the checkpointer has seen what the file says.
@@ -104,6 +106,7 @@ impl Postgres {
             is_connecting: false,
             has_standby_signal: true,
             follows: None,
+            is_fetching: false,
             names: SyncNames::Nobody,
             names_read: true,
             waits: true,
@@ -125,6 +128,11 @@ impl Postgres {
     /// Returns whether it is a primary with clients.
     pub fn is_primary(&self) -> bool {
         self.run == Run::Primary
+    }
+
+    /// Returns whether it is a standby that lets others read its log.
+    pub fn sends_on(&self) -> bool {
+        matches!(self.run, Run::Standby | Run::Promoting) && (self.is_replayed || self.receiver_started)
     }
 
     /// Returns the end of valid log by L10, or nothing where it cannot be known yet.
@@ -155,6 +163,8 @@ pub struct Stream {
     pub member: DataMember,
     /// The generation that the receiver's credentials were made for.
     pub generation: Generation,
+    /// The sender is a standby, or was one, and the receiver's name is none that commits wait for.
+    pub is_fetch: bool,
     /// The sender's log but for the end of its last stretch.
     pub history: Wal,
     /// What the standby said that it has flushed; nothing yet.
@@ -313,6 +323,12 @@ impl World {
         let acknowledged = start.end() + 1;
         self.instances.push(Instance { timeline, generation: generation.0, node, start, acknowledged });
         self.note(|| format!("node {} promoted under generation {generation}, timeline {timeline}", node + 1));
+        for stream in 0..self.streams.len() {
+            // those who read on from here go on with the next timeline
+            if self.streams[stream].primary == node && self.streams[stream].is_fetch {
+                self.sender_ends(stream);
+            }
+        }
         crate::invariants::on_promoted(self, node, instance);
         let delay = self.rng.millis(1, 20);
         self.after(delay, Event::Write { node, epoch });
@@ -400,7 +416,7 @@ impl World {
     pub fn names_read_by(&mut self, stream: usize) {
         let Self { nodes, streams, .. } = self;
         let stream = &mut streams[stream];
-        if stream.sender {
+        if stream.sender && !stream.is_fetch {
             (stream.counts, stream.k) = copy_of(&nodes[stream.primary].pg.names, &stream.member);
         }
     }
@@ -457,7 +473,7 @@ impl World {
         let is_busy = self.streams.iter().any(has_slot);
         let is_let_in = is_reachable
             && self.nodes[primary].frozen.is_none()
-            && sender.is_primary()
+            && (sender.is_primary() || (pg.is_fetching && sender.sends_on()))
             && sender.admits
             && !is_busy
             && pg.wal.is_prefix_of(&sender.wal);
@@ -467,7 +483,7 @@ impl World {
             return;
         }
         let member = DataMember { node: self.nodes[node].id, incarnation: self.nodes[node].disk.incarnation };
-        let (counts, k) = copy_of(&sender.names, &member);
+        let (counts, k) = if pg.is_fetching { (false, 1) } else { copy_of(&sender.names, &member) };
         let stream = Stream {
             primary,
             primary_epoch: sender.epoch,
@@ -475,6 +491,7 @@ impl World {
             standby_epoch: pg.epoch,
             member,
             generation: followed.generation,
+            is_fetch: pg.is_fetching,
             history: sender.wal.clone(),
             flushed: None,
             sent: pg.wal.end(),
@@ -509,6 +526,10 @@ impl World {
         let (primary, standby) = (s.primary, s.standby);
         let delay = self.tcp_delay(primary, standby) + self.rng.micros(200, 1_500);
         let s = &mut self.streams[stream];
+        if s.is_fetch {
+            // a standby's log may go on with what another primary wrote
+            s.history.clone_from(&self.nodes[primary].pg.wal);
+        }
         s.is_busy = true;
         s.sent = end;
         self.after(delay, Event::Wal { stream, upto: end, tries: 0 });
@@ -533,7 +554,19 @@ impl World {
         if upto > pg.wal.end() {
             pg.wal = wal.prefix(upto);
         }
+        if self.streams[stream].is_fetch {
+            let local = self.local(standby);
+            if let Some(daemon) = &mut self.nodes[standby].daemon {
+                daemon.fetch_moved_at = Some(local);
+            }
+            self.news(standby);
+        }
         crate::invariants::on_flushed(self, stream);
+        for onward in 0..self.streams.len() {
+            if self.streams[onward].is_fetch && self.streams[onward].primary == standby {
+                self.pump(onward);
+            }
+        }
         let delay = self.tcp_delay(standby, primary);
         self.after(delay, Event::Flushed { stream, lsn: upto, tries: 0 });
     }
@@ -630,7 +663,7 @@ impl World {
 
     /// Returns what the names, the log and the standbys of a primary look like to its daemon.
     pub fn standbys_of(&self, node: usize) -> std::collections::BTreeMap<DataMember, Lsn> {
-        let of_this = |stream: &&Stream| stream.primary == node && stream.has_caught_up();
+        let of_this = |stream: &&Stream| stream.primary == node && !stream.is_fetch && stream.has_caught_up();
         let streams = self.streams.iter().filter(of_this);
         streams.filter_map(|stream| Some((stream.member, Lsn(stream.flushed?)))).collect()
     }

@@ -56,6 +56,8 @@ pub enum Command {
     Forget(NodeId),
     /// An operator orders a switchover of the generation that is active when it is applied.
     Switchover(Option<NodeId>),
+    /// An operator sets or clears the mark that a node is never made active: as he wants it by then, however long it took.
+    Nofailover(NodeId),
     /// An operator sets what commits wait for.
     Durability(Durability),
     /// An operator sets `check_ttl_multiplier`, in thousandths.
@@ -226,6 +228,7 @@ impl World {
             }
         }
         daemon.goals = state.goals.clone();
+        daemon.kept_back = state.members.iter().filter(|(_, info)| info.nofailover).map(|(node, _)| *node).collect();
         daemon.timing = Timing::from_options(&state.options);
         let peers = state.members.keys().copied().filter(|peer| *peer != me).collect();
         daemon.core.set_peers(&peers);
@@ -359,6 +362,12 @@ impl World {
                 let Some((record, _)) = record else { return };
                 let to = to.filter(|to| *to != record.node);
                 state.goals.switchover = Some(SwitchoverGoal { from: record.generation, to });
+            }
+            Command::Nofailover(node) => {
+                let is_marked = self.nodes[self.index_of(node)].is_marked;
+                if let Some(info) = state.members.get_mut(&node) {
+                    info.nofailover = is_marked;
+                }
             }
             Command::Durability(durability) => state.options.durability = durability,
             Command::Multiplier(thousandths) => state.options.check_ttl_multiplier = Multiplier { thousandths },

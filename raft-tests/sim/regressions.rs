@@ -1,7 +1,7 @@
 //! Schedules with a promise of their own, each played with many seeds of chance.
 
 use hasup::ha::record::{Durability, MemberKind};
-use hasup::ha::rules::Rules;
+use hasup::ha::rules::{Mutation, Rules};
 
 use crate::faults::{Armed, Fault, Schedule, Target, Trigger, Way};
 use crate::rng::{MS, Time};
@@ -174,5 +174,50 @@ fn the_furthest_that_may_not_become_active_does_not_hold_up_one_that_lacks_nothi
     holds(&schedule, 30);
     for seed in 0..30 {
         assert_eq!(play_schedule(seed, &schedule, Rules::default(), false).promotions, 2, "chance {seed}");
+    }
+}
+
+/// Node 3 may not become active and holds what node 2 lacks, of which commits waited for one; then node 1 is lost for good.
+fn kept_back_ahead(fault: Fault) -> Schedule {
+    let far = Fault::Slow { from: Target::Active, to: Target::Standby(0), extra: 900 * MS, lasts: 20 * SECOND };
+    let lost = Fault::Power { target: Target::Active, lasts: 90 * SECOND };
+    let mut schedule = three(vec![(5 * SECOND, far), (5 * SECOND, fault), (8 * SECOND, lost)]);
+    // nothing is repaired: writes have to flow at the end all the same
+    (schedule.heal_at, schedule.end) = (90 * SECOND, 36 * SECOND);
+    schedule
+}
+
+#[test]
+fn what_one_holds_that_may_not_become_active_is_fetched_by_one_that_may() {
+    let lasts = 80 * SECOND;
+    let mark = Fault::KeptBack { target: Target::Standby(1), lasts };
+    let unfit = Fault::Unfit { target: Target::Standby(1), lasts };
+    for schedule in [kept_back_ahead(mark), kept_back_ahead(unfit)] {
+        holds(&schedule, 60);
+        // without that, nobody writes before a person comes
+        let without = play_schedule(0, &schedule, Rules::without(Mutation::NeverFetch), false);
+        assert_eq!((without.promotions, without.violation.map(|violation| violation.rule)), (1, Some("I10")));
+    }
+}
+
+#[test]
+fn a_fetch_that_is_broken_off_is_made_again_or_is_no_longer_needed() {
+    let mark = Fault::KeptBack { target: Target::Standby(1), lasts: 80 * SECOND };
+    let faults = [
+        Fault::Daemon { target: Target::Node(1), back: 300 * MS },
+        Fault::Postgres { target: Target::Node(1) },
+        Fault::Postgres { target: Target::Node(2) },
+        Fault::Daemon { target: Target::Node(2), back: 300 * MS },
+        Fault::Power { target: Target::Node(1), lasts: SECOND },
+        Fault::Power { target: Target::Node(2), lasts: SECOND },
+        Fault::Link { from: Target::Node(2), to: Target::Node(1), is_both: true, lasts: SECOND },
+        Fault::Stall { target: Target::Node(1), lasts: SECOND },
+        Fault::KeptBack { target: Target::Node(1), lasts: 2 * SECOND },
+    ];
+    for fault in faults {
+        let mut schedule = kept_back_ahead(mark.clone());
+        schedule.armed =
+            vec![Armed { trigger: Trigger::Fetches, delay: (0, 30 * MS), fault, from: 8 * SECOND, times: 1 }];
+        holds(&schedule, 30);
     }
 }

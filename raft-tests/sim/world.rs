@@ -109,6 +109,8 @@ impl World {
                     guard: Guard { is_alive: is_member, ..Guard::default() },
                     pg: Postgres::new(wal),
                     stalled_until: 0,
+                    unfit_until: 0,
+                    is_marked: false,
                     slow_disk_until: 0,
                     slow_apply_until: 0,
                     said_barred: Default::default(),

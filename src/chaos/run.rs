@@ -453,6 +453,10 @@ impl Range {
                 let other = others.first().and_then(|other| self.lab.host(other)).context("nobody to part from")?;
                 host.part(other)?;
             }
+            Fault::Mark(is_set) => {
+                let mark = format!("nofailover={is_set}");
+                self.ask(name, &["nodes", "set", name, &mark]).await?;
+            }
             Fault::Remove => self.remove(name).await?,
             Fault::Join => self.join(name).await?,
         }

@@ -14,6 +14,7 @@
 //! at 50s  kill daemon active    # or postgres, guard
 //! at 60s  switchover
 //! at 65s  part n1 active        # packets between the two are dropped; `heal n1` ends it
+//! at 65s  mark n3               # `nofailover`, by command; `unmark` takes it off
 //! at 66s  remove standby        # by command; its daemon is stopped and its folders are emptied
 //! at 68s  join last             # as a new node, with a new token
 //! end 70s
@@ -97,6 +98,8 @@ pub enum Fault {
     Switchover,
     /// Packets between the victim and this one are dropped.
     Part(Victim),
+    /// The node is marked `nofailover` by command, or the mark is taken off.
+    Mark(bool),
     /// The node is removed by command, then stopped and emptied.
     Remove,
     /// The host joins as a new node.
@@ -146,6 +149,8 @@ impl fmt::Display for Step {
             Fault::Kill(Part::Postgres) => "kill postgres".to_owned(),
             Fault::Switchover => "switchover".to_owned(),
             Fault::Part(other) => return write!(f, "at {}ms part {} {other}", self.at.as_millis(), self.victim),
+            Fault::Mark(true) => "mark".to_owned(),
+            Fault::Mark(false) => "unmark".to_owned(),
             Fault::Remove => "remove".to_owned(),
             Fault::Join => "join".to_owned(),
         };
@@ -331,6 +336,8 @@ fn step(at: Duration, words: &[&str], hosts: &[&str]) -> Result<Step, String> {
     let (fault, rest) = match words {
         ["part", one, other] => (Fault::Part(victim(other, hosts)?), std::slice::from_ref(one)),
         ["part", ..] => return Err("`part` needs two hosts, as `part n1 n3`".into()),
+        ["mark", rest @ ..] => (Fault::Mark(true), rest),
+        ["unmark", rest @ ..] => (Fault::Mark(false), rest),
         ["remove", rest @ ..] => (Fault::Remove, rest),
         ["join", rest @ ..] => (Fault::Join, rest),
         ["crash", rest @ ..] => (Fault::Crash, rest),
@@ -353,7 +360,8 @@ fn step(at: Duration, words: &[&str], hosts: &[&str]) -> Result<Step, String> {
         ["kill", ..] => return Err("`kill` needs `daemon`, `guard` or `postgres`, as `kill postgres active`".into()),
         [other, ..] => {
             return Err(format!(
-                "`{other}` is no fault; there are crash, boot, cut, heal, oneway, loss, pause, resume, kill, switchover, part, remove, join"
+                "`{other}` is no fault; there are crash, boot, cut, heal, oneway, loss, pause, resume, kill, switchover, part, mark, unmark, \
+                 remove, join"
             ));
         }
         [] => return Err("no fault is named, as in `at 5s crash active`".into()),
@@ -442,7 +450,7 @@ mod tests {
             .map(|line| format!("{}\n", line.trim_start_matches("//!")))
             .collect();
         let schedule = Schedule::parse(&text, HOSTS).unwrap();
-        assert_eq!(schedule.steps.len(), 13);
+        assert_eq!(schedule.steps.len(), 14);
         assert_eq!(Schedule::parse(&schedule.to_string(), HOSTS), Ok(schedule), "it is printed as it is read");
     }
 
@@ -458,6 +466,8 @@ mod tests {
             "crash standbys",
             "boot down",
             "part n1 active",
+            "mark n3",
+            "unmark n3",
             "remove n3",
             "join n3",
         ] {

@@ -3,6 +3,7 @@
 //! A table of contents: a node either holds the role that the newest record names (`holder`) or helps whoever does
 //! (`helper`). Nothing is remembered between two calls; each call compares what is with what should be.
 
+mod fetch;
 mod helper;
 mod holder;
 
@@ -126,7 +127,7 @@ impl<'a> Draft<'a> {
             hears: BTreeSet::new(),
             grants: self.grants.map_or(Generation(0), |(_, generation)| generation),
             troubles: view.troubles.clone(),
-            is_fit: answers && view.unfit.is_none() && !view.is_stopping && view.guard.is_present,
+            is_fit: answers && is_able(view),
         };
         let stance = Stance {
             asks: self.asks,
@@ -149,6 +150,12 @@ impl<'a> Draft<'a> {
         }
     }
 }
+
+/// Whether nothing of this machine keeps the node from becoming active.
+fn is_able(view: &NodeView) -> bool {
+    view.unfit.is_none() && !view.is_stopping && view.guard.is_present
+}
+
 /// The cluster goes on in a later life, to which this node does not belong: it asks for nothing, grants nothing and ends its role (L26).
 fn leave_behind(view: &NodeView, newer: ClusterGeneration, draft: &mut Draft<'_>) {
     draft.state = NodeState::Failed;

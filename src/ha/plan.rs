@@ -55,6 +55,14 @@ pub enum Step {
     StartPostgres,
     /// Let the WAL receiver follow a node.
     Follow(Followed),
+    /// Let the WAL receiver of a barred node fetch from a barred standby what only that holds (L12). It streams under a name that no
+    /// commit waits for, and [`CutReceiver`](Self::CutReceiver) ends it.
+    Fetch {
+        /// The standby that holds more.
+        from: NodeId,
+        /// The generation that both have barred.
+        under: Generation,
+    },
     /// Compare the active node's history with ours.
     CheckLineage {
         /// The active node.
@@ -138,6 +146,7 @@ impl Step {
             | Self::Disarm { .. }
             | Self::PutStandbySignal
             | Self::Follow(_)
+            | Self::Fetch { .. }
             | Self::ArmGuard { .. } => None,
         }
     }
@@ -177,6 +186,11 @@ pub enum WaitingOn {
     },
     /// PostgreSQL has not replayed all log it has.
     LogEnd,
+    /// What a standby holds that cannot become active has to be fetched from it (L12).
+    Fetch {
+        /// That standby.
+        from: NodeId,
+    },
     /// A majority has to acknowledge the new generation.
     Lease {
         /// The generation.
@@ -233,6 +247,9 @@ impl fmt::Display for WaitingOn {
                 write!(f, "the leader's assignment after generation {barred}, which is barred here")
             }
             Self::LogEnd => f.write_str("PostgreSQL to replay all log it has"),
+            Self::Fetch { from } => {
+                write!(f, "the log that node {from} holds, which cannot become active: it is fetched from there first")
+            }
             Self::Lease { generation } => write!(f, "a majority to acknowledge generation {generation}"),
             Self::PostgresAnswers => f.write_str("PostgreSQL to answer"),
             Self::Promotion { timeline } => write!(f, "PostgreSQL to be promoted to timeline {timeline}"),

@@ -35,6 +35,12 @@ pub enum Mutation {
     TimelinesCollide,
     /// A node that is being rebuilt answers (L12, L19).
     RebuildingAnswers,
+    /// No log is fetched from a standby that cannot become active (L12).
+    NeverFetch,
+    /// Log is fetched from a standby that is not barred (L12).
+    FetchFromUnbarred,
+    /// What is to be fetched is stated before it is there (L12).
+    StateBeforeFetched,
     /// PostgreSQL is promoted without a lease of the new generation (L15).
     PromoteWithoutLease,
     /// A node goes on asking after its fence has begun (L3).

@@ -23,6 +23,10 @@ pub struct Timing {
     pub bar_limit: Duration,
     /// How long, after an orderly resignation, the standbys may take to state their positions before the former node is taken again.
     pub hand_over_limit: Duration,
+    /// After this long without any progress, log is no longer fetched from another standby (L12).
+    pub fetch_limit: Duration,
+    /// How long after such an end it is not tried again: meanwhile the node states its position as before.
+    pub fetch_again: Duration,
     /// How long data that was rebuilt from a former primary may take to say where its log ends, before it is rebuilt again.
     pub rebuilt_limit: Duration,
     /// A chosen node that has not promoted by then resigns (L17).
@@ -50,6 +54,8 @@ impl Timing {
             // two pulses, the way there and back, and some scheduling
             report_fresh: Duration::from_millis(300),
             bar_limit: Duration::from_secs(2),
+            fetch_limit: Duration::from_secs(3),
+            fetch_again: Duration::from_secs(5),
             rebuilt_limit: Duration::from_secs(120),
             hand_over_limit: Duration::from_secs(3),
             promote_limit: Duration::from_secs(10).max(lease * 2),

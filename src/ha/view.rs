@@ -62,6 +62,8 @@ pub struct NodeView {
     pub newer_cluster: Option<ClusterGeneration>,
     /// Why this node is not fit to become active, if so (operator's order, disk, checks).
     pub unfit: Option<String>,
+    /// The members that an operator marked never to be made active.
+    pub kept_back: BTreeSet<NodeId>,
     /// What is wrong with this node's machine.
     pub troubles: BTreeSet<Trouble>,
 }
@@ -103,6 +105,10 @@ pub struct PostgresView {
     pub is_streaming: bool,
     /// The end of valid log by L10; absent means "not yet".
     pub position: Option<WalPosition>,
+    /// While log is fetched from another standby (L12): when that began, or when more of it last came.
+    pub fetch_moved_at: Option<BootTime>,
+    /// When this node last ended to fetch log from another standby.
+    pub fetch_ended_at: Option<BootTime>,
     /// Whether `standby.signal` is in place.
     pub has_standby_signal: bool,
     /// The timeline it writes, as a primary.
@@ -125,7 +131,8 @@ pub struct PostgresView {
     pub cleanly_stopped: Option<Generation>,
 }
 
-/// Whom a standby's WAL receiver is allowed to follow.
+/// Whom a standby's WAL receiver is allowed to follow: the node of the generation's record, or, under the bar on that generation,
+/// another standby to fetch log from (L12).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Followed {
     /// The node.

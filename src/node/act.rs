@@ -43,6 +43,8 @@ const STANDBY_CHECKPOINT_LIMIT: Duration = Duration::from_secs(3);
 const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a rewind may take before a copy is made instead.
 const REWIND_LIMIT: Duration = Duration::from_secs(3600);
+/// The name under which log is fetched from a standby: none that commits wait for.
+const FETCH_NAME: &str = "hasup_fetch";
 /// How often a rewind that cannot begin is tried before the database is copied.
 const REWIND_TRIES: u32 = 10;
 
@@ -103,6 +105,7 @@ impl Shared {
             Step::PutStandbySignal => Ok(self.postgres.postgres.layout().put_standby_signal()?),
             Step::StartPostgres => self.start_postgres().await,
             Step::Follow(followed) => self.follow(followed),
+            Step::Fetch { from, under } => self.fetch(from, under),
             Step::CheckLineage { node, promoted } => {
                 self.job(Job::CheckingLineage, move |shared, place| shared.check_lineage(node, promoted, place));
                 Ok(())
@@ -156,6 +159,7 @@ impl Shared {
             | Step::Rejoin { generation, .. }
             | Step::CopyDatabase { generation, .. } => *generation,
             Step::Follow(followed) => followed.generation,
+            Step::Fetch { under, .. } => return self.refuse_fetch(*under),
             Step::PersistAcknowledged { .. }
             | Step::PersistLeaseSpan { .. }
             | Step::PersistBar { .. }
@@ -174,6 +178,18 @@ impl Shared {
         if is_over {
             return Err(StepError::Unknown(format!(
                 "generation {generation} is over; generation {newest} is in force"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Log is fetched under the bar on the newest generation alone (L12).
+    fn refuse_fetch(&self, under: Generation) -> Result<(), StepError> {
+        let durable = self.durable.get();
+        let newest = self.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
+        if newest != under || durable.barred.max(durable.resigned) < under {
+            return Err(StepError::Unknown(format!(
+                "nothing is fetched under generation {under}; generation {newest} is in force"
             )));
         }
         Ok(())
@@ -250,15 +266,29 @@ impl Shared {
     }
 
     fn follow(&self, followed: Followed) -> Result<(), StepError> {
+        let member = DataMember { node: self.me, incarnation: self.durable.get().incarnation };
         let follow = Follow {
             generation: followed.generation,
             source: self.source(followed.node)?,
-            member: DataMember { node: self.me, incarnation: self.durable.get().incarnation },
+            application: member.to_string(),
         };
         // noted first: after a crash in between, the bar still knows that there may be a receiver
         self.postgres.note_follows(Some(followed))?;
         self.postgres.postgres.follow(&follow)?;
         self.postgres.note_change();
+        Ok(())
+    }
+
+    /// Lets the receiver read a standby's log, under a name that commits never wait for (L12).
+    fn fetch(self: &Arc<Self>, from: NodeId, under: Generation) -> Result<(), StepError> {
+        let source = self.source(from)?;
+        let is_new = self.postgres.note_fetch(Followed { node: from, generation: under })?;
+        let follow = Follow { generation: under, source, application: FETCH_NAME.to_owned() };
+        self.postgres.postgres.follow(&follow)?;
+        self.postgres.note_change();
+        if is_new {
+            self.tell(self.event_of_fetch(under, from));
+        }
         Ok(())
     }
 

@@ -148,7 +148,7 @@ impl ControlLoop {
         let state = shared.state();
         self.follow_members(&state).await;
         if let Some(record) = &state.assignment {
-            shared.postgres.notice_missing_log(record.value.promoted);
+            shared.postgres.notice_missing_log(record.value.node, record.value.promoted);
         }
         let view = self.view(&state);
         let plan = decide(&view);
@@ -223,6 +223,7 @@ impl ControlLoop {
             is_stopping,
             newer_cluster: shared.pulses.newer_cluster(),
             unfit: None,
+            kept_back: state.members.values().filter(|member| member.nofailover).map(|member| member.id).collect(),
             troubles: shared.troubles(),
         }
     }
@@ -322,6 +323,7 @@ fn is_immediate(step: &crate::ha::plan::Step) -> bool {
         | Step::Fence { .. }
         | Step::Disarm { .. }
         | Step::PutStandbySignal
+        | Step::Fetch { .. }
         | Step::Follow(_) => true,
         Step::StartPostgres
         | Step::CheckLineage { .. }

@@ -3,6 +3,7 @@
 //! Observation runs beside the loop, as PostgreSQL may hang. Each observation knows when it began: what it says about the
 //! log's end or the receiver counts only if it began after the last step that changed them ended.
 
+mod followed;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,6 +85,11 @@ struct Memory {
     retries: Vec<(Job, BootTime)>,
     changed_at: BootTime,
     started_at: Option<BootTime>,
+    /// Log is being fetched from another standby.
+    fetch: Option<followed::Fetching>,
+    fetch_ended_at: Option<BootTime>,
+    /// What was last fetched, or tried to.
+    fetch_last: Option<Followed>,
     /// The receiver is being cut off: what it may follow is no longer what PostgreSQL shows.
     is_being_cut: bool,
     /// When `primary_conninfo` was last set back.
@@ -126,12 +132,6 @@ impl Memory {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct FollowedFile {
-    node: NodeId,
-    generation: Generation,
-}
-
 impl Database {
     /// Returns the database; `news` is notified whenever the loop should look.
     pub(super) fn new(postgres: Arc<Postgres>, news: Arc<Notify>) -> Self {
@@ -156,17 +156,6 @@ impl Database {
             memory.lineage = rebuilt.map(|promoted| (promoted, Lineage::Follows, None));
         }
         database
-    }
-
-    fn followed_path(&self) -> std::path::PathBuf {
-        self.postgres.layout().config_dir().join("follows.json")
-    }
-
-    /// Whom an earlier start of the daemon let the receiver follow. Where that cannot be read but a key is there, somebody.
-    fn read_followed(&self) -> Option<Followed> {
-        let written = std::fs::read(self.followed_path()).ok();
-        let read = written.and_then(|bytes| serde_json::from_slice::<FollowedFile>(&bytes).ok());
-        read.map(|file| Followed { node: file.node, generation: file.generation })
     }
 
     /// Looks at PostgreSQL again and again; `process` says which postmaster the guard runs. Ends with the node.
@@ -217,6 +206,7 @@ impl Database {
             tracing::warn!(%noted, %shown, "synchronous_standby_names were changed past hasup (L18): commits of this moment may \
                 have waited for nobody; they are set again. Find out who uses ALTER SYSTEM, and change `durability` instead");
         }
+        let mut is_news = memory.fetch.as_mut().is_some_and(|fetch| fetch.has_moved(&observation));
         let must_be_led_back = memory.must_be_led_back(&observation);
         if let PostgresFacts::ShutOut { why } = &observation.facts
             && !std::mem::replace(&mut memory.is_shut_out, true)
@@ -229,10 +219,9 @@ impl Database {
         if must_be_led_back {
             self.lead_back();
         }
-        let mut is_news = false;
         let is_hot = self.is_hot.load(Ordering::Relaxed);
         self.observed.send_modify(|known| {
-            is_news = differs(&known.facts, &observation.facts)
+            is_news |= differs(&known.facts, &observation.facts)
                 || (is_hot && has_log_moved(&known.facts, &observation.facts))
                 || known.began < changed_at;
             *known = Arc::new(observation);
@@ -286,6 +275,8 @@ impl Database {
             },
             is_streaming: live.is_some_and(|live| live.receiver.as_ref().is_some_and(|it| it.status == "streaming")),
             position: live.and_then(|live| position(live, follows_nobody)).or(stopped_at),
+            fetch_moved_at: memory.fetch.map(|fetch| fetch.moved_at),
+            fetch_ended_at: memory.fetch_ended_at,
             has_standby_signal: self.postgres.has_standby_signal(),
             timeline: live.filter(|live| !live.in_recovery).map(|live| live.timeline),
             promoted_at: promoted_at.map(|(_, lsn)| lsn),
@@ -342,28 +333,6 @@ impl Database {
 
     // ---- what steps leave behind ----
 
-    /// Notes whom the receiver may follow, on disk first.
-    pub(super) fn note_follows(&self, followed: Option<Followed>) -> Result<(), PgError> {
-        if let Some(followed) = followed {
-            let file = FollowedFile { node: followed.node, generation: followed.generation };
-            let bytes = serde_json::to_vec(&file).unwrap_or_default();
-            self.postgres.layout().write(&self.followed_path(), &bytes)?;
-        } else {
-            crate::postgres::layout::remove_file(&self.followed_path())?;
-        }
-        let mut memory = self.memory.lock();
-        memory.follows = followed;
-        memory.is_being_cut = false;
-        // what was seen before says nothing about whom it follows now, and PostgreSQL is told only after this
-        memory.changed_at = boot_now();
-        Ok(())
-    }
-
-    /// Notes that the receiver is about to be cut off.
-    pub(super) fn note_cut(&self) {
-        self.memory.lock().is_being_cut = true;
-    }
-
     pub(super) fn note_started(&self) {
         let mut memory = self.memory.lock();
         let started_at = Some(boot_now());
@@ -371,6 +340,8 @@ impl Database {
             lineage: memory.lineage,
             job: memory.job.take(),
             retries: std::mem::take(&mut memory.retries),
+            fetch_ended_at: memory.fetch_ended_at,
+            fetch_last: memory.fetch_last,
             started_at,
             changed_at: boot_now(),
             ..Memory::default()
@@ -489,14 +460,15 @@ impl Database {
 
     /// Looks, now and then, whether a standby that may follow does not stream because its source no longer has the log that it
     /// needs: PostgreSQL would ask for ever. Then only a copy helps, as if the histories had nothing in common (L19).
-    pub(super) fn notice_missing_log(&self, promoted: Generation) {
+    pub(super) fn notice_missing_log(&self, active: NodeId, promoted: Generation) {
         let now = boot_now();
         let observation = self.last_observation();
         let is_streaming = matches!(&observation.facts, PostgresFacts::Live(live)
             if live.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming"));
         {
             let mut memory = self.memory.lock();
-            let is_due = memory.follows.is_some()
+            // one that has no log to fetch from is no reason to copy anything
+            let is_due = memory.follows.is_some_and(|followed| followed.node == active)
                 && !is_streaming
                 && memory.job.is_none()
                 && now.since(memory.changed_at.max(memory.log_read_at)) > LOG_READ_EVERY;

@@ -316,18 +316,15 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
             nodes.len() - 1
         ));
     }
-    // L12: as many as a commit waits for may together be ahead of all who could take over
-    let set = state.assignment.as_ref().and_then(|record| record.value.commit_sets.last());
-    let is_counted = |node: &&NodeStatus| {
-        node.nofailover && set.is_some_and(|set| set.members.iter().any(|member| member.node == node.id))
-    };
-    let kept_back: Vec<&str> = nodes.iter().filter(is_counted).map(|node| node.name.as_str()).collect();
-    if set.is_some_and(|set| set.k > 0 && kept_back.len() >= set.k as usize) {
-        warnings.push(format!(
-            "{} counts for commits and is marked nofailover: if the active node is lost while that holds the most log, nobody takes over \
-             until the lost one is back or the mark is taken off with `hasup nodes set`",
-            kept_back.join(", ")
-        ));
+    // L12: what such a one alone holds is fetched, where there is one who may
+    let active = state.assignment.as_ref().map(|record| record.value.node);
+    let others = || nodes.iter().filter(|node| node.kind == MemberKind::Data && Some(node.id) != active);
+    if others().next().is_some() && others().all(|node| node.nofailover) {
+        warnings.push(
+            "every node that could take over is marked nofailover: if the active node is lost, nobody writes until it is back or a mark is \
+             taken off with `hasup nodes set`"
+                .to_owned(),
+        );
     }
     for node in state.goals.removing.iter().filter_map(|node| state.members.get(node)) {
         warnings.push(format!("{} is being removed", node.name));

@@ -255,7 +255,7 @@ impl Postgres {
         let own = &settings.ssl.key;
         let content = zeroize::Zeroizing::new(fs::read(own).map_err(file_error("read", own))?);
         layout.write_volatile(&ssl.key, &content)?;
-        Ok(follow.source.conninfo(REPLICATION_ROLE, None, &follow.member.to_string(), &ssl))
+        Ok(follow.source.conninfo(REPLICATION_ROLE, None, &follow.application, &ssl))
     }
 
     /// Takes the keys of all generations away but for one. A power cut may undo that: each start does it again.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::layout::Layout;
 use crate::config::is_owned;
-use crate::ha::record::{CommitSet, DataMember};
+use crate::ha::record::CommitSet;
 use crate::types::{Generation, NodeName};
 
 /// The role under which standbys stream.
@@ -220,10 +220,10 @@ pub struct Source {
 pub struct Follow {
     /// The generation whose active node it is: the connection uses that generation's copy of the client key.
     pub generation: Generation,
-    /// The active node's PostgreSQL.
+    /// The active node's PostgreSQL, or that of the standby to fetch from.
     pub source: Source,
-    /// The name that it streams under.
-    pub member: DataMember,
+    /// The name that it streams under: that of a member of a commit set, or of none.
+    pub application: String,
 }
 
 impl Source {
@@ -390,6 +390,7 @@ fn conninfo_quoted(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ha::record::DataMember;
     use crate::types::{DataIncarnation, NodeId};
 
     fn member(node: u64) -> DataMember {

@@ -61,6 +61,29 @@ pub fn check_assignment(world: &mut World, old: &ClusterState, new: &ClusterStat
     }
 }
 
+/// Checks that what a barred node fetches comes from another that is barred, and whose own log comes from nobody of that generation.
+pub fn check_fetch(world: &mut World, stream: usize) {
+    let stream = &world.streams[stream];
+    if !stream.is_fetch {
+        return;
+    }
+    let generation = stream.generation;
+    let has_refused = |node: usize| {
+        let disk = &world.nodes[node].disk;
+        disk.barred >= generation || disk.resigned >= generation
+    };
+    let onward = world.nodes[stream.primary].pg.receiver.map(|onward| &world.streams[onward]);
+    let is_still = onward.is_none_or(|onward| onward.is_fetch || onward.generation > generation);
+    if !has_refused(stream.primary) || !has_refused(stream.standby) || !is_still {
+        let what = format!(
+            "node {} fetches from node {} under generation {generation}, which both had to refuse to help before",
+            stream.standby + 1,
+            stream.primary + 1
+        );
+        world.break_rule("I5", what);
+    }
+}
+
 /// Checks that a node that stated its position under a bar does not go past it.
 pub fn check_stated(world: &mut World, stream: usize) {
     let stream = &world.streams[stream];

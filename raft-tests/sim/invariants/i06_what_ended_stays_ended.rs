@@ -47,11 +47,12 @@ pub fn check_promotion(world: &mut World, node: usize, generation: Generation) {
     }
 }
 
-/// Checks a replication connection that is made or used: a bar as such speaks of votes, a position stated under it of log.
+/// Checks a replication connection that is made or used: a bar as such speaks of votes, a position stated under it of log. What one
+/// barred node fetches from another is I5's.
 pub fn check_stream(world: &mut World, stream: usize) {
     let stream = &world.streams[stream];
     let host = &world.nodes[stream.standby];
-    if stream.generation <= host.stated_under {
+    if stream.generation <= host.stated_under && !stream.is_fetch {
         let what = format!(
             "node {} streams from node {} under generation {}, having stated its position under {}",
             stream.standby + 1,

@@ -48,11 +48,13 @@ pub fn on_acknowledged(world: &mut World, node: usize, instance: usize, lsn: u64
 
 /// A standby connected.
 pub fn on_connected(world: &mut World, stream: usize) {
+    i05_the_old_primary_finds_no_help::check_fetch(world, stream);
     i06_what_ended_stays_ended::check_stream(world, stream);
 }
 
 /// A standby flushed log and is about to say so.
 pub fn on_flushed(world: &mut World, stream: usize) {
+    i05_the_old_primary_finds_no_help::check_fetch(world, stream);
     i05_the_old_primary_finds_no_help::check_stated(world, stream);
     i06_what_ended_stays_ended::check_stream(world, stream);
 }

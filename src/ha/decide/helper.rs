@@ -1,6 +1,6 @@
 //! Everybody else: acknowledges, follows, suspects, bars, states its position, and is rebuilt where its data has parted.
 
-use super::{Draft, end_former_role, wait_for_job};
+use super::{Draft, end_former_role, fetch, wait_for_job};
 use crate::ha::durable::DataState;
 use crate::ha::plan::{Step, WaitingOn};
 use crate::ha::pulse::{ActiveReport, PeerView, StatedPosition};
@@ -142,11 +142,26 @@ impl Helper<'_> {
             return;
         }
         let is_open = view.postgres.follows.is_some() || view.postgres.has_receiver;
+        let fetch = fetch::wanted(view, self.a, draft);
+        if let Some(fetch) = &fetch {
+            draft.wait(WaitingOn::Fetch { from: fetch.from });
+            if view.rules.broken(Mutation::StateBeforeFetched) {
+                draft.stated = Some(StatedPosition { under, position: fetch.until });
+            }
+            if fetch.is_under_way {
+                // what this node holds is stated once that stands still again
+                return;
+            }
+        }
         if is_open && !view.rules.broken(Mutation::LeaveReceiverOpen) {
             self.cut_receiver(under, draft);
             if !view.rules.broken(Mutation::StateBeforeBar) {
                 return;
             }
+        }
+        if let Some(fetch) = fetch.filter(|_| !is_open) {
+            draft.step(Step::Fetch { from: fetch.from, under: self.a.generation });
+            return;
         }
         match view.postgres.position {
             Some(position) => draft.stated = Some(StatedPosition { under, position }),
