@@ -224,6 +224,7 @@ impl Node {
             max_rate_kib: None,
             expected_bytes: 0,
             limit: LIMIT,
+            silence_limit: None,
         };
         let mut last = None;
         backup.run(self.postgres.programs(), self.postgres.layout(), |progress| last = Some(progress)).await.unwrap();

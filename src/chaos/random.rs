@@ -84,7 +84,9 @@ pub fn schedule(seed: u64, duration: Duration, hosts: &[&str]) -> Schedule {
         at = if chance.percent(25) { at + half(hold) } else { over + quiet };
     }
     steps.sort_by_key(|step| step.at);
-    Schedule { steps, end: duration, lenient: true, ..Schedule::default() }
+    // as many in a row would ask for a person
+    let options = vec!["role_changes_per_hour=1000".to_owned()];
+    Schedule { steps, end: duration, options, lenient: true, ..Schedule::default() }
 }
 
 /// Half of a time in whole milliseconds, as schedules are written.

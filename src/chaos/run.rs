@@ -40,7 +40,7 @@ const USER: &str = "postgres";
 
 /// Play a schedule of faults against a cluster on hosts of its own, and judge it
 #[derive(Debug, Clone, clap::Args)]
-#[group(id = "what", required = true, multiple = false, args = ["schedule", "seed"])]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["schedule", "seed"])))]
 pub struct RunArgs {
     /// The schedule, one statement a line: `at 5s crash active`, `at 12s boot`, `end 40s`
     #[arg(long, value_name = "FILE")]

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout_at};
+
 use futures_util::future::join_all;
 
 use super::Shared;
@@ -32,7 +34,6 @@ const KILL_AFTER: Duration = Duration::from_millis(50);
 const SHORT: Duration = Duration::from_secs(2);
 /// How long a node that is about to copy waits to hear of a standby to copy from.
 const HEARING_LIMIT: Duration = Duration::from_millis(500);
-const HEARING_EVERY: Duration = Duration::from_millis(20);
 /// How long a first write may wait for the standbys before other work has its turn.
 const FIRST_WRITE_LIMIT: Duration = Duration::from_secs(1);
 /// How long work may take that waits for a checkpoint of a busy database.
@@ -41,6 +42,8 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
 const STANDBY_CHECKPOINT_LIMIT: Duration = Duration::from_secs(3);
 /// How long a copy of the database may take before it is begun anew.
 const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long nothing of a copy may come from a standby before the active node is copied instead: nobody replaces a standby that hangs.
+const COPY_SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a rewind may take before a copy is made instead.
 const REWIND_LIMIT: Duration = Duration::from_secs(3600);
 /// The name under which log is fetched from a standby: none that commits wait for.
@@ -549,7 +552,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Copies the database from a standby that streams from `active`, so that clients are not slowed down, else from `active`.
+    /// Copies the database from a standby that streams from `active`, to spare that, else from `active`.
     ///
     /// A standby's log is its primary's, and what is copied counts as whole only once it has replayed as far as the active
     /// node's own log went after the copy (`until`): so it does not matter which of them it was read from.
@@ -557,45 +560,39 @@ impl Shared {
     /// Returns who was copied.
     async fn copy(&self, active: NodeId, ssl: SslPaths) -> Result<NodeId, StepError> {
         if let Some(standby) = self.hear_standby_of(active).await {
-            match self.copy_from(standby, ssl.clone()).await {
-                // promoted or led elsewhere meanwhile, or its log lacks what a copy of a standby needs
-                Err(StepError::Postgres(error @ PgError::Tool(ExecError::Failed { .. }))) => {
+            match self.copy_from(standby, ssl.clone(), Some(COPY_SILENCE_LIMIT)).await {
+                // promoted, frozen or led elsewhere meanwhile, or its log lacks what a copy of a standby needs
+                Err(StepError::Postgres(error @ PgError::Tool(ExecError::Failed { .. } | ExecError::Stuck { .. }))) => {
                     tracing::warn!(error = %chain(&error), standby = name_of(standby, &self.state()), "no copy from the standby; the active node is copied");
                 }
                 done => return done.map(|()| standby),
             }
         }
-        self.copy_from(active, ssl).await.map(|()| active)
+        // who hangs as the active node is replaced, and the copy breaks off
+        self.copy_from(active, ssl, None).await.map(|()| active)
     }
 
     /// Waits a moment for a standby that streams from `active`: one that was started just now has not heard them all.
     async fn hear_standby_of(&self, active: NodeId) -> Option<NodeId> {
-        let limit = boot_now() + HEARING_LIMIT;
+        let limit = Instant::now() + HEARING_LIMIT;
+        let mut rounds = self.rounds.subscribe();
         loop {
-            let pulses = self.pulses.view();
+            let (pulses, now, timing) = (self.pulses.view(), boot_now(), self.timing());
+            let is_whole = |node: NodeId| {
+                let peer = pulses.peers.get(&node).filter(|peer| peer.is_fresh(now, &timing));
+                peer.is_some_and(|peer| peer.report.data.is_some_and(|data| data.is_intact))
+            };
             let streaming = &pulses.peers.get(&active)?.report.active.as_ref()?.streaming;
-            let standbys: Vec<NodeId> =
-                streaming.iter().map(|member| member.node).filter(|node| *node != self.me).collect();
-            let chosen = self.best_to_copy(&standbys);
-            if chosen.is_some() || standbys.is_empty() || boot_now() >= limit {
+            let mut standbys = streaming.iter().map(|member| member.node).filter(|node| *node != self.me).peekable();
+            standbys.peek()?;
+            let chosen = standbys.find(|node| is_whole(*node));
+            if chosen.is_some() || timeout_at(limit, rounds.changed()).await.is_err() {
                 return chosen;
             }
-            tokio::time::sleep(HEARING_EVERY).await;
         }
     }
 
-    /// The one of `standbys` to copy from: one that is whole, and best one that is not there to take over.
-    fn best_to_copy(&self, standbys: &[NodeId]) -> Option<NodeId> {
-        let (state, pulses, now, timing) = (self.state(), self.pulses.view(), boot_now(), self.timing());
-        let is_whole = |node: &&NodeId| {
-            let peer = pulses.peers.get(node).filter(|peer| peer.is_fresh(now, &timing));
-            peer.is_some_and(|peer| peer.report.data.is_some_and(|data| data.is_intact))
-        };
-        let is_spare = |node: &NodeId| state.members.get(node).is_some_and(|member| member.nofailover);
-        standbys.iter().filter(is_whole).max_by_key(|node| (is_spare(node), **node)).copied()
-    }
-
-    async fn copy_from(&self, node: NodeId, ssl: SslPaths) -> Result<(), StepError> {
+    async fn copy_from(&self, node: NodeId, ssl: SslPaths, silence_limit: Option<Duration>) -> Result<(), StepError> {
         let layout = self.postgres.postgres.layout().clone();
         tracing::info!(from = name_of(node, &self.state()), "copying the database");
         let backup = BaseBackup {
@@ -606,6 +603,7 @@ impl Shared {
             // the member that admitted this node has compared the sizes
             expected_bytes: 0,
             limit: COPY_LIMIT,
+            silence_limit,
         };
         let mut told = 0;
         let told = &mut told;

@@ -13,6 +13,7 @@ use super::error::{ErrorCode, HandleError};
 use super::handle::{
     Answer, CaBundle, Done, Dsn, EventInfo, KvChanged, KvEntries, KvEntry, NewToken, Order, Request, TokenInfo,
 };
+use super::names::name_of;
 use super::options;
 use super::propose::WriteError;
 use crate::config::Secret;
@@ -35,7 +36,6 @@ const SHOW_LIMIT: Duration = Duration::from_secs(1);
 const SWITCHOVER_LIMIT: Duration = Duration::from_secs(50);
 /// How long it may wait before that for a standby to stream: one that was active until just now needs seconds.
 const READY_LIMIT: Duration = Duration::from_secs(8);
-const READY_EVERY: Duration = Duration::from_millis(50);
 /// The longest life of a join token: one that outlives its purpose is a key left in the door.
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often an order is written anew when the leader or another operator was quicker.
@@ -47,8 +47,8 @@ type Outcome = Result<Answer, HandleError>;
 
 /// What an order for a switchover meets.
 enum Readiness {
-    /// It can end generation `from`; `to` is the node that was named.
-    Ready { from: Generation, to: Option<NodeId> },
+    /// It can end generation `from`, whose node is `holder`; `to` is the node that was named.
+    Ready { from: Generation, holder: NodeId, to: Option<NodeId> },
     /// The node of this name is active already.
     Active(String),
     /// Not in this moment, and why.
@@ -207,13 +207,16 @@ impl Shared {
     /// Sets the goal once a standby is ready for it, and waits until another generation is open, or the goal was given up.
     async fn switchover(&self, to: Option<String>) -> Outcome {
         let limit = Instant::now() + READY_LIMIT;
-        let (from, target) = loop {
+        let mut rounds = self.rounds.subscribe();
+        let (from, holder, target) = loop {
             match self.look_before_switchover(to.as_deref())? {
-                Readiness::Ready { from, to } => break (from, to),
+                Readiness::Ready { from, holder, to } => break (from, holder, to),
                 Readiness::Active(name) => return Ok(Done::answer(format!("Node {name} is active already"))),
                 // it may be coming back from the last one
-                Readiness::NotYet(why) if Instant::now() >= limit => return Err(refused(why)),
-                Readiness::NotYet(_) => tokio::time::sleep(READY_EVERY).await,
+                Readiness::NotYet(why) => match timeout_at(limit, rounds.changed()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) | Err(_) => return Err(refused(why)),
+                },
             }
         };
         let why = WhyRecord {
@@ -227,7 +230,15 @@ impl Shared {
         let event = self.event("switchover_ordered", from, why);
         let goal = SwitchoverGoal { from, to: target };
         self.change_goals(Some(event), |goals| Goals { switchover: Some(goal.clone()), ..goals.clone() }).await?;
-        self.wait_for_handover(from).await
+        let (node, generation) = self.wait_for_handover(from).await?;
+        let name = name_of(node, &self.state());
+        if target.map_or(node != holder, |target| target == node) {
+            return Ok(Done::answer(format!("Node {name} is active under generation {generation}")));
+        }
+        Err(refused(format!(
+            "The role was handed over and did not come to the node that it was meant for: {name} is active under generation {generation}. \
+             The cluster works. `hasup history` tells why; then try again"
+        )))
     }
 
     /// Tells whether a switchover, to the named node or to any, could begin now. What no wait can change is refused.
@@ -278,7 +289,11 @@ impl Shared {
             }
         };
         if candidates.iter().any(|member| is_ready(member.id)) {
-            return Ok(Readiness::Ready { from: record.generation, to: target.map(|member| member.id) });
+            return Ok(Readiness::Ready {
+                from: record.generation,
+                holder: record.node,
+                to: target.map(|member| member.id),
+            });
         }
         let why = match target {
             Some(Member { name, .. }) => format!(
@@ -317,7 +332,8 @@ impl Shared {
         self.write(command, event, WRITE_LIMIT).await.map(drop)
     }
 
-    async fn wait_for_handover(&self, from: Generation) -> Outcome {
+    /// Waits until a generation after `from` is open; returns its node and number.
+    async fn wait_for_handover(&self, from: Generation) -> Result<(NodeId, Generation), HandleError> {
         let mut states = self.consensus.state();
         let over = states.wait_for(|applied| {
             let record = applied.state.assignment.as_ref();
@@ -325,12 +341,8 @@ impl Shared {
         });
         match tokio::time::timeout(SWITCHOVER_LIMIT, over).await {
             Ok(Ok(applied)) => {
-                let record =
-                    applied.state.assignment.as_ref().map(|record| (record.value.node, record.value.generation));
-                let (node, generation) = record.unwrap_or_default();
-                let name =
-                    applied.state.members.get(&node).map_or_else(|| node.to_string(), |member| member.name.to_string());
-                Ok(Done::answer(format!("Node {name} is active under generation {generation}")))
+                let record = applied.state.assignment.as_ref();
+                Ok(record.map(|record| (record.value.node, record.value.generation)).unwrap_or_default())
             }
             Ok(Err(_)) => Err(HandleError::new(
                 ErrorCode::Unknown,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Shared;
 use super::act::chain;
@@ -15,7 +15,7 @@ use super::status::Status;
 use super::views::RecordClock;
 use crate::ha::decide::decide;
 use crate::ha::plan::{Plan, WaitingOn};
-use crate::ha::pulse::Stance;
+use crate::ha::pulse::{Report, Stance};
 use crate::ha::rules::Rules;
 use crate::ha::state::NodeState;
 use crate::ha::timing::Timing;
@@ -80,8 +80,10 @@ pub(super) async fn wait_until_stopped(shared: &Shared, limit: Duration) {
             return;
         }
         if view.armed.is_none() {
+            // before PostgreSQL ends: where it runs again as a standby, its position may be what the others wait for
+            linger(shared).await;
             // a standby stops in order by itself once it no longer holds a role
-            if view.has_processes
+            if shared.guard.view().has_processes
                 && let Ok(client) = shared.guard.client()
             {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -89,7 +91,6 @@ pub(super) async fn wait_until_stopped(shared: &Shared, limit: Duration) {
                     tracing::warn!(%error, "PostgreSQL was not stopped in order");
                 }
             }
-            linger(shared).await;
             return;
         }
         tokio::select! {
@@ -103,8 +104,9 @@ pub(super) async fn wait_until_stopped(shared: &Shared, limit: Duration) {
     }
 }
 
-/// Waits until another node has opened the active role that this one resigned, where one is there that can: whoever stops the
-/// active node to work on it finds the cluster in order, and the word that it resigned is heard for sure.
+/// Waits until another node has opened the active role that this one resigned, so that whoever stops the active node to work on it
+/// finds the cluster in order. Where nobody can take it, until the word that it resigned was heard by those who are there: whoever
+/// misses it would wait for the lease.
 async fn linger(shared: &Shared) {
     let resigned = shared.durable.get().resigned;
     let own = shared.state().assignment.as_ref().map(|record| (record.value.node, record.value.generation));
@@ -113,17 +115,20 @@ async fn linger(shared: &Shared) {
     }
     let deadline = Instant::now() + LINGER;
     let timing = shared.timing();
+    let mut rounds = shared.rounds.subscribe();
     loop {
         let (pulses, now) = (shared.pulses.view(), boot_now());
-        let mut others = pulses.peers.values().filter(|peer| peer.is_fresh(now, &timing));
+        let others: Vec<_> = pulses.peers.values().filter(|peer| peer.is_fresh(now, &timing)).collect();
+        let has_heard = |report: &Report| report.barred >= resigned || report.record > resigned;
         let is_over = match &shared.state().assignment {
             Some(record) if record.value.generation > resigned => record.value.opened,
-            _ => !others.any(|peer| peer.report.is_fit),
+            _ if others.iter().any(|peer| peer.report.is_fit) => false,
+            _ => others.is_empty() || others.iter().any(|peer| has_heard(&peer.report)),
         };
-        if is_over || Instant::now() >= deadline {
+        // each round of the control loop follows news, of the record and of pulses too
+        if is_over || timeout_at(deadline, rounds.changed()).await.is_err() {
             return;
         }
-        sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -134,7 +134,9 @@ impl Request {
     pub fn time_limit(&self) -> Duration {
         match self {
             Self::KvWatch { wait, .. } => *wait + Duration::from_secs(5),
-            Self::Switchover { .. } | Self::Promote { .. } | Self::Shutdown { .. } => Duration::from_secs(60),
+            // more than its parts take, so that the node's own word comes first
+            Self::Switchover { .. } | Self::Promote { .. } => Duration::from_secs(75),
+            Self::Shutdown { .. } => Duration::from_secs(60),
             Self::NodesRemove { .. } | Self::Leave => Duration::from_secs(60),
             _ => Duration::from_secs(10),
         }

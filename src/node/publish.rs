@@ -200,7 +200,7 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
     let (has_role, role) = match (is_holder, active == Some(shared.me)) {
         (true, _) if view.postgres.in_recovery == Some(false) => (true, "it is the primary"),
         (true, _) => (false, "it is not the primary yet"),
-        (false, true) => (false, "it is to be the primary, and holds no lease: a majority must grant one"),
+        (false, true) => (false, "it holds no lease on the active role, which it was given last"),
         (false, false) if follows => (true, "it streams from the active node"),
         (false, false) => (false, "it does not stream from the active node yet"),
     };

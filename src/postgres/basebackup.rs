@@ -32,6 +32,8 @@ pub struct BaseBackup {
     pub expected_bytes: u64,
     /// How long it may take.
     pub limit: Duration,
+    /// How long nothing may come, where there is somebody else to copy from.
+    pub silence_limit: Option<Duration>,
 }
 
 /// How far a copy is.
@@ -122,6 +124,7 @@ impl BaseBackup {
         }
         let mut tool = Tool::new(programs.path("pg_basebackup"), args, self.limit);
         tool.run_as = layout.owner;
+        tool.silence_limit = self.silence_limit;
         let report = |line: &str| {
             if let Some(progress) = parse_progress(line) {
                 on_progress(progress);

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 /// A helper program did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,16 @@ pub enum ExecError {
         /// The end of what it wrote.
         last_lines: String,
     },
+    /// It told no progress for too long and was killed with all it had started.
+    #[error("{program} got nowhere for {limit:?} and was killed; its last words: {last_lines}")]
+    Stuck {
+        /// The program.
+        program: String,
+        /// How long nothing came.
+        limit: Duration,
+        /// The end of what it wrote.
+        last_lines: String,
+    },
     /// An earlier run of the same work, of a daemon that is gone, does not end.
     #[error("an earlier {what} still runs and does not end; stop it by hand (its process id is in {path})")]
     Busy {
@@ -68,6 +79,8 @@ pub struct Tool {
     pub run_as: Option<(u32, u32)>,
     /// How long it may take.
     pub limit: Duration,
+    /// How long it may go on without a line on its standard error, for a program that tells its progress there.
+    pub silence_limit: Option<Duration>,
 }
 
 /// What a program wrote to its standard output.
@@ -95,7 +108,13 @@ impl Tool {
         args: impl IntoIterator<Item = A>,
         limit: Duration,
     ) -> Self {
-        Self { program: program.into(), args: args.into_iter().map(Into::into).collect(), run_as: None, limit }
+        Self {
+            program: program.into(),
+            args: args.into_iter().map(Into::into).collect(),
+            run_as: None,
+            limit,
+            silence_limit: None,
+        }
     }
 
     fn name(&self) -> String {
@@ -155,6 +174,7 @@ impl Tool {
         }
         let deadline = Instant::now() + self.limit;
         let mut last = VecDeque::new();
+        let heard_at = Mutex::new(Instant::now());
         let out = child.stdout.take();
         let err = child.stderr.take();
         let work = async {
@@ -165,16 +185,21 @@ impl Tool {
                         last.pop_front();
                     }
                     last.push_back(line.to_owned());
+                    *heard_at.lock() = Instant::now();
                     on_line(line);
                 })
             );
             (output, child.wait().await)
         };
-        let result = timeout_at(deadline, work).await;
+        let result = tokio::select! {
+            done = timeout_at(deadline, work) => Ok(done),
+            limit = until_silent(self.silence_limit, &heard_at) => Err(limit),
+        };
         let last_lines = Vec::from(last).join(" | ");
         let (output, status) = match result {
-            Err(_) => return Err(ExecError::Timeout { program: self.name(), limit: self.limit, last_lines }),
-            Ok((output, status)) => (output, status.map_err(start_error)?),
+            Err(limit) => return Err(ExecError::Stuck { program: self.name(), limit, last_lines }),
+            Ok(Err(_)) => return Err(ExecError::Timeout { program: self.name(), limit: self.limit, last_lines }),
+            Ok(Ok((output, status))) => (output, status.map_err(start_error)?),
         };
         // It has ended by itself: its process id may soon be somebody else's.
         group.0 = None;
@@ -192,6 +217,18 @@ async fn read_all(stream: Option<impl AsyncRead + Unpin>) -> Output {
     })
     .await;
     output
+}
+
+/// Returns `limit` once nothing was heard for so long; never without a limit.
+async fn until_silent(limit: Option<Duration>, heard_at: &Mutex<Instant>) -> Duration {
+    let Some(limit) = limit else { return std::future::pending().await };
+    loop {
+        let due = *heard_at.lock() + limit;
+        if Instant::now() >= due {
+            return limit;
+        }
+        sleep_until(due).await;
+    }
 }
 
 async fn read_lines(stream: Option<impl AsyncRead + Unpin>, mut on_line: impl FnMut(&str)) {
@@ -281,6 +318,17 @@ mod tests {
             assert!(Instant::now() < deadline, "child {pid} lives on");
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_tells_no_progress_is_killed_and_one_that_does_is_not() {
+        let mut stuck = sh("echo 1 of 9 >&2; sleep 60", 60_000);
+        stuck.silence_limit = Some(Duration::from_millis(200));
+        let error = stuck.run().await.unwrap_err();
+        assert!(matches!(error, ExecError::Stuck { .. }) && error.to_string().contains("1 of 9"), "{error}");
+        let mut slow = sh("for i in 1 2 3 4 5 6; do echo $i >&2; sleep 0.2; done; echo done", 60_000);
+        slow.silence_limit = Some(Duration::from_millis(1000));
+        assert_eq!(slow.run().await.unwrap(), "done\n");
     }
 
     #[tokio::test]
