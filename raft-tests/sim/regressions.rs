@@ -221,3 +221,18 @@ fn a_fetch_that_is_broken_off_is_made_again_or_is_no_longer_needed() {
         holds(&schedule, 30);
     }
 }
+
+#[test]
+fn a_change_of_names_that_is_taken_back_half_way_is_not_in_effect() {
+    // the checkpointer reads the first names only after the record has gone back to those before
+    let set = |at: Time, durability| (at, Fault::Durability { durability });
+    let mut faults = Vec::new();
+    for round in 0..12 {
+        let at = 3 * SECOND + round * 2_000 * MS;
+        faults.push(set(at, Durability::OneNode));
+        faults.push(set(at + 60 * MS + round * 20 * MS, Durability::TwoNodes));
+    }
+    let cut = |at: Time| (at, Fault::Isolate { target: Target::Active, way: Way::Both, lasts: SECOND });
+    faults.push(cut(28 * SECOND));
+    holds(&three(faults), 150);
+}
