@@ -412,6 +412,10 @@ impl World {
             }
             1 => {
                 if pg.names != *names {
+                    // neither these nor those before are in effect until all have read them
+                    if let Some(daemon) = &mut self.nodes[node].daemon {
+                        daemon.names = None;
+                    }
                     self.names_reload(node, names);
                 }
                 Next::After(self.rng.millis(1, 8))

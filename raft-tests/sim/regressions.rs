@@ -221,3 +221,17 @@ fn a_fetch_that_is_broken_off_is_made_again_or_is_no_longer_needed() {
         holds(&schedule, 30);
     }
 }
+
+#[test]
+fn a_change_of_names_that_is_taken_back_half_way_is_not_in_effect() {
+    // one standby is away, so that the set in between is not reached, and the checkpointer reads its names only after the record
+    // has gone back to those before
+    let set = |at: Time, durability| (at, Fault::Durability { durability });
+    let mut faults = vec![(2_900 * MS, Fault::Power { target: Target::Standby(0), lasts: 20 * SECOND })];
+    for round in 0..8 {
+        let at = 3 * SECOND + round * SECOND;
+        faults.push(set(at, Durability::OneNode));
+        faults.push(set(at + 80 * MS + round * 30 * MS, Durability::TwoNodes));
+    }
+    holds(&three(faults), 150);
+}

@@ -325,6 +325,8 @@ impl Shared {
         let settled = async {
             let before = self.postgres.view(&self.guard.view(), self.postgres_process()).names;
             let may_mix = before.is_some_and(|before| before.names.may_mix_with(&names));
+            // until all have read the new ones, none are in effect: a record that goes back to those before is not settled by them
+            self.postgres.forget_names();
             self.postgres.postgres.set_sync_names(&to_postgres(&names), may_mix, CHECKPOINT_LIMIT).await?;
             let end = self
                 .postgres

@@ -355,6 +355,11 @@ impl Database {
         self.memory.lock().started_at.is_some_and(|at| boot_now().since(at) < START_PAUSE)
     }
 
+    /// Forgets which names are in effect: others are about to be.
+    pub(super) fn forget_names(&self) {
+        self.memory.lock().names = None;
+    }
+
     pub(super) fn note_names(&self, names: NamesInEffect) {
         let mut memory = self.memory.lock();
         memory.names = Some(names);
