@@ -579,19 +579,24 @@ impl Shared {
         let limit = Instant::now() + HEARING_LIMIT;
         let mut rounds = self.rounds.subscribe();
         loop {
-            let (pulses, now, timing) = (self.pulses.view(), boot_now(), self.timing());
-            let is_whole = |node: NodeId| {
-                let peer = pulses.peers.get(&node).filter(|peer| peer.is_fresh(now, &timing));
-                peer.is_some_and(|peer| peer.report.data.is_some_and(|data| data.is_intact))
-            };
-            let streaming = &pulses.peers.get(&active)?.report.active.as_ref()?.streaming;
-            let mut standbys = streaming.iter().map(|member| member.node).filter(|node| *node != self.me).peekable();
-            standbys.peek()?;
-            let chosen = standbys.find(|node| is_whole(*node));
-            if chosen.is_some() || timeout_at(limit, rounds.changed()).await.is_err() {
-                return chosen;
+            let standbys = self.standbys_of(active);
+            let whole = standbys.iter().find(|(_, is_whole)| *is_whole).map(|(node, _)| *node);
+            if whole.is_some() || standbys.is_empty() || timeout_at(limit, rounds.changed()).await.is_err() {
+                return whole;
             }
         }
+    }
+
+    /// Who else streams from `active`, and whether this node has heard that its data is whole.
+    fn standbys_of(&self, active: NodeId) -> Vec<(NodeId, bool)> {
+        let (pulses, now, timing) = (self.pulses.view(), boot_now(), self.timing());
+        let is_whole = |node: NodeId| {
+            let peer = pulses.peers.get(&node).filter(|peer| peer.is_fresh(now, &timing));
+            peer.is_some_and(|peer| peer.report.data.is_some_and(|data| data.is_intact))
+        };
+        let active = pulses.peers.get(&active).and_then(|peer| peer.report.active.as_ref());
+        let standbys = active.into_iter().flat_map(|active| &active.streaming).map(|member| member.node);
+        standbys.filter(|node| *node != self.me).map(|node| (node, is_whole(node))).collect()
     }
 
     async fn copy_from(&self, node: NodeId, ssl: SslPaths, silence_limit: Option<Duration>) -> Result<(), StepError> {
