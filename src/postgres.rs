@@ -42,7 +42,7 @@ pub use history::{Divergence, TimelineHistory, diverged};
 pub use layout::Layout;
 pub use observe::{PostgresFacts, WriteProbe};
 pub use programs::Programs;
-pub use settings::{Follow, Source, SslMode, SslPaths, StaticSettings, SyncNames};
+pub use settings::{Follow, Reader, Source, SslMode, SslPaths, StaticSettings, SyncNames};
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -21,15 +21,6 @@ fn kept_back_ahead(name: &'static str, nodes: u64) -> Script {
     script
 }
 
-/// Has node 2 fetch from node 3, as if the step had been carried out.
-fn begin_fetch(script: &mut Script) {
-    let now = script.time();
-    let postgres = &mut script.node(2).postgres;
-    postgres.follows = Some(Followed { node: NodeId(3), generation: Generation(5) });
-    postgres.has_receiver = true;
-    postgres.fetch_moved_at = Some(now);
-}
-
 fn fetches(script: &Script, node: u64) -> bool {
     script.plans[&node].steps.contains(&Step::Fetch { from: NodeId(3), under: Generation(5) })
 }
@@ -47,7 +38,7 @@ fn what_only_a_node_marked_nofailover_holds_is_fetched_before_the_leader_chooses
     script.tell("node 2 has heard that");
     script.tick(&[2, 3]);
     script.lead(3, &[2, 3]);
-    begin_fetch(&mut script);
+    begins(&mut script, 2, 3);
     script.node(2).postgres.position = Some(at(4, 102));
     script.tell("node 2 receives, and states nothing while its log grows");
     script.tick(&[2, 3]);
@@ -177,7 +168,7 @@ fn a_fetch_ends_with_what_it_is_for() {
     for (case, change, expected) in cases {
         let mut script = kept_back_ahead("", 3);
         script.tick(&[2, 3]);
-        begin_fetch(&mut script);
+        begins(&mut script, 2, 3);
         script.tick(&[2, 3]);
         change(&mut script);
         let heard: &[u64] = if case == "the source is not heard" { &[2] } else { &[2, 3] };
@@ -190,7 +181,7 @@ fn a_fetch_ends_with_what_it_is_for() {
     // whoever is chosen meanwhile cuts it before anything else
     let mut script = kept_back_ahead("", 3);
     script.tick(&[2, 3]);
-    begin_fetch(&mut script);
+    begins(&mut script, 2, 3);
     for named in [2, 3] {
         script.record.0.generation = Generation(6);
         script.record.0.promoted = Generation(6);
@@ -201,4 +192,63 @@ fn a_fetch_ends_with_what_it_is_for() {
         let steps = &script.plans[&2].steps;
         assert!(matches!(steps.as_slice(), [Step::CutReceiver { .. }]), "node {named} is named: {steps:?}");
     }
+}
+
+#[test]
+fn the_former_active_node_is_fetched_from_too_once_it_has_resigned() {
+    // node 1, marked nofailover, resigned as its PostgreSQL died, runs again as a standby and holds most; node 3 is lost
+    let mut script = Script::new("", 3);
+    script.kept_back = [NodeId(1)].into();
+    script.wait(5_000);
+    for node in [2, 3] {
+        script.node(node).durable.barred = Generation(5);
+        script.cut(node);
+    }
+    script.node(2).postgres.position = Some(at(4, 99));
+    let one = script.node(1);
+    one.durable.resigned = Generation(5);
+    one.durable.resign_reason = Some(ResignReason::PostgresFailed);
+    one.guard.armed = None;
+    one.postgres = hasup::ha::view::PostgresView {
+        in_recovery: Some(true),
+        has_standby_signal: true,
+        position: Some(at(4, 105)),
+        ..Default::default()
+    };
+    for node in [1, 2] {
+        script.node(node).pulse.peers.remove(&NodeId(3));
+    }
+    script.tick(&[1, 2]);
+    script.tick(&[1, 2]);
+    script.lead(2, &[1, 2]);
+    assert_eq!(script.plans[&2].steps, [Step::Fetch { from: NodeId(1), under: Generation(5) }]);
+    begins(&mut script, 2, 1);
+    script.tick(&[1, 2]);
+    assert!(!cuts(&script, 2), "it was begun just now");
+}
+
+#[test]
+fn one_node_fetches_and_not_the_next_one_beside_it() {
+    let mut script = kept_back_ahead("", 5);
+    script.kept_back.insert(NodeId(5));
+    script.node(4).postgres.position = Some(at(4, 101));
+    script.node(5).postgres.position = Some(at(4, 105));
+    for _ in 0..2 {
+        script.tick(&[2, 3, 4, 5]);
+    }
+    assert!(fetches(&script, 4) && !fetches(&script, 2));
+    begins(&mut script, 4, 3);
+    for _ in 0..2 {
+        script.tick(&[2, 3, 4, 5]);
+    }
+    assert!(!fetches(&script, 2), "{:?}", script.plans[&2].steps);
+}
+
+/// A fetch of `node` from `source` has been told to its receiver.
+fn begins(script: &mut Script, node: u64, source: u64) {
+    let now = script.time();
+    let postgres = &mut script.node(node).postgres;
+    postgres.follows = Some(Followed { node: NodeId(source), generation: Generation(5) });
+    postgres.has_receiver = true;
+    postgres.fetch_moved_at = Some(now);
 }

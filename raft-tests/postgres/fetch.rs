@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hasup::postgres::Follow;
+use hasup::postgres::{Follow, Reader};
 use hasup::types::{Generation, Timeline};
 
 use crate::fixture::{Cluster, LIMIT, Node, eventually, goes_on, member, one_of};
@@ -36,7 +36,7 @@ async fn what_one_barred_standby_holds_is_fetched_by_the_other_and_acknowledges_
 
     // as a member's name, the sender on the standby would be one of those that commits may wait for
     let source = third.source();
-    let follow = Follow { generation: Generation(1), source, application: "hasup_fetch".to_owned() };
+    let follow = Follow { generation: Generation(1), source, reader: Reader::Fetch };
     second.postgres.follow(&follow).unwrap();
     eventually("all of it is fetched", async || {
         let seen = live(&second).await;
@@ -83,7 +83,7 @@ async fn a_standby_with_another_history_gets_nothing() {
     second.postgres.bar(LIMIT).await.unwrap();
     let before = second.stated().await;
     assert!(ahead.stated().await > before);
-    let follow = Follow { generation: Generation(1), source: ahead.source(), application: member(2).to_string() };
+    let follow = Follow { generation: Generation(1), source: ahead.source(), reader: Reader::Standby(member(2)) };
     second.postgres.follow(&follow).unwrap();
     eventually("it was refused", async || {
         let log = second.log();

@@ -12,8 +12,8 @@ use hasup::guard::{GuardClient, Lease, StopMode, spawn_detached};
 use hasup::ha::record::{CommitSet, DataMember};
 use hasup::postgres::basebackup::BaseBackup;
 use hasup::postgres::{
-    Follow, Layout, Postgres, PostgresFacts, PostgresSetup, Programs, Source, SslMode, SslPaths, StaticSettings,
-    SyncNames,
+    Follow, Layout, Postgres, PostgresFacts, PostgresSetup, Programs, Reader, Source, SslMode, SslPaths,
+    StaticSettings, SyncNames,
 };
 use hasup::sys::clock::boot_now;
 use hasup::types::{DataIncarnation, Generation, NodeId, NodeName, Timeline, WalPosition};
@@ -212,7 +212,7 @@ impl Node {
         Follow {
             generation: Generation(generation),
             source: primary.source(),
-            application: member(self.id).to_string(),
+            reader: Reader::Standby(member(self.id)),
         }
     }
 

@@ -235,3 +235,15 @@ fn a_change_of_names_that_is_taken_back_half_way_is_not_in_effect() {
     }
     holds(&three(faults), 150);
 }
+
+#[test]
+fn what_a_former_active_node_holds_that_may_not_be_active_again_is_fetched() {
+    let far = Fault::Slow { from: Target::Active, to: Target::Standby(0), extra: 900 * MS, lasts: 20 * SECOND };
+    let mark = Fault::KeptBack { target: Target::Active, lasts: 80 * SECOND };
+    let lost = Fault::Power { target: Target::Standby(1), lasts: 90 * SECOND };
+    let crash = Fault::Postgres { target: Target::Active };
+    let mut schedule =
+        three(vec![(5 * SECOND, far), (5 * SECOND, mark), (8 * SECOND, lost), (8 * SECOND + 50 * MS, crash)]);
+    (schedule.heal_at, schedule.end) = (90 * SECOND, 36 * SECOND);
+    holds(&schedule, 40);
+}

@@ -562,7 +562,7 @@ impl Leader<'_> {
         if !member.passes_both_ways {
             Some("its pulses do not pass both ways".to_owned())
         } else if member.nofailover {
-            Some("it is marked nofailover. Another node fetches its log first; if none can, unmark it".to_owned())
+            Some("it is marked nofailover (where no other node can fetch its log, unmark it)".to_owned())
         } else if !is_fit {
             Some("it says that it is not fit; its own status tells why".to_owned())
         } else {

@@ -22,7 +22,7 @@ use crate::ha::view::{Followed, Job, NamesInEffect, SyncNames};
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::postgres::basebackup::{self, BaseBackup};
 use crate::postgres::rewind::{self, Rewind, RewindStep};
-use crate::postgres::{Follow, PgError, Source, SslMode, SslPaths, TimelineHistory, WriteProbe};
+use crate::postgres::{Follow, PgError, Reader, Source, SslMode, SslPaths, TimelineHistory, WriteProbe};
 use crate::sys::clock::{boot_now, wall_now};
 use crate::sys::exec::ExecError;
 use crate::tls::config::MemberProtocol;
@@ -46,8 +46,6 @@ const COPY_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 const COPY_SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a rewind may take before a copy is made instead.
 const REWIND_LIMIT: Duration = Duration::from_secs(3600);
-/// The name under which log is fetched from a standby: none that commits wait for.
-const FETCH_NAME: &str = "hasup_fetch";
 /// How often a rewind that cannot begin is tried before the database is copied.
 const REWIND_TRIES: u32 = 10;
 
@@ -273,7 +271,7 @@ impl Shared {
         let follow = Follow {
             generation: followed.generation,
             source: self.source(followed.node)?,
-            application: member.to_string(),
+            reader: Reader::Standby(member),
         };
         // noted first: after a crash in between, the bar still knows that there may be a receiver
         self.postgres.note_follows(Some(followed))?;
@@ -285,9 +283,10 @@ impl Shared {
     /// Lets the receiver read a standby's log, under a name that commits never wait for (L12).
     fn fetch(self: &Arc<Self>, from: NodeId, under: Generation) -> Result<(), StepError> {
         let source = self.source(from)?;
+        // what cannot begin, for want of room perhaps, keeps this node from stating what it holds for a while only
+        self.postgres.note_fetch_tried();
         let is_new = self.postgres.note_fetch(Followed { node: from, generation: under })?;
-        let follow = Follow { generation: under, source, application: FETCH_NAME.to_owned() };
-        self.postgres.postgres.follow(&follow)?;
+        self.postgres.postgres.follow(&Follow { generation: under, source, reader: Reader::Fetch })?;
         self.postgres.note_change();
         if is_new {
             self.tell(self.event_of_fetch(under, from));

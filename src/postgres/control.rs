@@ -249,13 +249,13 @@ impl Postgres {
         layout.make_dir(&folder)?;
         let ssl = SslPaths {
             certificate: settings.ssl.certificate.clone(),
-            key: folder.join("client.key"),
+            key: folder.join(follow.reader.key_file()),
             ca: settings.ssl.ca.clone(),
         };
         let own = &settings.ssl.key;
         let content = zeroize::Zeroizing::new(fs::read(own).map_err(file_error("read", own))?);
         layout.write_volatile(&ssl.key, &content)?;
-        Ok(follow.source.conninfo(REPLICATION_ROLE, None, &follow.application, &ssl))
+        Ok(follow.source.conninfo(REPLICATION_ROLE, None, &follow.reader.application(), &ssl))
     }
 
     /// Takes the keys of all generations away but for one. A power cut may undo that: each start does it again.

@@ -8,7 +8,7 @@ use super::client::Session;
 use super::control::Postgres;
 use super::controldata::ControlData;
 use super::position::position_of;
-use super::settings::SUPERUSER;
+use super::settings::{SUPERUSER, generation_of};
 use super::{PgError, SyncNames};
 use crate::types::{Generation, Lsn, Timeline};
 
@@ -147,11 +147,6 @@ from (select pg_is_in_recovery() as r) as role";
 /// Returns whether the startup process waits for log that is not on disk: between attempts, or for the stream.
 fn waits_for_wal(event: Option<&str>) -> bool {
     matches!(event, Some("RecoveryRetrieveRetryInterval" | "RecoveryWalStream"))
-}
-
-fn generation_of(conninfo: &str) -> Option<Generation> {
-    let (before, _) = conninfo.split_once("/client.key")?;
-    before.rsplit_once("/g")?.1.parse().ok().map(Generation)
 }
 
 pub(super) struct Observed {
@@ -299,5 +294,6 @@ mod tests {
             "user=hasup_replication sslkey=/var/lib/hasup/g5x/postgres/g17/client.key sslcert=/x/g17/client.crt";
         assert_eq!(generation_of(conninfo), Some(Generation(17)));
         assert_eq!(generation_of("host=a sslkey=/x/node.key"), None);
+        assert_eq!(generation_of("host=a sslkey=/x/g17/fetch.key sslcert=/x/node.crt"), Some(Generation(17)));
     }
 }

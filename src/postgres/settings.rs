@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::layout::Layout;
 use crate::config::is_owned;
-use crate::ha::record::CommitSet;
+use crate::ha::record::{CommitSet, DataMember};
 use crate::types::{Generation, NodeName};
 
 /// The role under which standbys stream.
@@ -222,8 +222,47 @@ pub struct Follow {
     pub generation: Generation,
     /// The active node's PostgreSQL, or that of the standby to fetch from.
     pub source: Source,
-    /// The name that it streams under: that of a member of a commit set, or of none.
-    pub application: String,
+    /// As what it streams.
+    pub reader: Reader,
+}
+
+/// As what a WAL receiver streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// As a standby, under the name that commit sets know it by.
+    Standby(DataMember),
+    /// To fetch log under the bar (L12), under a name that commits never wait for. Its key file is another: one that an old
+    /// connection string of the generation names must not come back.
+    Fetch,
+}
+
+impl Reader {
+    pub(super) fn application(self) -> String {
+        match self {
+            Self::Standby(member) => member.to_string(),
+            Self::Fetch => "hasup_fetch".to_owned(),
+        }
+    }
+
+    pub(super) fn key_file(self) -> &'static str {
+        match self {
+            Self::Standby(_) => STANDBY_KEY,
+            Self::Fetch => FETCH_KEY,
+        }
+    }
+}
+
+/// Key files of a generation's folder.
+const STANDBY_KEY: &str = "client.key";
+const FETCH_KEY: &str = "fetch.key";
+
+/// Returns the generation whose key a connection string names.
+pub(super) fn generation_of(conninfo: &str) -> Option<Generation> {
+    let of = |key: &str| {
+        let (before, _) = conninfo.split_once(&format!("/{key}"))?;
+        before.rsplit_once("/g")?.1.parse().ok().map(Generation)
+    };
+    of(STANDBY_KEY).or_else(|| of(FETCH_KEY))
 }
 
 impl Source {
@@ -390,7 +429,6 @@ fn conninfo_quoted(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ha::record::DataMember;
     use crate::types::{DataIncarnation, NodeId};
 
     fn member(node: u64) -> DataMember {

@@ -6,8 +6,8 @@
 //!
 //! Why this is safe:
 //! - *The bar holds.* The source has stated its position under the bar, so its own receiver is gone and nothing that the old active
-//!   node writes from then on reaches it, nor this node through it. This node's receiver has no credentials of the old active node's
-//!   stream: its one connection goes to the source.
+//!   node writes from then on reaches it, nor this node through it. This node's one connection goes to the source; the key that its
+//!   old connection string named is gone and stays away, as a fetch has a key file of its own.
 //! - *It acknowledges nothing.* A standby that sends log on does not pass its receivers' words on to the active node. And should the
 //!   source itself be made active meanwhile, the connection's name is none that commits wait for.
 //! - *What was stated stays true.* By L13 a timeline has one maker, so on one timeline the shorter log is the beginning of the
@@ -16,8 +16,8 @@
 //!   so nobody is chosen for less than it holds.
 //! - *It ends.* The goal is a position that stands still. Who applies another record, no longer hears the source, hears it say
 //!   something else, or gets nothing for `fetch_limit`, cuts the receiver as at any bar, states what it has, and waits before it
-//!   tries again. Nothing is promoted while a receiver is there. Nothing is remembered: a daemon that starts finds a receiver that
-//!   nothing speaks for, and cuts it.
+//!   tries again. Nothing is promoted while a receiver is there. No fetch outlives the daemon: one that starts finds a
+//!   receiver that nothing speaks for, and cuts it.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ use crate::ha::pulse::{PeerView, Report};
 use crate::ha::quorum::{Answer, covers_every_commit, majority_of_every, may_lack_commits};
 use crate::ha::record::Assignment;
 use crate::ha::rules::Mutation;
-use crate::ha::view::NodeView;
+use crate::ha::view::{Followed, NodeView};
 use crate::types::{NodeId, WalPosition};
 
 /// Log that this node is to fetch.
@@ -48,13 +48,15 @@ pub(super) fn wanted(view: &NodeView, a: &Assignment, draft: &mut Draft<'_>) -> 
     if !is_running || !is_willing || look.is_holder_back() || view.rules.broken(Mutation::NeverFetch) {
         return None;
     }
-    let followed = view.postgres.follows.filter(|it| it.generation == a.generation && it.node != a.node);
+    // the former active node may be the source too, once it has resigned
+    let is_fetch = |it: &Followed| it.node != a.node || view.postgres.fetch_moved_at.is_some();
+    let followed = view.postgres.follows.filter(|it| it.generation == a.generation && is_fetch(it));
     match followed {
         Some(followed) => {
             let ends_at = view.postgres.fetch_moved_at? + view.timing.fetch_limit;
             draft.look_at(ends_at);
             let until = look.position_to_fetch(followed.node)?;
-            let has_all = view.postgres.position.is_some_and(|own| rank(own) >= rank(until));
+            let has_all = view.postgres.position.is_some_and(|own| own >= until);
             (!has_all && view.now <= ends_at).then_some(Fetch { from: followed.node, until, is_under_way: true })
         }
         None => {
@@ -67,10 +69,6 @@ pub(super) fn wanted(view: &NodeView, a: &Assignment, draft: &mut Draft<'_>) -> 
             look.begin()
         }
     }
-}
-
-fn rank(position: WalPosition) -> (crate::types::Timeline, crate::types::Lsn) {
-    (position.timeline, position.lsn)
 }
 
 struct Look<'a> {
@@ -95,14 +93,15 @@ impl Look<'_> {
         }
         // the furthest of those who can become active fetches: the least has to come
         let is_furthest = |(node, peer): (NodeId, &PeerView)| {
-            let is_ahead = answers.get(&node).is_some_and(|answer| rank(answer.position) > rank(own));
+            // who fetches already states nothing, and says all the same how far it is
+            let is_ahead = peer.report.data.is_some_and(|data| data.is_intact && data.position > Some(own));
             !(is_ahead && self.is_able(node, peer))
         };
         if !self.peers().all(is_furthest) {
             return None;
         }
         let sources = self.peers().filter_map(|(node, _)| Some((node, self.position_to_fetch(node)?)));
-        let (from, until) = sources.max_by_key(|(node, at)| (rank(*at), std::cmp::Reverse(*node)))?;
+        let (from, until) = sources.max_by_key(|(node, at)| (*at, std::cmp::Reverse(*node)))?;
         self.is_beginning_of(own, until).then_some(Fetch { from, until, is_under_way: false })
     }
 
@@ -111,7 +110,7 @@ impl Look<'_> {
         let peer = self.view.pulse.peers.get(&node)?;
         let until = self.stated_by(&peer.report)?;
         let can_be_chosen = |(other, peer): (NodeId, &PeerView)| {
-            self.is_able(other, peer) && self.stated_by(&peer.report).is_some_and(|at| rank(at) >= rank(until))
+            self.is_able(other, peer) && self.stated_by(&peer.report).is_some_and(|at| at >= until)
         };
         let is_source = peer.is_fresh(self.view.now, &self.view.timing) && !self.is_able(node, peer);
         (is_source && !self.peers().any(can_be_chosen)).then_some(until)

@@ -76,6 +76,11 @@ impl Database {
         self.memory.lock().is_being_cut = true;
     }
 
+    /// Notes that a fetch is about to begin: where it cannot, it is tried again no sooner than one that brought nothing.
+    pub(in crate::node) fn note_fetch_tried(&self) {
+        self.memory.lock().fetch_ended_at = Some(boot_now());
+    }
+
     /// Notes that log is about to be fetched from a standby, on disk first. Returns whether this is no repetition.
     pub(in crate::node) fn note_fetch(&self, from: Followed) -> Result<bool, PgError> {
         self.note_follows(Some(from))?;
