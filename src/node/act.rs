@@ -33,7 +33,7 @@ const KILL_AFTER: Duration = Duration::from_millis(50);
 /// How long a short question to PostgreSQL may take.
 const SHORT: Duration = Duration::from_secs(2);
 /// How long a node that is about to copy waits to hear of a standby to copy from.
-const HEARING_LIMIT: Duration = Duration::from_millis(500);
+const HEARING_LIMIT: Duration = Duration::from_secs(2);
 /// How long a first write may wait for the standbys before other work has its turn.
 const FIRST_WRITE_LIMIT: Duration = Duration::from_secs(1);
 /// How long work may take that waits for a checkpoint of a busy database.

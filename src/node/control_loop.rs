@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Shared;
 use super::act::chain;
-use super::names::named;
+use super::names::{name_of, named};
 use super::publish;
 use super::status::Status;
 use super::views::RecordClock;
@@ -121,7 +121,12 @@ async fn linger(shared: &Shared) {
         let others: Vec<_> = pulses.peers.values().filter(|peer| peer.is_fresh(now, &timing)).collect();
         let has_heard = |report: &Report| report.barred >= resigned || report.record > resigned;
         let is_over = match &shared.state().assignment {
-            Some(record) if record.value.generation > resigned => record.value.opened,
+            Some(record) if record.value.generation > resigned && record.value.opened => {
+                let active = name_of(record.value.node, &shared.state());
+                tracing::info!(active, generation = %record.value.generation, "the active role was handed over");
+                true
+            }
+            Some(record) if record.value.generation > resigned => false,
             _ if others.iter().any(|peer| peer.report.is_fit) => false,
             _ => others.is_empty() || others.iter().any(|peer| has_heard(&peer.report)),
         };
