@@ -122,6 +122,7 @@ impl Script {
             acted_under: Generation(0),
             resigning: None,
             lineage: None,
+            rebuilt_from: None,
             pulse: PulseView { promise_end: now + Timing::default().promise(), ..PulseView::default() },
             guard: GuardView { is_present: true, has_processes: true, ..GuardView::default() },
             postgres: PostgresView {

@@ -206,6 +206,7 @@ impl World {
             acted_under: daemon.acted_under,
             resigning: daemon.resigning.clone(),
             lineage: daemon.lineage,
+            rebuilt_from: None,
             pulse: daemon.core.view(),
             guard: GuardView {
                 is_present: host.guard.is_alive,

@@ -48,6 +48,8 @@ pub struct NodeView {
     pub resigning: Option<(Generation, ResignReason)>,
     /// How this node's data stands to the primary promoted under that generation, as far as it was compared.
     pub lineage: Option<(Generation, Lineage)>,
+    /// The timeline of the primary that this node's data was last rebuilt from.
+    pub rebuilt_from: Option<Timeline>,
     /// The pulses.
     pub pulse: PulseView,
     /// The guard.

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use futures_util::future::join_all;
 
 use super::Shared;
-use super::database::{JobPlace, to_postgres};
+use super::database::{JobPlace, Rebuilt, to_postgres};
 use super::names::name_of;
 use crate::guard::{GuardError, Lease, StopMode};
 use crate::ha::durable::DataState;
@@ -545,7 +545,7 @@ impl Shared {
         // the copy is consistent once it has replayed to here: the source's log ended below this when it was made
         let until =
             self.end_of(from).ok_or_else(|| StepError::Unknown("the active node's log end is not known".to_owned()))?;
-        self.postgres.note_rebuilt(promoted)?;
+        self.postgres.note_rebuilt(Rebuilt { promoted, timeline: source_timeline })?;
         self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
         self.postgres.keep_parted(None)?;
         let event = self.event_of_rebuild(generation, copied_from);

@@ -226,6 +226,7 @@ impl ControlLoop {
             acted_under: *shared.acted_under.lock(),
             resigning: shared.plan.borrow().resigning.clone(),
             lineage: shared.postgres.lineage(),
+            rebuilt_from: shared.postgres.rebuilt_from(),
             pulse: shared.pulses.view(),
             guard,
             postgres,

@@ -67,6 +67,15 @@ pub(super) struct Parted {
     pub(super) own: WalPosition,
 }
 
+/// From which primary this node's data was rebuilt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Rebuilt {
+    /// The generation under which that was promoted.
+    pub(super) promoted: Generation,
+    /// What it wrote.
+    pub(super) timeline: Timeline,
+}
+
 /// What the node remembers about its PostgreSQL between observations.
 #[derive(Debug, Default)]
 struct Memory {
@@ -80,6 +89,7 @@ struct Memory {
     is_shut_out: bool,
     cleanly_stopped: Option<(Generation, WalPosition)>,
     lineage: Option<(Generation, Lineage, Option<Parted>)>,
+    rebuilt: Option<Rebuilt>,
     job: Option<Job>,
     /// Work that failed, and when it may be tried again: other work may have taken its place meanwhile.
     retries: Vec<(Job, BootTime)>,
@@ -153,7 +163,8 @@ impl Database {
         {
             let mut memory = database.memory.lock();
             memory.follows = follows;
-            memory.lineage = rebuilt.map(|promoted| (promoted, Lineage::Follows, None));
+            memory.lineage = rebuilt.map(|rebuilt| (rebuilt.promoted, Lineage::Follows, None));
+            memory.rebuilt = rebuilt;
         }
         database
     }
@@ -311,6 +322,11 @@ impl Database {
         memory.job.clone()
     }
 
+    /// The timeline of the primary that the data was last rebuilt from.
+    pub(super) fn rebuilt_from(&self) -> Option<Timeline> {
+        self.memory.lock().rebuilt.map(|rebuilt| rebuilt.timeline)
+    }
+
     pub(super) fn lineage(&self) -> Option<(Generation, Lineage)> {
         self.memory.lock().lineage.map(|(promoted, verdict, _)| (promoted, verdict))
     }
@@ -338,6 +354,7 @@ impl Database {
         let started_at = Some(boot_now());
         *memory = Memory {
             lineage: memory.lineage,
+            rebuilt: memory.rebuilt,
             job: memory.job.take(),
             retries: std::mem::take(&mut memory.retries),
             fetch_ended_at: memory.fetch_ended_at,
@@ -492,14 +509,14 @@ impl Database {
         }
     }
 
-    /// Notes that the data was rebuilt from the primary promoted under `promoted`, on disk first: it can follow that one, and
-    /// cannot say more before it has.
-    pub(super) fn note_rebuilt(&self, promoted: Generation) -> Result<(), PgError> {
-        let bytes = serde_json::to_vec(&promoted).unwrap_or_default();
+    /// Notes from which primary the data was rebuilt, on disk first: it can follow that one, and cannot say more before it has.
+    pub(super) fn note_rebuilt(&self, rebuilt: Rebuilt) -> Result<(), PgError> {
+        let bytes = serde_json::to_vec(&rebuilt).unwrap_or_default();
         self.postgres.layout().write(&self.rebuilt_path(), &bytes)?;
         let mut memory = self.memory.lock();
         memory.rewinds_refused = 0;
-        memory.lineage = Some((promoted, Lineage::Follows, None));
+        memory.lineage = Some((rebuilt.promoted, Lineage::Follows, None));
+        memory.rebuilt = Some(rebuilt);
         Ok(())
     }
 
@@ -507,8 +524,8 @@ impl Database {
         self.postgres.layout().config_dir().join("rebuilt.json")
     }
 
-    /// From which primary's promotion an earlier start of the daemon rebuilt the data, if it did.
-    fn read_rebuilt(&self) -> Option<Generation> {
+    /// From which primary an earlier start of the daemon rebuilt the data, if it did.
+    fn read_rebuilt(&self) -> Option<Rebuilt> {
         serde_json::from_slice(&std::fs::read(self.rebuilt_path()).ok()?).ok()
     }
 

@@ -303,11 +303,12 @@ impl Helper<'_> {
         }
         let Some(position) = view.postgres.position else {
             let is_late = view.now > self.record_applied_at() + view.timing.rebuilt_limit;
-            if view.durable.data != DataState::Intact && is_late {
-                // rebuilt from a primary that is gone, and not whole without its log
-                self.rejoin(draft);
-            } else {
-                draft.wait(WaitingOn::LogEnd);
+            match self.can_be_made_whole() {
+                Some(true) if !is_late => self.follow(draft),
+                Some(false) => self.rejoin(draft),
+                // it has had time enough to say where its log ends
+                _ if view.durable.data != DataState::Intact && is_late => self.rejoin(draft),
+                _ => draft.wait(WaitingOn::LogEnd),
             }
             return;
         };
@@ -316,6 +317,15 @@ impl Helper<'_> {
         } else {
             draft.step(Step::CheckLineage { node: self.a.node, promoted: self.a.promoted });
         }
+    }
+
+    /// Whether data that was rebuilt from a primary that is gone since, and is not whole without log of its timeline up to some
+    /// position, finds all of that in the present primary's log; none where that is not known.
+    fn can_be_made_whole(&self) -> Option<bool> {
+        let DataState::Rebuilding { until: Some(until) } = self.view.durable.data else { return None };
+        let timeline = self.view.rebuilt_from?;
+        let needed = WalPosition { timeline, lsn: until };
+        (timeline == self.a.timeline || timeline == self.a.start.timeline).then(|| self.can_follow_from(needed))
     }
 
     /// A log on a timeline is a prefix of every longer one on it, as each timeline has one maker (L13).
