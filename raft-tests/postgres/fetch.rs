@@ -54,6 +54,7 @@ async fn what_one_barred_standby_holds_is_fetched_by_the_other_and_acknowledges_
     second.postgres.set_sync_names(&one_of(&[1, 3]), false, LIMIT).await.unwrap();
     second.arm(2, Duration::from_secs(600)).await;
     second.promote(2, Timeline(3)).await;
+    second.postgres.admit_standbys(LIMIT).await.unwrap();
     assert_eq!(second.sql("select count(*) from t").await, "40000");
     third.postgres.follow(&third.follow(&second, 2)).unwrap();
     third.streams(2).await;
@@ -77,6 +78,8 @@ async fn a_standby_with_another_history_gets_nothing() {
     ahead.postgres.set_sync_names(&one_of(&[1]), false, LIMIT).await.unwrap();
     ahead.arm(2, Duration::from_secs(600)).await;
     ahead.promote(2, Timeline(3)).await;
+    // the former primary may have shut standbys out for a moment just when this one was barred
+    ahead.postgres.admit_standbys(LIMIT).await.unwrap();
     let _ = ahead.postgres.probe_write(LIMIT).await;
     ahead.stop().await;
     ahead.start(None).await;
