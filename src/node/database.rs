@@ -72,8 +72,8 @@ pub(super) struct Parted {
 pub(super) struct Rebuilt {
     /// The generation under which that was promoted.
     pub(super) promoted: Generation,
-    /// What it wrote.
-    pub(super) timeline: Timeline,
+    /// What it wrote; none where another was assigned while the copy was made, whose log that may hold too.
+    pub(super) timeline: Option<Timeline>,
 }
 
 /// What the node remembers about its PostgreSQL between observations.
@@ -324,7 +324,7 @@ impl Database {
 
     /// The timeline of the primary that the data was last rebuilt from.
     pub(super) fn rebuilt_from(&self) -> Option<Timeline> {
-        self.memory.lock().rebuilt.map(|rebuilt| rebuilt.timeline)
+        self.memory.lock().rebuilt.and_then(|rebuilt| rebuilt.timeline)
     }
 
     pub(super) fn lineage(&self) -> Option<(Generation, Lineage)> {
