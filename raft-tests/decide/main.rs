@@ -75,6 +75,26 @@ fn failover_waits_for_promise_bars_and_positions() {
     script.end();
 }
 
+/// Node 3, which leads Raft, is taken out: it hands the leadership over before it loses its vote, as it could not remove itself.
+#[test]
+fn a_leader_that_is_taken_out_hands_the_leadership_over_first() {
+    let mut script = Script::new("leader_taken_out", 3);
+    let all = script.raft_voters[0].clone();
+    script.goals.removing = [NodeId(3)].into();
+    script.record.0.voter_sets = vec![all.clone(), [NodeId(1)].into()];
+    script.record.0.commit_sets = vec![set(&[2], 1)];
+    script.tell("node 3 leads Raft and is to leave; the record has begun to change the voters");
+    script.tick(&[1, 2, 3]);
+    script.lead(3, &[1, 2, 3]);
+    assert_eq!(script.raft_voters, [all], "it votes until another one leads");
+    script.tell("node 1 leads");
+    script.lead(1, &[1, 2, 3]);
+    script.lead(1, &[1, 2, 3]);
+    script.tell("another leader had changed the voters and node 3 leads on without a vote");
+    script.lead(3, &[1, 2, 3]);
+    script.end();
+}
+
 /// An operator moves the role to node 3.
 #[test]
 fn switchover_stops_cleanly_then_resigns_then_assigns_the_target() {

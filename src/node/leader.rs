@@ -150,7 +150,8 @@ async fn propose(shared: &Shared, command: Command, event: Option<Event>) -> Res
     }
 }
 
-/// Every member hears Raft's log, at first as a learner; who is no member any more does not.
+/// Every member hears Raft's log, at first as a learner; who is no member any more does not. A leader that is removed itself hands
+/// the leadership over by `assign`, and the next leader takes it out.
 async fn keep_raft_members(shared: &Shared, leadership: &Leadership, members: &BTreeSet<NodeId>) {
     let voters: BTreeSet<NodeId> = leadership.voters.iter().flatten().copied().collect();
     let known: BTreeSet<NodeId> = voters.union(&leadership.learners).copied().collect();
@@ -161,7 +162,7 @@ async fn keep_raft_members(shared: &Shared, leadership: &Leadership, members: &B
                 tracing::info!(node = name_of(*node, &shared.state()), %error, "a member is not added to Raft yet")
             }
         }
-    } else if let Some(node) = leadership.learners.difference(members).next() {
+    } else if let Some(node) = leadership.learners.difference(members).find(|node| **node != shared.me) {
         match shared.consensus.remove(*node, MEMBERS_LIMIT).await {
             Ok(()) => tracing::info!(%node, "Raft no longer replicates to a removed member"),
             Err(error) => tracing::info!(%node, %error, "a removed member is still in Raft"),
