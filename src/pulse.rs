@@ -181,6 +181,11 @@ impl Pulses {
         self.shared.core.lock().view()
     }
 
+    /// Returns until when this node promised to support nobody else.
+    pub fn promise_end(&self) -> BootTime {
+        self.shared.core.lock().promise_end()
+    }
+
     /// Returns the highest cluster generation above this node's own that was heard of (L26).
     pub fn newer_cluster(&self) -> Option<ClusterGeneration> {
         *self.shared.newer_cluster.lock()

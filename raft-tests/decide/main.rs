@@ -90,7 +90,7 @@ fn a_leader_that_is_taken_out_hands_the_leadership_over_first() {
     script.tell("node 1 leads");
     script.lead(1, &[1, 2, 3]);
     script.lead(1, &[1, 2, 3]);
-    script.tell("another leader had changed the voters and node 3 leads on without a vote");
+    script.tell("node 3 leads on without a vote, as node 1 had none either before the voters changed");
     script.lead(3, &[1, 2, 3]);
     script.end();
 }

@@ -109,7 +109,7 @@ impl World {
             self.after(delay, Event::Decide { node, epoch, view: Box::new(view) });
             return;
         }
-        let plan = decide(&view);
+        let mut plan = decide(&view);
         if let Some(daemon) = &mut self.nodes[node].daemon {
             daemon.resigning.clone_from(&plan.resigning);
         }
@@ -119,7 +119,8 @@ impl World {
         daemon.is_deciding = false;
         daemon.report = plan.stance.report.clone();
         daemon.serves_until = plan.serves_until;
-        let round = daemon.core.set_stance(local, plan.stance);
+        let round = daemon.core.set_stance(local, plan.stance.clone());
+        plan.heed_promise(view.pulse.promise_end, daemon.core.promise_end());
         let has_steps = !plan.steps.is_empty();
         if self.trace.is_some() {
             let waits: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();

@@ -291,3 +291,15 @@ pub struct Plan {
     /// The position that this node states, if it does.
     pub stated: Option<WalPosition>,
 }
+
+impl Plan {
+    /// Drops the steps where they bar a generation that was acknowledged once more after the look: the stance that allowed it was in
+    /// effect until this plan's. `seen` is the end of the promise as the plan knew it, `promised` as it stands once the plan's stance
+    /// is in effect. A bar waits for the end of every promise (L8), so the next look decides afresh.
+    pub fn heed_promise(&mut self, seen: BootTime, promised: BootTime) {
+        if promised > seen && self.steps.iter().any(|step| matches!(step, Step::PersistBar { .. })) {
+            self.steps.clear();
+            self.look_again = BootTime(0);
+        }
+    }
+}

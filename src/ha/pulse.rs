@@ -415,6 +415,11 @@ impl PulseCore {
         }
     }
 
+    /// Returns until when this node promised to support nobody else.
+    pub fn promise_end(&self) -> BootTime {
+        self.promise_end
+    }
+
     /// Returns the lease alone: the generation and its end.
     pub fn view_lease(&self) -> Option<(Generation, BootTime)> {
         self.lease

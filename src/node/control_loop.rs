@@ -161,9 +161,10 @@ impl ControlLoop {
             shared.postgres.notice_missing_log(record.value.node, record.value.promoted);
         }
         let view = self.view(&state);
-        let plan = decide(&view);
+        let mut plan = decide(&view);
         // in effect before any step: whoever bars no longer acknowledges
         shared.pulses.set_stance(plan.stance.clone());
+        plan.heed_promise(view.pulse.promise_end, shared.pulses.promise_end());
         self.log(&plan, &state);
         shared.postgres.set_hot(is_in_motion(&plan) && self.changed_at.elapsed() < HOT_FOR);
         shared.plan.send_replace(Arc::new(plan.clone()));

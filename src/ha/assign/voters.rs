@@ -71,14 +71,15 @@ impl Leader<'_> {
     }
 
     /// Raft lets a leader lead on that votes no longer, and one that is removed cannot take itself out of the group: it hands the
-    /// leadership to a voter that stays, a standby before the active node (L22, L27). Where nobody can take it, Raft changes the
-    /// voters all the same.
+    /// leadership to a voter that stays, a standby before the active node (L22, L27). Where nobody who votes already can take it,
+    /// Raft changes the voters all the same, and the leadership is handed over after.
     pub(super) fn hand_over_first(&self, voters: &BTreeSet<NodeId>) -> Option<Order> {
         if voters.contains(&self.view.me) {
             return None;
         }
         let is_able = |node: NodeId, member: &MemberView| {
-            voters.contains(&node) && member.passes_both_ways && self.view.raft_caught_up.contains(&node)
+            let votes = voters.contains(&node) && self.view.raft_voters.iter().all(|set| set.contains(&node));
+            votes && member.passes_both_ways && self.view.raft_caught_up.contains(&node)
         };
         let able = self.view.members.iter().filter(|(node, member)| is_able(**node, member)).map(|(node, _)| *node);
         able.min_by_key(|node| *node == self.a.node).map(Order::TransferLeadership)
