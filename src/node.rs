@@ -54,7 +54,7 @@ use self::service::{PeerTransport, Service};
 use self::status::Status;
 use self::tasks::Tasks;
 use crate::guard::{DeadlineSender, PostgresProcess};
-use crate::ha::assign::Assigned;
+use crate::ha::assign::{AssignWait, Assigned};
 use crate::ha::durable::DataState;
 use crate::ha::plan::Plan;
 use crate::ha::record::{Event, MemberKind, ResignReason, WhyRecord};
@@ -369,6 +369,15 @@ impl Shared {
             step: format!("node {} ends generation {generation}", self.name),
         };
         self.event("resigned", generation, why)
+    }
+
+    fn event_of_question(&self, generation: Generation, wait: &AssignWait) -> Event {
+        let why = WhyRecord {
+            facts: vec!["the active role was given up too often within an hour".to_owned()],
+            rule: "role_changes_per_hour".to_owned(),
+            step: format!("nobody is made active: the cluster waits for {wait}"),
+        };
+        self.event("person_asked", generation, why)
     }
 
     fn event_of_fetch(&self, under: Generation, from: NodeId) -> Event {

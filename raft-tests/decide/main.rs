@@ -132,6 +132,37 @@ fn switchover_stops_cleanly_then_resigns_then_assigns_the_target() {
     script.end();
 }
 
+/// The role has been given up in trouble six times within an hour, and is given up again: a person says who is to have it, once.
+#[test]
+fn a_role_that_is_handed_round_waits_for_an_order() {
+    let mut script = Script::new("handed_round", 3);
+    script.role_changes = 6;
+    let one = script.node(1);
+    one.postgres.in_recovery = None;
+    one.guard.has_processes = false;
+    one.guard.armed = None;
+    one.durable.resigned = Generation(5);
+    one.durable.resign_reason = Some(ResignReason::PostgresFailed);
+    script.tell("PostgreSQL of node 1 has died, and the resignation is on disk");
+    script.tick(&[1, 2, 3]);
+    for node in [2, 3] {
+        script.node(node).durable.barred = Generation(5);
+        script.cut(node);
+    }
+    script.tick(&[1, 2, 3]);
+    script.lead(2, &[1, 2, 3]);
+    script.goals.switchover = Some(SwitchoverGoal { from: Generation(5), to: Some(NodeId(3)) });
+    script.tell("a person orders node 3 to be active");
+    script.lead(2, &[1, 2, 3]);
+    assert_eq!(script.record.0.node, NodeId(3));
+    script.tell("node 1 has fallen silent instead: a dead node is replaced however often");
+    script.record.0.node = NodeId(1);
+    script.record.0.generation = Generation(5);
+    script.goals.switchover = None;
+    script.lead(2, &[2, 3]);
+    script.end();
+}
+
 /// Node 3 was cut off with node 2 for a moment and barred; the active node never lost its lease.
 #[test]
 fn a_living_primary_is_renewed_without_promotion() {

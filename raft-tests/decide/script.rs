@@ -53,6 +53,8 @@ pub struct Script {
     pub raft_voters: Vec<BTreeSet<NodeId>>,
     /// What commits wait for.
     pub durability: Durability,
+    /// How often within the hour the role moved because a node gave it up in trouble.
+    pub role_changes: u32,
     /// The members marked never to be made active.
     pub kept_back: BTreeSet<NodeId>,
 }
@@ -87,6 +89,7 @@ impl Script {
             goals: Goals::default(),
             raft_voters: vec![all],
             durability: Durability::TwoNodes,
+            role_changes: 0,
             kept_back: BTreeSet::new(),
         };
         for node in 1..=nodes {
@@ -337,7 +340,7 @@ impl Script {
             raft_caught_up: among.iter().map(|node| NodeId(*node)).collect(),
             holder_unheard_for: Duration::ZERO,
             resigned_for: Duration::ZERO,
-            role_changes: 0,
+            role_changes: self.role_changes,
             role_changes_max: 6,
             failed_promotion: BTreeMap::new(),
             not_streaming_since: BTreeMap::new(),

@@ -14,7 +14,7 @@ use super::quorum::{
     Answer, covers_every_commit, leaves_out_commits, majority_of, majority_of_every, may_lack_commits,
 };
 use super::record::{
-    Assignment, AssignmentReason, CommitSet, DataMember, Durability, MemberKind, ResignReason, WhyRecord,
+    Assignment, AssignmentReason, CommitSet, DataMember, Durability, Goals, MemberKind, ResignReason, WhyRecord,
 };
 use super::rules::Mutation;
 use super::view::{AppliedRecord, ClusterView, MemberView};
@@ -62,9 +62,9 @@ pub enum AssignWait {
         /// Why not.
         because: String,
     },
-    /// The role has moved so often that a person is asked first.
+    /// The role was given up so often that a person is asked first.
     Person {
-        /// How often it moved within the hour.
+        /// How often it moved for that within the hour.
         changes: u32,
     },
     /// A standby has to settle into the commit set.
@@ -86,8 +86,8 @@ impl fmt::Display for AssignWait {
             Self::Candidate { node, because } => write!(f, "node {node}, which holds the most log: {because}"),
             Self::Person { changes } => write!(
                 f,
-                "a person: the role has moved {changes} times within an hour and is given up again. Find out why (`hasup history`); \
-                 `hasup options set role_changes_per_hour=N` lets it move on"
+                "a person: within an hour {changes} nodes that live gave the active role up, and now one does again. Find out why \
+                 (`hasup history`), then order who is to be active: `hasup promote NODE`"
             ),
             Self::CommitSetSettles => f.write_str("the new commit set to be in effect"),
             Self::RaftVoters => f.write_str("Raft's voters to change"),
@@ -118,6 +118,19 @@ pub fn assign(view: &ClusterView) -> Assigned {
     let Some(record) = &view.record else { return Assigned::default() };
     let leader = Leader { view, record, a: &record.assignment };
     leader.assign()
+}
+
+/// Returns whether the role stands still until a person orders who is to be active.
+///
+/// Nodes that live and give the role up again and again hand their trouble round: with more than `changes_max` such changes in an hour,
+/// the next one is asked for. A dead node is replaced, and an order is carried out, however often. `holder` is what the record's node
+/// says, if it is heard; `changes` counts the last hour's assignments after a node gave the role up in trouble.
+pub fn is_for_a_person(a: &Assignment, holder: Option<&Report>, goals: &Goals, changes: u32, changes_max: u32) -> bool {
+    let has_given_up = holder.is_some_and(|report| {
+        report.resigned >= a.generation && report.resign_reason.as_ref().is_some_and(ResignReason::is_trouble)
+    });
+    let is_ordered = goals.switchover.as_ref().is_some_and(|goal| goal.from == a.generation);
+    has_given_up && !is_ordered && changes >= changes_max
 }
 
 struct Leader<'a> {
@@ -401,20 +414,15 @@ impl Leader<'_> {
         first.filter(|_| !has_stated)
     }
 
-    /// A node that gives the role up again and again hands its trouble round. A dead node is replaced, and an order is carried out,
-    /// however often.
     fn needs_a_person(&self) -> bool {
-        let report = self.report_of(self.a.node).filter(|report| report.resigned >= self.a.generation);
-        let Some(reason) = report.and_then(|report| report.resign_reason.as_ref()) else { return false };
-        let is_trouble = match reason {
-            ResignReason::PostgresFailed | ResignReason::PromotionFailed => true,
-            ResignReason::LeaseOver
-            | ResignReason::Switchover
-            | ResignReason::Stopping
-            | ResignReason::Restarted
-            | ResignReason::Superseded => false,
-        };
-        is_trouble && self.view.role_changes >= self.view.role_changes_max
+        let holder = self.view.members.get(&self.a.node).filter(|member| member.passes_both_ways);
+        is_for_a_person(
+            self.a,
+            holder.and_then(|member| member.report.as_ref()),
+            &self.view.goals,
+            self.view.role_changes,
+            self.view.role_changes_max,
+        )
     }
 
     /// What those said who can no longer help the generation that is to be replaced.

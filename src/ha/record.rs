@@ -150,6 +150,16 @@ pub enum ResignReason {
     Superseded,
 }
 
+impl ResignReason {
+    /// Returns whether the trouble may be the same on the next node: a node that lives and cannot serve.
+    pub fn is_trouble(&self) -> bool {
+        match self {
+            Self::PostgresFailed | Self::PromotionFailed => true,
+            Self::LeaseOver | Self::Switchover | Self::Stopping | Self::Restarted | Self::Superseded => false,
+        }
+    }
+}
+
 impl fmt::Display for ResignReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -245,9 +245,9 @@ pub struct ClusterView {
     pub holder_unheard_for: Duration,
     /// For how long the leader knows that the active node has resigned; zero while it has not.
     pub resigned_for: Duration,
-    /// How many automatic role changes the last hour has seen.
+    /// How often, in the last hour, the role moved because a node that lives gave it up in trouble.
     pub role_changes: u32,
-    /// How many are allowed before a person is asked.
+    /// How many such moves are allowed before a person is asked.
     pub role_changes_max: u32,
     /// Nodes that lately failed to promote, and until when they stay out (L17).
     pub failed_promotion: BTreeMap<NodeId, BootTime>,

@@ -47,8 +47,9 @@ type Outcome = Result<Answer, HandleError>;
 
 /// What an order for a switchover meets.
 enum Readiness {
-    /// It can end generation `from`, whose node is `holder`; `to` is the node that was named.
-    Ready { from: Generation, holder: NodeId, to: Option<NodeId> },
+    /// It can end generation `from`; `to` is the node that was named. `holder` is the generation's node, unless that gave the role
+    /// up already and so may have it again.
+    Ready { from: Generation, holder: Option<NodeId>, to: Option<NodeId> },
     /// The node of this name is active already.
     Active(String),
     /// Not in this moment, and why.
@@ -232,7 +233,7 @@ impl Shared {
         self.change_goals(Some(event), |goals| Goals { switchover: Some(goal.clone()), ..goals.clone() }).await?;
         let (node, generation) = self.wait_for_handover(from).await?;
         let name = name_of(node, &self.state());
-        if target.map_or(node != holder, |target| target == node) {
+        if target.map_or(Some(node) != holder, |target| target == node) {
             return Ok(Done::answer(format!("Node {name} is active under generation {generation}")));
         }
         Err(refused(format!(
@@ -248,22 +249,10 @@ impl Shared {
             return Err(refused("The cluster has no active node yet. Nothing was done"));
         };
         let target = to.map(|name| find(&state, name)).transpose()?;
-        if let Some(member) = target {
-            if member.id == record.node {
-                return Ok(Readiness::Active(member.name.to_string()));
-            }
-            if member.kind == MemberKind::Witness {
-                return Err(refused(format!(
-                    "Node {} is a witness and holds no PostgreSQL. Nothing was done. Name a data node",
-                    member.name
-                )));
-            }
-        }
-        if !record.opened {
-            return Ok(Readiness::NotYet(
-                "The active node is only just coming up. Nothing was done. Wait until `hasup status` shows it active"
-                    .to_owned(),
-            ));
+        if let Some(Member { name, .. }) = target.filter(|member| member.kind == MemberKind::Witness) {
+            return Err(refused(format!(
+                "Node {name} is a witness and holds no PostgreSQL. Nothing was done. Name a data node"
+            )));
         }
         let pulse = self.pulses.view();
         let now = crate::sys::clock::boot_now();
@@ -276,6 +265,20 @@ impl Shared {
                 pulse.peers.get(&node).filter(|peer| peer.is_fresh(now, &timing)).map(|peer| peer.report.clone())
             }
         };
+        // the role is nobody's: the order says who is to have it, and is all that is waited for where it was given up too often
+        if heard(record.node).is_some_and(|report| report.resigned >= record.generation) {
+            let to = target.map(|member| member.id);
+            return Ok(Readiness::Ready { from: record.generation, holder: None, to });
+        }
+        if let Some(Member { name, .. }) = target.filter(|member| member.id == record.node) {
+            return Ok(Readiness::Active(name.to_string()));
+        }
+        if !record.opened {
+            return Ok(Readiness::NotYet(
+                "The active node is only just coming up. Nothing was done. Wait until `hasup status` shows it active"
+                    .to_owned(),
+            ));
+        }
         let streaming =
             heard(record.node).and_then(|report| report.active).map(|active| active.streaming).unwrap_or_default();
         let is_ready = |node: NodeId| {
@@ -291,7 +294,7 @@ impl Shared {
         if candidates.iter().any(|member| is_ready(member.id)) {
             return Ok(Readiness::Ready {
                 from: record.generation,
-                holder: record.node,
+                holder: Some(record.node),
                 to: target.map(|member| member.id),
             });
         }
@@ -361,13 +364,6 @@ impl Shared {
                 "A forced promotion is not offered: an assignment follows by itself once a majority and the data allow it. Nothing was \
                  done. `hasup status` tells what is waited for",
             ));
-        }
-        let state = self.state();
-        let record =
-            state.assignment.clone().ok_or_else(|| refused("The cluster has no active node yet. Nothing was done"))?;
-        let member = find(&state, &node)?;
-        if member.id == record.value.node {
-            return Ok(Done::answer(format!("Node {node} is active already")));
         }
         self.switchover(Some(node)).await
     }

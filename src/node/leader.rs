@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::Shared;
 use super::names::{name_of, named};
-use super::views::{ASSIGNED, LeaderFacts, LeaderMemory};
-use crate::ha::assign::{Assigned, Order, assign};
+use super::views::{LeaderFacts, LeaderMemory, REASSIGNED};
+use crate::ha::assign::{AssignWait, Assigned, Order, assign};
 use crate::ha::record::{Assignment, AssignmentReason, Event, Goals, ResignReason, WhyRecord};
 use crate::kv::{Command, Proposal, Reply};
 use crate::raft::Leadership;
@@ -34,6 +34,7 @@ pub(super) async fn lead(shared: Arc<Shared>) {
     let mut leaderships = shared.consensus.leadership();
     let mut memory = LeaderMemory::default();
     let mut transfer_after = boot_now();
+    let mut asked_under = None;
     loop {
         tokio::select! {
             changed = rounds.changed() => if changed.is_err() { return },
@@ -76,6 +77,11 @@ pub(super) async fn lead(shared: Arc<Shared>) {
             }
         }
         let generation = view.record.as_ref().map_or(Generation(0), |record| record.assignment.generation);
+        let asks = assigned.waiting_on.iter().find(|wait| matches!(wait, AssignWait::Person { .. }));
+        if let Some(wait) = asks.filter(|_| asked_under != Some(generation)) {
+            asked_under = Some(generation);
+            shared.tell(shared.event_of_question(generation, wait));
+        }
         let order = assigned.order.clone();
         let why = assigned.why.clone();
         shared.assigned.send_if_modified(|known| {
@@ -134,7 +140,8 @@ fn kind_of(assignment: &Assignment, generation: Generation) -> &'static str {
         AssignmentReason::Resigned { because: ResignReason::Switchover | ResignReason::Stopping, .. } => {
             "switched_over"
         }
-        AssignmentReason::Bootstrap | AssignmentReason::Silent { .. } | AssignmentReason::Resigned { .. } => ASSIGNED,
+        AssignmentReason::Resigned { because, .. } if because.is_trouble() => REASSIGNED,
+        AssignmentReason::Bootstrap | AssignmentReason::Silent { .. } | AssignmentReason::Resigned { .. } => "assigned",
     }
 }
 

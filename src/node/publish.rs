@@ -9,6 +9,8 @@ use super::names::named;
 use super::status::{
     CheckStatus, ClusterStatus, NodeStatus, PostgresStatus, RaftRole, Status, TroubleStatus, Versions,
 };
+use super::views::changes_in_trouble;
+use crate::ha::assign::{self, AssignWait};
 use crate::ha::plan::Plan;
 use crate::ha::pulse::Report;
 use crate::ha::quorum::majority_of_every;
@@ -54,6 +56,11 @@ impl Publisher {
             .collect();
         let lease = view.pulse.lease.filter(|_| view.guard.armed.is_some());
         let mut cluster = cluster_status(state, view, &nodes);
+        if is_for_a_person(shared, state, view, plan) {
+            let told = AssignWait::Person { changes: changes_in_trouble(state) };
+            cluster.failure_cost = format!("No node takes writes, and none will by itself. It waits for {told}.");
+            cluster.warnings.push(format!("The cluster waits for {told}"));
+        }
         let disowned_by: Vec<String> = shared.peers.disowned_by().into_iter().filter_map(name_of).collect();
         if !cluster.majority && !disowned_by.is_empty() {
             // the others are well, and nothing is to be repaired there
@@ -108,6 +115,14 @@ fn word<'a>(shared: &Shared, view: &'a NodeView, plan: &'a Plan, node: NodeId) -
         return Some((&plan.stance.report, Duration::ZERO));
     }
     view.pulse.peers.get(&node).map(|peer| (&peer.report, view.now.since(peer.proved_at)))
+}
+
+/// Returns whether the role was given up so often that the cluster waits for a person, as the leader does.
+fn is_for_a_person(shared: &Shared, state: &State, view: &NodeView, plan: &Plan) -> bool {
+    let Some(record) = &view.record else { return false };
+    let holder = word(shared, view, plan, record.assignment.node).filter(|(_, age)| *age <= view.timing.report_fresh);
+    let (changes, changes_max) = (changes_in_trouble(state), state.options.role_changes_per_hour);
+    assign::is_for_a_person(&record.assignment, holder.map(|(report, _)| report), &view.goals, changes, changes_max)
 }
 
 fn end_of(shared: &Shared, view: &NodeView, plan: &Plan, node: NodeId) -> Option<Lsn> {

@@ -12,8 +12,8 @@ use crate::kv::State;
 use crate::raft::Leadership;
 use crate::types::{BootTime, Generation, NodeId};
 
-/// The kind of the event that another node was made active without anybody's order.
-pub(super) const ASSIGNED: &str = "assigned";
+/// The kind of the event that another node was made active because one that lives gave the role up in trouble.
+pub(super) const REASSIGNED: &str = "reassigned";
 const HOUR_MS: u64 = 3_600_000;
 
 /// Remembers when this node applied the record's present generation: promises and time limits run from there.
@@ -73,7 +73,7 @@ impl LeaderMemory {
             goals: (*state.goals.value).clone(),
             durability: state.options.durability,
             resigned_for: self.resigned_for(now, record.as_ref(), &members),
-            role_changes: automatic_changes(state),
+            role_changes: changes_in_trouble(state),
             role_changes_max: state.options.role_changes_per_hour,
             holder_unheard_for: self.unheard_for(now, me, record.as_ref(), pulse),
             raft_voters: leadership.voters.clone(),
@@ -138,11 +138,11 @@ impl LeaderMemory {
     }
 }
 
-/// Returns how many automatic role changes the last hour of the history holds.
-fn automatic_changes(state: &State) -> u32 {
+/// Returns how often, in the last hour of the history, the role moved because a node gave it up in trouble.
+pub(super) fn changes_in_trouble(state: &State) -> u32 {
     let since = state.clock_ms.saturating_sub(HOUR_MS);
     let newest_first = state.events.iter().rev().take_while(|stored| stored.event.at_ms >= since);
-    let changes = newest_first.filter(|stored| stored.event.kind == ASSIGNED);
+    let changes = newest_first.filter(|stored| stored.event.kind == REASSIGNED);
     u32::try_from(changes.count()).unwrap_or(u32::MAX)
 }
 
