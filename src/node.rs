@@ -395,9 +395,14 @@ impl Shared {
         self.event("rebuilt", generation, why)
     }
 
-    /// Adds an event to the history, beside whatever goes on.
-    fn tell(self: &Arc<Self>, event: Event) {
-        tracing::info!(kind = event.kind, generation = %event.generation, because = event.why.facts.join("; "), "{}", event.why.step);
+    /// Adds an event to the history, beside whatever goes on; the log is warned of it where nobody wanted it so.
+    fn tell(self: &Arc<Self>, event: Event, is_odd: bool) {
+        let because = event.why.facts.join("; ");
+        if is_odd {
+            tracing::warn!(kind = event.kind, generation = %event.generation, because, "{}", event.why.step);
+        } else {
+            tracing::info!(kind = event.kind, generation = %event.generation, because, "{}", event.why.step);
+        }
         let shared = Arc::clone(self);
         self.tasks.spawn("event", async move {
             if let Err(error) = shared.write(Command::AppendEvents, Some(event), EVENT_LIMIT).await {

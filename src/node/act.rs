@@ -80,12 +80,13 @@ impl Shared {
             }
             Step::PersistResignation { generation, reason } => {
                 let event = self.event_of_resignation(generation, &reason);
+                let is_odd = !reason.is_in_order();
                 self.remember(move |facts| {
                     facts.resigned = facts.resigned.max(generation);
                     facts.resign_reason = Some(reason);
                 })
                 .await?;
-                self.tell(event);
+                self.tell(event, is_odd);
                 Ok(())
             }
             Step::PersistIntact => {
@@ -289,7 +290,7 @@ impl Shared {
         self.postgres.postgres.follow(&Follow { generation: under, source, reader: Reader::Fetch })?;
         self.postgres.note_change();
         if is_new {
-            self.tell(self.event_of_fetch(under, from));
+            self.tell(self.event_of_fetch(under, from), true);
         }
         Ok(())
     }
@@ -550,7 +551,7 @@ impl Shared {
         self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
         self.postgres.keep_parted(None)?;
         let event = self.event_of_rebuild(generation, copied_from);
-        self.tell(event);
+        self.tell(event, false);
         Ok(())
     }
 

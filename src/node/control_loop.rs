@@ -284,7 +284,22 @@ impl ControlLoop {
         let waiting: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
         let now = (plan.state, waiting);
         if self.logged.as_ref() != Some(&now) {
-            tracing::info!("{}", named(&sentence(now.0, &now.1), state));
+            let told = named(&sentence(now.0, &now.1), state);
+            let is_suspicion = plan.waiting_on.iter().any(|wait| matches!(wait, WaitingOn::MajoritySuspects { .. }));
+            match plan.state {
+                NodeState::Failed => tracing::error!("{told}"),
+                NodeState::Minority | NodeState::ActiveMinority | NodeState::Fenced => tracing::warn!("{told}"),
+                _ if is_suspicion => tracing::warn!("{told}"),
+                NodeState::Empty
+                | NodeState::Joining
+                | NodeState::Standby
+                | NodeState::Promoting
+                | NodeState::Active
+                | NodeState::Demoting
+                | NodeState::Rejoining
+                | NodeState::Witness
+                | NodeState::Paused => tracing::info!("{told}"),
+            }
             self.logged = Some(now);
             self.changed_at = Instant::now();
         }

@@ -98,7 +98,9 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
         step: named(&why.step, &state),
         rule: why.rule,
     };
-    let step = if why.step.is_empty() { format!("{order:?}") } else { why.step.clone() };
+    let step = why.step.clone();
+    let because = why.facts.join("; ");
+    let is_odd = matches!(&order, Order::Record { assignment, .. } if assignment.generation != generation && !assignment.why.is_in_order());
     let done = match order {
         Order::Record { expected, assignment } => {
             let kind = kind_of(&assignment, generation);
@@ -120,7 +122,8 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
         }
     };
     match done {
-        Ok(()) => tracing::info!("as Raft's leader, this node {step}"),
+        Ok(()) if is_odd => tracing::warn!(because, "as Raft's leader, this node {step}"),
+        Ok(()) => tracing::info!(because, "as Raft's leader, this node {step}"),
         // the next look decides afresh; a lost leadership is no error
         Err(error) => tracing::info!(error, "not done, and decided afresh: as Raft's leader, this node {step}"),
     }
