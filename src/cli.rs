@@ -7,6 +7,7 @@ mod begin;
 mod check;
 mod cluster;
 mod destroy;
+mod here;
 mod kv;
 mod leave;
 mod local;

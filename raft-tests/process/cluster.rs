@@ -358,6 +358,8 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     third.until("a word that it was removed", |status| {
         status["cluster"]["warnings"].to_string().contains("is no member of this cluster any more")
     });
+    let told = third.hasup(&["status"]);
+    assert!(told.code == Some(0) && told.out.starts_with("n63 is no member of this cluster any more"), "{told:?}");
     let status = first.until("two members", |status| status["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2));
     assert!(status["nodes"].as_array().unwrap().iter().all(|node| node["name"] != "n63"), "{status}");
     let destroyed = third.hasup(&["destroy", "--yes"]);
@@ -379,7 +381,16 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
 
     // the active one ends once another is active
     first.until("both standbys stream", |status| whole(status));
+    let cache = second.folder.path().join("cache");
+    second.environment.push(("XDG_CACHE_HOME", cache));
+    assert!(second.hasup(&["status"]).out.starts_with("cluster "), "it speaks for itself");
     assert_eq!(second.stop(), Some(0), "{}", second.log());
+    let told = second.hasup(&["status"]);
+    let says = |what: &str| told.out.contains(what);
+    assert!(told.code == Some(0) && told.out.starts_with("hasup does not run on this machine: "), "{told:?}");
+    assert!(says("What follows is the word of n6") && says("\ncluster "), "{told:?}");
+    let told = second.json(&["status"]);
+    assert!(told["cluster"]["warnings"][0].as_str().unwrap().starts_with("hasup does not run on"), "{told}");
     assert!(second.log().contains("the active role was handed over"), "{}", second.log());
     first.until("another one active", |status| status["active"] == "n61" || status["active"] == "n63");
 }
