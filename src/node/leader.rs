@@ -125,7 +125,10 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
         Ok(()) if is_odd => tracing::warn!(because, "as Raft's leader, this node {step}"),
         Ok(()) => tracing::info!(because, "as Raft's leader, this node {step}"),
         // the next look decides afresh; a lost leadership is no error
-        Err(error) => tracing::info!(error, "not done, and decided afresh: as Raft's leader, this node {step}"),
+        Err(error) => {
+            let error = named(&error, &state);
+            tracing::info!(error, "not done, and decided afresh: as Raft's leader, this node {step}");
+        }
     }
 }
 
@@ -166,8 +169,12 @@ async fn keep_raft_members(shared: &Shared, leadership: &Leadership, members: &B
         }
     } else if let Some(node) = leadership.learners.difference(members).next() {
         match shared.consensus.remove(*node, MEMBERS_LIMIT).await {
-            Ok(()) => tracing::info!(%node, "Raft no longer replicates to a removed member"),
-            Err(error) => tracing::info!(%node, %error, "a removed member is still in Raft"),
+            Ok(()) => {
+                tracing::info!(node = name_of(*node, &shared.state()), "Raft no longer replicates to a removed member")
+            }
+            Err(error) => {
+                tracing::info!(node = name_of(*node, &shared.state()), %error, "a removed member is still in Raft")
+            }
         }
     }
 }
