@@ -23,6 +23,7 @@ mod database;
 mod disk;
 mod durable_file;
 pub mod error;
+mod events;
 mod guard_link;
 pub mod handle;
 mod leader;
@@ -57,15 +58,14 @@ use crate::guard::{DeadlineSender, PostgresProcess};
 use crate::ha::assign::Assigned;
 use crate::ha::durable::DataState;
 use crate::ha::plan::Plan;
-use crate::ha::record::{Event, MemberKind, ResignReason, WhyRecord};
+use crate::ha::record::MemberKind;
 use crate::ha::timing::Timing;
 use crate::ha::trouble::Trouble;
-use crate::kv::{Command, State};
+use crate::kv::State;
 use crate::peer::{PeerClient, PeerService};
 use crate::postgres::Postgres;
 use crate::pulse::{PulseConfig, Pulses};
 use crate::raft::{Consensus, LogMark, RaftTransport};
-use crate::sys::clock::wall_now;
 use crate::sys::priority;
 use crate::tls::{ClusterSecret, TlsContext};
 use crate::types::{BootTime, Generation, NodeId, NodeName};
@@ -354,61 +354,6 @@ impl Shared {
     fn note_acted(&self, generation: Generation) {
         let mut acted = self.acted_under.lock();
         *acted = (*acted).max(generation);
-    }
-
-    /// Returns an event of this node, now.
-    fn event(&self, kind: &str, generation: Generation, why: WhyRecord) -> Event {
-        let at_ms = u64::try_from(wall_now().as_millis()).unwrap_or(u64::MAX);
-        Event { at_ms, by: self.me, generation, kind: kind.to_owned(), why }
-    }
-
-    fn event_of_resignation(&self, generation: Generation, reason: &ResignReason) -> Event {
-        let why = WhyRecord {
-            facts: vec![reason.to_string()],
-            rule: "L7".to_owned(),
-            step: format!("node {} ends generation {generation}", self.name),
-        };
-        self.event("resigned", generation, why)
-    }
-
-    fn event_of_fetch(&self, under: Generation, from: NodeId) -> Event {
-        let from = names::name_of(from, &self.state());
-        let why = WhyRecord {
-            facts: vec![format!("{from} holds the most log and cannot become active")],
-            rule: "L12".to_owned(),
-            step: format!("{} fetches what {from} holds", self.name),
-        };
-        self.event("fetched", under, why)
-    }
-
-    /// `copied_from` is the node whose database was copied; none where this node's own was rewound.
-    fn event_of_rebuild(&self, generation: Generation, copied_from: Option<NodeId>) -> Event {
-        let how = match copied_from {
-            Some(node) => format!("copied from {}", names::name_of(node, &self.state())),
-            None => "rewound to the active node's history".to_owned(),
-        };
-        let why = WhyRecord {
-            facts: vec!["this node's data was missing, or had parted from the cluster's".to_owned()],
-            rule: "L19".to_owned(),
-            step: format!("the database of {} was {how}", self.name),
-        };
-        self.event("rebuilt", generation, why)
-    }
-
-    /// Adds an event to the history, beside whatever goes on; the log is warned of it where nobody wanted it so.
-    fn tell(self: &Arc<Self>, event: Event, is_odd: bool) {
-        let because = event.why.facts.join("; ");
-        if is_odd {
-            tracing::warn!(kind = event.kind, generation = %event.generation, because, "{}", event.why.step);
-        } else {
-            tracing::info!(kind = event.kind, generation = %event.generation, because, "{}", event.why.step);
-        }
-        let shared = Arc::clone(self);
-        self.tasks.spawn("event", async move {
-            if let Err(error) = shared.write(Command::AppendEvents, Some(event), EVENT_LIMIT).await {
-                tracing::info!(%error, "an event is missing from the history");
-            }
-        });
     }
 }
 

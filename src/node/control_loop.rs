@@ -14,7 +14,7 @@ use super::publish;
 use super::status::Status;
 use super::views::RecordClock;
 use crate::ha::decide::decide;
-use crate::ha::plan::{Plan, WaitingOn};
+use crate::ha::plan::{Plan, Step, WaitingOn};
 use crate::ha::pulse::{Report, Stance};
 use crate::ha::rules::Rules;
 use crate::ha::state::NodeState;
@@ -33,6 +33,8 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
 const HOT_FOR: Duration = Duration::from_secs(10);
 /// How long a node that stops waits for its successor.
 const LINGER: Duration = Duration::from_secs(3);
+/// Where the log ends is not known for some milliseconds after each change of whom PostgreSQL follows: only what lasts is worth a line.
+const READING_TOLD_AFTER: Duration = Duration::from_millis(500);
 /// How often host names of members are resolved anew for the pulses.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
@@ -59,6 +61,7 @@ pub(super) async fn run(shared: Arc<Shared>, published: watch::Sender<Arc<Status
         resolved_at: Instant::now(),
         resolved: BTreeMap::new(),
         logged: None,
+        reading_since: None,
         changed_at: Instant::now(),
         failed: None,
         publisher: publish::Publisher::default(),
@@ -144,7 +147,10 @@ struct ControlLoop {
     members_index: Option<u64>,
     resolved_at: Instant,
     resolved: BTreeMap<NodeId, Vec<std::net::SocketAddr>>,
-    logged: Option<(NodeState, Vec<String>)>,
+    /// The line of state and reasons that was logged last.
+    logged: Option<String>,
+    /// Since when it waits for the end of the log.
+    reading_since: Option<Instant>,
     /// When state or reasons changed last: [`HOT_FOR`] counts from it.
     changed_at: Instant,
     /// The step that failed last, and why: told once, however often it is tried again.
@@ -175,10 +181,10 @@ impl ControlLoop {
         for step in plan.steps.clone() {
             tracing::debug!(?step, "step");
             if let Err(error) = shared.act(step.clone()).await {
-                let failed = format!("{step:?}: {}", chain(&error));
+                let failed = named(&format!("{step}: {}", chain(&error)), &state);
                 // a disk that takes no writes fails it for hours
                 if self.failed.as_ref() != Some(&failed) {
-                    tracing::info!(?step, error = %chain(&error), "step not done; decided afresh");
+                    tracing::info!("step not done; decided afresh: {failed}");
                 }
                 self.failed = Some(failed);
                 has_failed = true;
@@ -281,15 +287,17 @@ impl ControlLoop {
     }
 
     fn log(&mut self, plan: &Plan, state: &State) {
-        let waiting: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
-        let now = (plan.state, waiting);
-        if self.logged.as_ref() != Some(&now) {
-            let told = named(&sentence(now.0, &now.1), state);
+        let is_reading = plan.waiting_on.contains(&WaitingOn::LogEnd);
+        self.reading_since = is_reading.then(|| self.reading_since.unwrap_or_else(Instant::now));
+        let is_long = self.reading_since.is_some_and(|since| since.elapsed() >= READING_TOLD_AFTER);
+        let Some(told) = sentence(plan, is_long, *self.shared.shutdown.borrow() == Some(true)) else { return };
+        if self.logged.as_ref() != Some(&told) {
+            let line = named(&told, state);
             let is_suspicion = plan.waiting_on.iter().any(|wait| matches!(wait, WaitingOn::MajoritySuspects { .. }));
             match plan.state {
-                NodeState::Failed => tracing::error!("{told}"),
-                NodeState::Minority | NodeState::ActiveMinority | NodeState::Fenced => tracing::warn!("{told}"),
-                _ if is_suspicion => tracing::warn!("{told}"),
+                NodeState::Failed => tracing::error!("{line}"),
+                NodeState::Minority | NodeState::ActiveMinority | NodeState::Fenced => tracing::warn!("{line}"),
+                _ if is_suspicion => tracing::warn!("{line}"),
                 NodeState::Empty
                 | NodeState::Joining
                 | NodeState::Standby
@@ -298,27 +306,38 @@ impl ControlLoop {
                 | NodeState::Demoting
                 | NodeState::Rejoining
                 | NodeState::Witness
-                | NodeState::Paused => tracing::info!("{told}"),
+                | NodeState::Paused => tracing::info!("{line}"),
             }
-            self.logged = Some(now);
+            self.logged = Some(told);
             self.changed_at = Instant::now();
         }
     }
 }
 
-/// Says in what state this node is, and what it waits for; else what the state means.
-fn sentence(state: NodeState, waiting_on: &[String]) -> String {
+/// Says in what state this node is, and what it waits for; else what the state means. That it waits for the end of the log is told
+/// only once it `reads_for_long`: nothing is said where it waits for that alone.
+fn sentence(plan: &Plan, reads_for_long: bool, is_stopping: bool) -> Option<String> {
+    let state = plan.state;
+    let is_told = |wait: &&WaitingOn| **wait != WaitingOn::LogEnd || reads_for_long;
+    let waiting_on: Vec<String> = plan.waiting_on.iter().filter(is_told).map(ToString::to_string).collect();
     if !waiting_on.is_empty() {
-        return format!("{state}, waiting for {}", waiting_on.join("; "));
+        return Some(format!("{state}, waiting for {}", waiting_on.join("; ")));
     }
+    if !plan.waiting_on.is_empty() {
+        return None;
+    }
+    let is_primary = plan.stance.report.active.as_ref().is_some_and(|active| active.is_primary);
     let meaning = match state {
         NodeState::Empty => "holds no data yet",
         NodeState::Joining => "about to copy the database",
+        NodeState::Standby if is_stopping => "hasup is stopping, and PostgreSQL with it",
         NodeState::Standby => "runs PostgreSQL read-only, behind the active node",
+        NodeState::Promoting if is_primary => "PostgreSQL is the primary; a first write has to succeed",
         NodeState::Promoting => "brings PostgreSQL up as the primary",
         NodeState::Active => "takes writes",
         NodeState::Demoting => "gives the role up",
-        NodeState::Rejoining => "its data is being rewound or copied anew",
+        NodeState::Rejoining if plan.steps.contains(&Step::PersistIntact) => "its rebuilt data is whole",
+        NodeState::Rejoining => "its data is to be rewound or copied anew",
         NodeState::Minority => "hears no majority of the voters",
         NodeState::ActiveMinority => "hears no majority of the voters, and takes writes that are not replicated",
         NodeState::Fenced => "its role was ended by the fence, PostgreSQL is stopped",
@@ -326,7 +345,7 @@ fn sentence(state: NodeState, waiting_on: &[String]) -> String {
         NodeState::Paused => "left alone by an operator's order",
         NodeState::Failed => "cannot go on without a person",
     };
-    format!("{state}: {meaning}")
+    Some(format!("{state}: {meaning}"))
 }
 
 /// Whether PostgreSQL is about to change, so that it is worth looking at it every few milliseconds.
@@ -337,8 +356,7 @@ fn is_in_motion(plan: &Plan) -> bool {
 }
 
 /// Whether a step's effect is there when it returns, so that the next round need not wait for news of it.
-fn is_immediate(step: &crate::ha::plan::Step) -> bool {
-    use crate::ha::plan::Step;
+fn is_immediate(step: &Step) -> bool {
     match step {
         Step::PersistAcknowledged { .. }
         | Step::PersistLeaseSpan { .. }
@@ -378,4 +396,52 @@ async fn resolve(addresses: &[String]) -> Vec<std::net::SocketAddr> {
         }
     }
     resolved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ha::pulse::ActiveReport;
+    use crate::types::Generation;
+
+    fn plan(state: NodeState, waiting_on: &[WaitingOn]) -> Plan {
+        Plan { state, waiting_on: waiting_on.to_vec(), ..first_plan() }
+    }
+
+    #[test]
+    fn the_end_of_the_log_is_waited_for_silently_unless_that_lasts() {
+        let next = WaitingOn::NextAssignment { barred: Generation(3) };
+        let alone = plan(NodeState::Standby, &[WaitingOn::LogEnd]);
+        let both = plan(NodeState::Standby, &[next.clone(), WaitingOn::LogEnd]);
+        let before = plan(NodeState::Standby, &[next]);
+        assert_eq!(sentence(&alone, false, false), None);
+        assert_eq!(sentence(&both, false, false), sentence(&before, false, false));
+        for plan in [alone, both] {
+            assert!(sentence(&plan, true, false).unwrap().ends_with("PostgreSQL to replay all log it has"));
+        }
+    }
+
+    #[test]
+    fn a_state_is_told_as_what_goes_on() {
+        let told = |plan: &Plan, is_stopping| sentence(plan, false, is_stopping).unwrap();
+        let standby = plan(NodeState::Standby, &[]);
+        assert_eq!(told(&standby, false), "standby: runs PostgreSQL read-only, behind the active node");
+        assert_eq!(told(&standby, true), "standby: hasup is stopping, and PostgreSQL with it");
+        let mut promoting = plan(NodeState::Promoting, &[]);
+        assert!(told(&promoting, false).contains("brings PostgreSQL up"));
+        promoting.stance.report.active = Some(ActiveReport {
+            generation: Generation(3),
+            record: 7,
+            leased: Generation(3),
+            is_primary: true,
+            may_open: true,
+            settled: None,
+            streaming: BTreeSet::new(),
+        });
+        assert!(told(&promoting, false).contains("is the primary"), "a daemon that was started anew finds it running");
+        let mut rejoining = plan(NodeState::Rejoining, &[]);
+        assert!(told(&rejoining, false).contains("to be rewound or copied"));
+        rejoining.steps = vec![Step::PersistIntact];
+        assert_eq!(told(&rejoining, false), "rejoining: its rebuilt data is whole");
+    }
 }
