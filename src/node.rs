@@ -41,6 +41,7 @@ mod views;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -178,6 +179,8 @@ pub(crate) struct Shared {
     disk: watch::Sender<Option<Trouble>>,
     /// The highest generation under which this node may have had a primary.
     acted_under: Mutex<Generation>,
+    /// Whether the daemon is about to end: that Raft stops is in order then.
+    is_ending: AtomicBool,
 }
 
 /// A running node.
@@ -249,6 +252,7 @@ impl Node {
             heard,
             plan,
             acted_under,
+            is_ending: AtomicBool::new(false),
         });
         let (published, status) = watch::channel(Arc::new(Status::starting(shared.name.to_string())));
         let (handle, orders) = Handle::new(status, 1024);
@@ -319,8 +323,10 @@ impl Node {
         note_mark(&self.shared).await;
     }
 
-    /// Ends the pulses: the last thing before the process ends.
+    /// Ends the pulses: the last thing before the process ends, but for Raft's own end.
     pub fn stop_pulses(&self) {
+        self.shared.is_ending.store(true, Ordering::Relaxed);
+        self.shared.news.notify_one();
         self.shared.pulses.stop();
     }
 
@@ -349,6 +355,11 @@ impl Shared {
     /// Returns the postmaster that the guard runs.
     fn postgres_process(&self) -> Option<PostgresProcess> {
         self.guard.status().and_then(|status| status.postgres)
+    }
+
+    /// Returns whether this daemon was told to end.
+    fn is_stopping(&self) -> bool {
+        self.shutdown.borrow().is_some() || self.is_ending.load(Ordering::Relaxed)
     }
 
     fn note_acted(&self, generation: Generation) {

@@ -85,6 +85,9 @@ impl Publisher {
             cluster.warnings = vec![told.clone()];
             cluster.failure_cost = String::new();
         }
+        if shared.is_stopping() {
+            cluster.warnings.insert(0, format!("hasup is stopping on {}", shared.name));
+        }
         let collations = shared.postgres.collation_warnings();
         let here = collations.iter().flatten().map(|warning| format!("{}: {warning}", shared.name));
         cluster.warnings.extend(here);
@@ -226,12 +229,14 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
         (false, false) if follows => (true, "it streams from the active node"),
         (false, false) => (false, "it does not stream from the active node yet"),
     };
-    let raft_works = leadership.leader.is_some() && leadership.failed.is_none();
+    let failed = shared.raft_failed();
+    let raft_works = leadership.leader.is_some() && failed.is_none();
     let mut checks = BTreeMap::from([(
         "consensus".to_owned(),
         check(
             raft_works,
-            leadership.failed.clone().unwrap_or_else(|| match leadership.leader {
+            failed.unwrap_or_else(|| match leadership.leader {
+                _ if shared.is_stopping() => "hasup is stopping".to_owned(),
                 Some(leader) => named(&format!("node {leader} leads in term {}", leadership.term), &shared.state()),
                 None => "no leader is known".to_owned(),
             }),
