@@ -61,6 +61,7 @@ pub(super) async fn run(shared: Arc<Shared>, published: watch::Sender<Arc<Status
         resolved_at: Instant::now(),
         resolved: BTreeMap::new(),
         logged: None,
+        has_promoted: false,
         reading_since: None,
         changed_at: Instant::now(),
         failed: None,
@@ -149,6 +150,8 @@ struct ControlLoop {
     resolved: BTreeMap<NodeId, Vec<std::net::SocketAddr>>,
     /// The line of state and reasons that was logged last.
     logged: Option<String>,
+    /// Whether this daemon has ever had PostgreSQL promoted.
+    has_promoted: bool,
     /// Since when it waits for the end of the log.
     reading_since: Option<Instant>,
     /// When state or reasons changed last: [`HOT_FOR`] counts from it.
@@ -170,7 +173,7 @@ impl ControlLoop {
         let plan = decide(&view);
         // in effect before any step: whoever bars no longer acknowledges
         shared.pulses.set_stance(plan.stance.clone());
-        self.log(&plan, &state);
+        self.log(&plan, &view, &state);
         shared.postgres.set_hot(is_in_motion(&plan) && self.changed_at.elapsed() < HOT_FOR);
         shared.plan.send_replace(Arc::new(plan.clone()));
         let status = self.publisher.status(&shared, &state, &view, &plan);
@@ -286,11 +289,19 @@ impl ControlLoop {
         shared.pulses.set_peers(&peers);
     }
 
-    fn log(&mut self, plan: &Plan, state: &State) {
+    /// Whether the primary that this node has under its guard is a former daemon's work: it serves, and only has to be looked at.
+    fn finds_primary(&self, view: &NodeView) -> bool {
+        let is_opened = view.record.as_ref().is_some_and(|record| record.assignment.opened);
+        is_opened && view.guard.armed.is_some() && view.guard.has_processes && !self.has_promoted
+    }
+
+    fn log(&mut self, plan: &Plan, view: &NodeView, state: &State) {
+        self.has_promoted |= plan.steps.iter().any(|step| matches!(step, Step::Promote { .. }));
         let is_reading = plan.waiting_on.contains(&WaitingOn::LogEnd);
         self.reading_since = is_reading.then(|| self.reading_since.unwrap_or_else(Instant::now));
         let is_long = self.reading_since.is_some_and(|since| since.elapsed() >= READING_TOLD_AFTER);
-        let Some(told) = sentence(plan, is_long, *self.shared.shutdown.borrow() == Some(true)) else { return };
+        let is_stopping = *self.shared.shutdown.borrow() == Some(true);
+        let Some(told) = sentence(plan, is_long, is_stopping, self.finds_primary(view)) else { return };
         if self.logged.as_ref() != Some(&told) {
             let line = named(&told, state);
             let is_suspicion = plan.waiting_on.iter().any(|wait| matches!(wait, WaitingOn::MajoritySuspects { .. }));
@@ -315,9 +326,12 @@ impl ControlLoop {
 }
 
 /// Says in what state this node is, and what it waits for; else what the state means. That it waits for the end of the log is told
-/// only once it `reads_for_long`: nothing is said where it waits for that alone.
-fn sentence(plan: &Plan, reads_for_long: bool, is_stopping: bool) -> Option<String> {
-    let state = plan.state;
+/// only once it `reads_for_long`: nothing is said where it waits for that alone. A daemon that `finds_primary` promotes nothing.
+fn sentence(plan: &Plan, reads_for_long: bool, is_stopping: bool, finds_primary: bool) -> Option<String> {
+    let state = match plan.state {
+        NodeState::Promoting if finds_primary => "PostgreSQL runs as the primary already".to_owned(),
+        other => other.to_string(),
+    };
     let is_told = |wait: &&WaitingOn| **wait != WaitingOn::LogEnd || reads_for_long;
     let waiting_on: Vec<String> = plan.waiting_on.iter().filter(is_told).map(ToString::to_string).collect();
     if !waiting_on.is_empty() {
@@ -327,12 +341,12 @@ fn sentence(plan: &Plan, reads_for_long: bool, is_stopping: bool) -> Option<Stri
         return None;
     }
     let is_primary = plan.stance.report.active.as_ref().is_some_and(|active| active.is_primary);
-    let meaning = match state {
+    let meaning = match plan.state {
         NodeState::Empty => "holds no data yet",
         NodeState::Joining => "about to copy the database",
         NodeState::Standby if is_stopping => "hasup is stopping, and PostgreSQL with it",
         NodeState::Standby => "runs PostgreSQL read-only, behind the active node",
-        NodeState::Promoting if is_primary => "PostgreSQL is the primary; a first write has to succeed",
+        NodeState::Promoting if is_primary => "a first write has to succeed",
         NodeState::Promoting => "brings PostgreSQL up as the primary",
         NodeState::Active => "takes writes",
         NodeState::Demoting => "gives the role up",
@@ -414,16 +428,16 @@ mod tests {
         let alone = plan(NodeState::Standby, &[WaitingOn::LogEnd]);
         let both = plan(NodeState::Standby, &[next.clone(), WaitingOn::LogEnd]);
         let before = plan(NodeState::Standby, &[next]);
-        assert_eq!(sentence(&alone, false, false), None);
-        assert_eq!(sentence(&both, false, false), sentence(&before, false, false));
+        assert_eq!(sentence(&alone, false, false, false), None);
+        assert_eq!(sentence(&both, false, false, false), sentence(&before, false, false, false));
         for plan in [alone, both] {
-            assert!(sentence(&plan, true, false).unwrap().ends_with("PostgreSQL to replay all log it has"));
+            assert!(sentence(&plan, true, false, false).unwrap().ends_with("PostgreSQL to replay all log it has"));
         }
     }
 
     #[test]
     fn a_state_is_told_as_what_goes_on() {
-        let told = |plan: &Plan, is_stopping| sentence(plan, false, is_stopping).unwrap();
+        let told = |plan: &Plan, is_stopping| sentence(plan, false, is_stopping, false).unwrap();
         let standby = plan(NodeState::Standby, &[]);
         assert_eq!(told(&standby, false), "standby: runs PostgreSQL read-only, behind the active node");
         assert_eq!(told(&standby, true), "standby: hasup is stopping, and PostgreSQL with it");
@@ -438,7 +452,12 @@ mod tests {
             settled: None,
             streaming: BTreeSet::new(),
         });
-        assert!(told(&promoting, false).contains("is the primary"), "a daemon that was started anew finds it running");
+        assert_eq!(told(&promoting, false), "promoting: a first write has to succeed");
+        let found = sentence(&promoting, false, false, true).unwrap();
+        assert_eq!(
+            found, "PostgreSQL runs as the primary already: a first write has to succeed",
+            "for a daemon started anew"
+        );
         let mut rejoining = plan(NodeState::Rejoining, &[]);
         assert!(told(&rejoining, false).contains("to be rewound or copied"));
         rejoining.steps = vec![Step::PersistIntact];

@@ -111,7 +111,10 @@ mod tests {
     fn a_fresh_join_is_not_told_as_a_loss() {
         let parted = Parted { fork: Lsn(0x10), own: WalPosition { timeline: Timeline(3), lsn: Lsn(0x20) } };
         let intact = why_rebuilt(DataState::Intact, Some(parted));
-        assert_eq!(intact, "this node's log, which ended at 0/20 on timeline 3, had parted from the active node's at 0/10");
+        assert_eq!(
+            intact,
+            "this node's log, which ended at 0/20 on timeline 3, had parted from the active node's at 0/10"
+        );
         assert_eq!(
             why_rebuilt(DataState::Rebuilding { until: None }, Some(parted)),
             intact,
