@@ -7,10 +7,10 @@ mod join;
 pub mod lock;
 pub mod memory;
 pub mod mend;
+pub mod ports;
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub use begin::Begin;
 use self::begin::Failure;
 use self::identity::Identity;
 use self::lock::DaemonLock;
-use crate::config::{Config, Endpoint, PostgresConfig, Secret};
+use crate::config::{Config, Secret};
 use crate::guard::{self, GuardOptions};
 use crate::ha::record::MemberKind;
 use crate::http::{self, Access, Api, BasicCredentials};
@@ -88,11 +88,11 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     layout.prepare().context("prepare the folders of PostgreSQL")?;
     let identity = Identity::load(&config.data_dir)?;
     // all ports before anything is made: a try that cannot end well leaves nothing behind
-    let api_listeners = listen(&config.api, "API").await?;
+    let api_listeners = ports::listen(&config.api, ports::API).await?;
     if identity.is_none() {
-        drop(listen(&config.peer, "peer").await?);
+        drop(ports::listen(&config.peer, ports::PEER).await?);
         if !config.is_witness {
-            require_free_port(&config.postgres).await?;
+            ports::require_free(&config.postgres).await?;
         }
     }
     if identity.is_some() && begin == Begin::Run {
@@ -109,7 +109,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     };
     let trust = NodeTrust::load(&config.data_dir).context("read this node's certificates")?;
     let tls = Arc::new(TlsContext::new(&trust).context("use this node's certificates")?);
-    let peer_listeners = listen(&config.peer, "peer").await?;
+    let peer_listeners = ports::listen(&config.peer, ports::PEER).await?;
 
     let (peers, peer_work) = PeerClient::new(Arc::clone(&tls));
     tasks.spawn("peer client", peer_work);
@@ -154,7 +154,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
             incarnation: DaemonIncarnation(u64::from_le_bytes(random()?)),
             secret: PulseSecret::from(trust.keys.pulse_secret()),
             timing: default_timing(),
-            listen: addresses(&peer_listeners)?,
+            listen: ports::addresses(&peer_listeners)?,
         },
         ca_file: paths.ca,
         password_file,
@@ -286,43 +286,6 @@ async fn log_end(serving: impl Future<Output = Result<(), http::ServeError>>) {
     }
 }
 
-/// Binds every address of `endpoint`.
-async fn listen(endpoint: &Endpoint, what: &str) -> anyhow::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    for host in &endpoint.listen {
-        let address = (host.to_string().trim_matches(['[', ']']).to_owned(), endpoint.port);
-        let bound = TcpListener::bind(address).await;
-        listeners.push(bound.with_context(|| {
-            format!(
-                "listen on {host}:{} as the {what} port. The node has not begun. Is another hasup running here? `ss -ltnp` tells who \
-                 has the port; another one can be set with --{}-port",
-                endpoint.port,
-                what.to_ascii_lowercase()
-            )
-        })?);
-    }
-    Ok(listeners)
-}
-
-/// PostgreSQL would be made and could not start where somebody else has its port: said before anything is made.
-async fn require_free_port(postgres: &PostgresConfig) -> anyhow::Result<()> {
-    for host in &postgres.listen {
-        let address = (host.to_string().trim_matches(['[', ']']).to_owned(), postgres.port);
-        TcpListener::bind(address).await.with_context(|| {
-            format!(
-                "PostgreSQL cannot listen on {host}:{}. Nothing was begun. `ss -ltnp` tells who has the port; another one can be set \
-                 with --postgres-port",
-                postgres.port
-            )
-        })?;
-    }
-    Ok(())
-}
-
-fn addresses(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {
-    listeners.iter().map(|listener| listener.local_addr().context("see the peer port's address")).collect()
-}
-
 /// Returns the nearest folder on the way to `path` that is there: where the database will lie, its disk is.
 fn existing(path: &Path) -> &Path {
     path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"))
@@ -362,22 +325,6 @@ pub fn inspect_adoption(config: &Config, owner: u32) -> Result<Adoption, AdoptRe
 /// There is one.
 pub fn refuse_foreign_database(config: &Config) -> Result<(), AdoptRefused> {
     found::refuse_foreign(&layout(config))
-}
-
-/// Waits for nothing: whether the node's own ports are free, before a server is stopped for its sake.
-///
-/// # Errors
-/// One is taken.
-pub fn require_own_ports(config: &Config) -> anyhow::Result<()> {
-    for endpoint in [&config.peer, &config.api] {
-        for host in &endpoint.listen {
-            let address = (host.to_string().trim_matches(['[', ']']).to_owned(), endpoint.port);
-            std::net::TcpListener::bind(address).with_context(|| {
-                format!("{host}:{} is taken. Nothing was begun. `ss -ltnp` tells who has the port", endpoint.port)
-            })?;
-        }
-    }
-    Ok(())
 }
 
 fn programs(config: &Config) -> anyhow::Result<Programs> {

@@ -7,6 +7,7 @@ mod begin;
 mod check;
 mod cluster;
 mod destroy;
+mod here;
 mod kv;
 mod leave;
 mod local;
@@ -23,6 +24,7 @@ pub use begin::{Daemon, prepare_daemon, run_daemon};
 pub use local::{Local, drop_privileges};
 
 use crate::node::error::HandleError;
+use crate::sys::journal::{self, Priority};
 
 /// A command did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -84,8 +86,8 @@ pub fn report(error: &CliError, json: bool) -> ExitCode {
         serde_json::json!({"error": {"code": code, "message": text}}).to_string()
     } else {
         // In the journal, this is the line that `journalctl -p err` must find.
-        let priority = if std::env::var_os("JOURNAL_STREAM").is_some() { "<3>" } else { "" };
-        format!("{priority}hasup: {text}")
+        let line = format!("hasup: {text}");
+        if journal::reads_stderr() { journal::stamped(Priority::Error, &line) } else { line }
     };
     // Nobody is left to tell when the terminal is gone.
     let _ = writeln!(std::io::stderr(), "{line}");

@@ -23,6 +23,7 @@ mod database;
 mod disk;
 mod durable_file;
 pub mod error;
+mod events;
 mod guard_link;
 pub mod handle;
 mod leader;
@@ -40,6 +41,7 @@ mod views;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -54,18 +56,17 @@ use self::service::{PeerTransport, Service};
 use self::status::Status;
 use self::tasks::Tasks;
 use crate::guard::{DeadlineSender, PostgresProcess};
-use crate::ha::assign::{AssignWait, Assigned};
+use crate::ha::assign::Assigned;
 use crate::ha::durable::DataState;
 use crate::ha::plan::Plan;
-use crate::ha::record::{Event, MemberKind, ResignReason, WhyRecord};
+use crate::ha::record::MemberKind;
 use crate::ha::timing::Timing;
 use crate::ha::trouble::Trouble;
-use crate::kv::{Command, State};
+use crate::kv::State;
 use crate::peer::{PeerClient, PeerService};
 use crate::postgres::Postgres;
 use crate::pulse::{PulseConfig, Pulses};
 use crate::raft::{Consensus, LogMark, RaftTransport};
-use crate::sys::clock::wall_now;
 use crate::sys::priority;
 use crate::tls::{ClusterSecret, TlsContext};
 use crate::types::{BootTime, Generation, NodeId, NodeName};
@@ -178,6 +179,8 @@ pub(crate) struct Shared {
     disk: watch::Sender<Option<Trouble>>,
     /// The highest generation under which this node may have had a primary.
     acted_under: Mutex<Generation>,
+    /// Whether the daemon is about to end: that Raft stops is in order then.
+    is_ending: AtomicBool,
 }
 
 /// A running node.
@@ -249,6 +252,7 @@ impl Node {
             heard,
             plan,
             acted_under,
+            is_ending: AtomicBool::new(false),
         });
         let (published, status) = watch::channel(Arc::new(Status::starting(shared.name.to_string())));
         let (handle, orders) = Handle::new(status, 1024);
@@ -319,8 +323,10 @@ impl Node {
         note_mark(&self.shared).await;
     }
 
-    /// Ends the pulses: the last thing before the process ends.
+    /// Ends the pulses: the last thing before the process ends, but for Raft's own end.
     pub fn stop_pulses(&self) {
+        self.shared.is_ending.store(true, Ordering::Relaxed);
+        self.shared.news.notify_one();
         self.shared.pulses.stop();
     }
 
@@ -351,68 +357,14 @@ impl Shared {
         self.guard.status().and_then(|status| status.postgres)
     }
 
+    /// Returns whether this daemon was told to end.
+    fn is_stopping(&self) -> bool {
+        self.shutdown.borrow().is_some() || self.is_ending.load(Ordering::Relaxed)
+    }
+
     fn note_acted(&self, generation: Generation) {
         let mut acted = self.acted_under.lock();
         *acted = (*acted).max(generation);
-    }
-
-    /// Returns an event of this node, now.
-    fn event(&self, kind: &str, generation: Generation, why: WhyRecord) -> Event {
-        let at_ms = u64::try_from(wall_now().as_millis()).unwrap_or(u64::MAX);
-        Event { at_ms, by: self.me, generation, kind: kind.to_owned(), why }
-    }
-
-    fn event_of_resignation(&self, generation: Generation, reason: &ResignReason) -> Event {
-        let why = WhyRecord {
-            facts: vec![reason.to_string()],
-            rule: "L7".to_owned(),
-            step: format!("node {} ends generation {generation}", self.name),
-        };
-        self.event("resigned", generation, why)
-    }
-
-    fn event_of_question(&self, generation: Generation, wait: &AssignWait) -> Event {
-        let why = WhyRecord {
-            facts: vec!["the active role was given up too often within an hour".to_owned()],
-            rule: "role_changes_per_hour".to_owned(),
-            step: format!("nobody is made active: the cluster waits for {wait}"),
-        };
-        self.event("person_asked", generation, why)
-    }
-
-    fn event_of_fetch(&self, under: Generation, from: NodeId) -> Event {
-        let from = names::name_of(from, &self.state());
-        let why = WhyRecord {
-            facts: vec![format!("{from} holds the most log and cannot become active")],
-            rule: "L12".to_owned(),
-            step: format!("{} fetches what {from} holds", self.name),
-        };
-        self.event("fetched", under, why)
-    }
-
-    /// `copied_from` is the node whose database was copied; none where this node's own was rewound.
-    fn event_of_rebuild(&self, generation: Generation, copied_from: Option<NodeId>) -> Event {
-        let how = match copied_from {
-            Some(node) => format!("copied from {}", names::name_of(node, &self.state())),
-            None => "rewound to the active node's history".to_owned(),
-        };
-        let why = WhyRecord {
-            facts: vec!["this node's data was missing, or had parted from the cluster's".to_owned()],
-            rule: "L19".to_owned(),
-            step: format!("the database of {} was {how}", self.name),
-        };
-        self.event("rebuilt", generation, why)
-    }
-
-    /// Adds an event to the history, beside whatever goes on.
-    fn tell(self: &Arc<Self>, event: Event) {
-        tracing::info!(kind = event.kind, generation = %event.generation, because = event.why.facts.join("; "), "{}", event.why.step);
-        let shared = Arc::clone(self);
-        self.tasks.spawn("event", async move {
-            if let Err(error) = shared.write(Command::AppendEvents, Some(event), EVENT_LIMIT).await {
-                tracing::info!(%error, "an event is missing from the history");
-            }
-        });
     }
 }
 

@@ -3,5 +3,6 @@
 pub mod clock;
 pub mod exec;
 pub mod fs;
+pub mod journal;
 pub mod priority;
 pub mod rotate;

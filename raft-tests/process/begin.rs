@@ -86,6 +86,24 @@ fn killed_midway(node: &mut Node, mut child: Child) {
 }
 
 #[test]
+fn an_address_that_no_interface_has_is_told_as_that() {
+    let name = "an_address_that_no_interface_has_is_told_as_that";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let mut node = Node::new(43);
+    // set apart for documentation
+    node.host = "192.0.2.77".to_owned();
+    let told = ["no interface of this machine has the address 192.0.2.77", "`ip address`", "--host-ip"];
+    for words in [&["start"][..], &["join", "127.0.0.1:1", "--token", "x"][..]] {
+        let ended = node.refused(words);
+        ended.fails(3, &told);
+        assert!(!ended.err.contains("is taken"), "{ended:?}");
+        assert!(!node.data_dir().join("identity.json").exists(), "nothing was begun");
+    }
+}
+
+#[test]
 fn a_start_that_was_killed_and_meets_a_taken_port_at_its_second_try_goes_on_at_the_third() {
     let name = "a_start_that_was_killed_and_meets_a_taken_port_at_its_second_try_goes_on_at_the_third";
     if let Some(why) = lacks_postgres() {

@@ -67,8 +67,10 @@ fn one_node_serves_its_operator() {
     second_begin(&first);
     joins_refused(&first, text(&started["join_token"]));
 
-    // a clean end, and the same node again
-    assert_eq!(first.stop(), Some(0), "{}", first.log());
+    // a clean end, which is told as that, and the same node again
+    let said = first.stop_watched();
+    assert!(said.iter().all(|told| !told.contains("Raft has stopped")), "{said:?}");
+    assert!(said.last().is_none_or(|told| told.contains("hasup is stopping on n51")), "{said:?}");
     let deadline = Instant::now() + Duration::from_secs(20);
     while !first.processes().is_empty() {
         assert!(Instant::now() < deadline, "left behind: {:?}", first.processes());
@@ -360,6 +362,9 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     gone.until("a word that it was removed", |status| {
         status["cluster"]["warnings"].to_string().contains("is no member of this cluster any more")
     });
+    let told = gone.hasup(&["status"]);
+    let headline = format!("{} is no member of this cluster any more", gone.name);
+    assert!(told.code == Some(0) && told.out.starts_with(&headline), "{told:?}");
     let status = stays.until("two members", |status| status["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2));
     assert!(status["nodes"].as_array().unwrap().iter().all(|node| node["name"] != gone.name.as_str()), "{status}");
     let destroyed = gone.hasup(&["destroy", "--yes"]);
@@ -382,7 +387,16 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
 
     // the active one ends once another is active
     stays.until("both standbys stream", |status| whole(status));
+    let cache = second.folder.path().join("cache");
+    second.environment.push(("XDG_CACHE_HOME", cache));
+    assert!(second.hasup(&["status"]).out.starts_with("cluster "), "it speaks for itself");
     assert_eq!(second.stop(), Some(0), "{}", second.log());
+    let told = second.hasup(&["status"]);
+    let says = |what: &str| told.out.contains(what);
+    assert!(told.code == Some(0) && told.out.starts_with("hasup does not run on this machine: "), "{told:?}");
+    assert!(says("What follows is the word of n6") && says("\ncluster "), "{told:?}");
+    let told = second.json(&["status"]);
+    assert!(told["cluster"]["warnings"][0].as_str().unwrap().starts_with("hasup does not run on"), "{told}");
     assert!(second.log().contains("the active role was handed over"), "{}", second.log());
     stays.until("another one active", |status| status["active"] == "n61" || status["active"] == "n63");
 }

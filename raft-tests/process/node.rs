@@ -181,6 +181,23 @@ impl Node {
         }
     }
 
+    /// Stops the daemon in order and returns what its `status` said meanwhile.
+    pub(crate) fn stop_watched(&mut self) -> Vec<String> {
+        let mut child = self.daemon.take().unwrap();
+        process::send(i32::try_from(child.id()), Signal::SIGTERM);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut said = Vec::new();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert_eq!(status.code(), Some(0), "{}", self.log());
+                return said;
+            }
+            assert!(Instant::now() < deadline, "{} does not stop: {}", self.name, self.log());
+            let told = self.hasup(&["status"]);
+            said.extend((told.code == Some(0)).then_some(told.out));
+        }
+    }
+
     /// Kills the daemon alone: guard and PostgreSQL go on.
     pub(crate) fn kill_daemon(&mut self) {
         let mut child = self.daemon.take().unwrap();

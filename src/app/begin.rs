@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lock::LockError;
 use super::memory::ForgottenError;
+use super::ports::PortError;
 use crate::config::Secret;
 use crate::node::NodeError;
 use crate::peer::join::JoinError;
@@ -113,10 +114,13 @@ impl Begin {
     }
 }
 
-/// Whether somebody else has one of the node's ports.
-fn is_port_taken(error: &anyhow::Error) -> bool {
-    let is_of_port = |cause: &io::Error| cause.kind() == io::ErrorKind::AddrInUse;
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_of_port))
+/// Whether somebody else has one of the node's ports, or no interface its address.
+fn is_of_a_port(error: &anyhow::Error) -> bool {
+    let is_taken = |cause: &io::Error| cause.kind() == io::ErrorKind::AddrInUse;
+    let is_nowhere = |cause: &PortError| matches!(cause, PortError::NoSuchAddress { .. });
+    error.chain().any(|cause| {
+        cause.downcast_ref().is_some_and(is_taken) || cause.downcast_ref::<PortError>().is_some_and(is_nowhere)
+    })
 }
 
 /// What kind of end a try to begin came to.
@@ -140,7 +144,7 @@ impl FailureKind {
                 || matches!(cause.downcast_ref(), Some(LockError::Taken { .. }))
                 || matches!(cause.downcast_ref(), Some(NodeError::Forgotten { .. }))
         };
-        if error.chain().any(is_refusal) || is_port_taken(error) {
+        if error.chain().any(is_refusal) || is_of_a_port(error) {
             return Self::Refused;
         }
         match error.chain().find_map(|cause| cause.downcast_ref::<JoinError>()) {
@@ -178,8 +182,8 @@ impl Failure {
             return Ok(());
         }
         let mut failure = Self { kind: FailureKind::of(error), message: format!("{error:#}") };
-        if failure.kind == FailureKind::Refused && data_dir.join("identity.json").exists() && is_port_taken(error) {
-            // it had begun in an earlier try, and a port becomes free
+        if failure.kind == FailureKind::Refused && data_dir.join("identity.json").exists() && is_of_a_port(error) {
+            // it had begun in an earlier try, and a port becomes free, an address comes up
             failure.kind = FailureKind::Other;
         }
         let path = Self::path(data_dir);

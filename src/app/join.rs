@@ -7,7 +7,7 @@ use anyhow::Context;
 use tokio::net::{TcpListener, UdpSocket};
 
 use super::identity::{Identity, KnownPeer};
-use super::{existing, layout, listen};
+use super::{existing, layout, ports};
 use crate::codec;
 use crate::config::{Config, Secret};
 use crate::ha::record::{Member, MemberKind};
@@ -46,7 +46,7 @@ pub(super) async fn join(
         free_disk_bytes: free_bytes(existing(&config.postgres.data_dir)).context("measure the free disk")?,
         probe_key: probe_key.clone(),
     };
-    let listeners = listen(&config.peer, "peer").await?;
+    let listeners = ports::listen(&config.peer, ports::PEER).await?;
     let mut sockets = Vec::new();
     for listener in listeners {
         let address = listener.local_addr().context("see the peer port's address")?;

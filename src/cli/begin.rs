@@ -231,7 +231,7 @@ fn adoptable(config: &Config, owner: Option<(Uid, Gid)>, running: RunningServer)
             );
             return Err(CliError::Refused(text));
         }
-        app::require_own_ports(config).map_err(as_ended)?;
+        app::ports::require_own(config).map_err(|error| as_ended(error.into()))?;
     }
     let folder = config.postgres.data_dir.display();
     let mut lines =

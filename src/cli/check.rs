@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use super::CliError;
 use super::args::Cli;
+use super::here::{self, Told};
 use super::show::Out;
-use super::{CliError, local};
 use crate::ha::state::NodeState;
 use crate::node::status::Status;
 
@@ -34,13 +35,12 @@ impl Verdict {
 }
 
 pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
-    let status = match local::client(cli) {
-        Ok(client) => client.status().await.map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    let (verdict, reasons) = match status {
-        Ok(status) => judge(&status),
-        Err(error) => (Verdict::Unknown, vec![error]),
+    let (verdict, reasons) = match here::status(cli).await {
+        Ok(Told { mut status, notice }) => {
+            status.cluster.warnings.splice(0..0, notice);
+            judge(&status)
+        }
+        Err(error) => (Verdict::Unknown, vec![error.to_string()]),
     };
     let text = format!("HASUP {}: {}", verdict.word(), reasons.join("; "));
     out.answer(&json!({"verdict": verdict.word(), "reasons": reasons}), &text)?;
@@ -53,6 +53,10 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
     let mut note = |verdict, reason: String| found.push((verdict, reason));
     if let Some(age_ms) = status.stale_ms {
         note(Verdict::Critical, format!("the loop of {} has not looked for {} s", status.me, age_ms / 1000));
+    }
+    if let Some(not_a_member) = &status.not_a_member {
+        // the rest is of the past
+        return (Verdict::Critical, vec![not_a_member.clone()]);
     }
     if !status.cluster.majority {
         note(Verdict::Critical, format!("{} hears no majority of the voters", status.me));
@@ -116,6 +120,13 @@ mod tests {
         full.nodes[0].troubles = vec![TroubleStatus { text: text.clone(), is_critical: true }];
         full.cluster.warnings.push(text.clone());
         assert_eq!(judge(&full), (Verdict::Critical, vec![text, "n3 is silent".to_owned()]), "and is said once");
+        let mut removed = example();
+        removed.not_a_member = Some("n1 is no member".to_owned());
+        assert_eq!(
+            judge(&removed),
+            (Verdict::Critical, vec!["n1 is no member".to_owned()]),
+            "nothing else is of the present"
+        );
         let mut well = example();
         well.nodes.truncate(2);
         assert_eq!(judge(&well), (Verdict::Ok, vec!["n1 is active, 2 nodes".to_owned()]));

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::args::{CaCommand, Cli, Command, NodesCommand, OptionsCommand, TokenCommand};
+use super::here::{self, Told};
 use super::show::{self, Out, table};
 use super::{CliError, local};
 use crate::config::Secret;
@@ -16,14 +17,14 @@ use crate::node::options;
 pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
     match &cli.command {
         Command::Status => {
-            let status = local::client(cli)?.status().await?;
-            local::remember(&status);
-            out.answer(&status, &show::status(&status))?;
+            let Told { mut status, notice } = here::status(cli).await?;
+            let text = show::status(&status, notice.as_deref());
+            status.cluster.warnings.splice(0..0, notice);
+            out.answer(&status, &text)?;
         }
         Command::Nodes { command: NodesCommand::List } => {
-            let status = local::client(cli)?.status().await?;
-            local::remember(&status);
-            out.answer(&status.nodes, &show::nodes(&status))?;
+            let Told { status, notice } = here::status(cli).await?;
+            out.answer(&status.nodes, &show::nodes(&status, notice.as_deref()))?;
         }
         _ => {
             let answer = local::client(cli)?.request(&request(cli)?).await?;

@@ -69,8 +69,20 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Returns the table of `nodes list`.
-pub(super) fn nodes(status: &Status) -> String {
+/// Returns the page of `nodes list`: `notice`, where another node had to answer than was meant, and the table.
+pub(super) fn nodes(status: &Status, notice: Option<&str>) -> String {
+    let mut text = first_line(notice);
+    if let Some(not_a_member) = &status.not_a_member {
+        text += &format!("{not_a_member}\n");
+    }
+    text + &node_table(status)
+}
+
+fn first_line(notice: Option<&str>) -> String {
+    notice.map(|notice| format!("{notice}\n\n")).unwrap_or_default()
+}
+
+fn node_table(status: &Status) -> String {
     let row = |node: &NodeStatus| {
         let lag = match (node.is_reachable, node.lag_bytes, node.heard_ms_ago) {
             (true, Some(bytes), _) => Size(bytes).to_string(),
@@ -88,14 +100,25 @@ pub(super) fn nodes(status: &Status) -> String {
         text +=
             &format!("OLD: the loop of {} has not looked for {} s; all this is as old.\n", status.me, age_ms / 1000);
     }
-    if !status.cluster.majority {
+    if !status.cluster.majority && status.not_a_member.is_none() {
         text += "MINORITY: this node hears no majority of the voters; what it shows of others may be old.\n";
     }
     text
 }
 
-/// Returns the page of `status`.
-pub(super) fn status(status: &Status) -> String {
+/// Returns the page of `status`, behind `notice` where another node had to answer than was meant.
+pub(super) fn status(status: &Status, notice: Option<&str>) -> String {
+    let mut text = first_line(notice);
+    if let Some(not_a_member) = &status.not_a_member {
+        let others = status.nodes.iter().filter(|node| node.name != status.me);
+        let others: Vec<_> = others.map(|node| format!("  {} {}\n", node.name, node.address)).collect();
+        text += &format!("{not_a_member}\n");
+        return if others.is_empty() {
+            text
+        } else {
+            text + "\nits last members, as far as it knows:\n" + &others.concat()
+        };
+    }
     let cluster = &status.cluster;
     let active = match &status.active {
         Some(name) => match status.node(name).map(|node| node.state) {
@@ -107,7 +130,7 @@ pub(super) fn status(status: &Status) -> String {
     let id = if cluster.id.is_empty() { "-" } else { &cluster.id };
     let name =
         if cluster.name.is_empty() || cluster.name == *id { id.to_owned() } else { format!("{} ({id})", cluster.name) };
-    let mut text = format!(
+    text += &format!(
         "cluster {name}, generation {}: {active}, durability {}\n",
         cluster.generation,
         durability_name(cluster.durability),
@@ -115,7 +138,7 @@ pub(super) fn status(status: &Status) -> String {
     if !cluster.failure_cost.is_empty() {
         text += &format!("{}\n", cluster.failure_cost);
     }
-    text += &format!("\n{}", nodes(status));
+    text += &format!("\n{}", node_table(status));
     let list = |title: &str, lines: &[String]| {
         let items: String = lines.iter().map(|line| format!("  {line}\n")).collect();
         if lines.is_empty() { String::new() } else { format!("\n{title}\n{items}") }
@@ -227,12 +250,12 @@ n1    10.0.0.1:7400  active   follower  100       0 B          0.1.0
 n2    10.0.0.2:7400  standby  leader    never     19 MB        0.1.0
 n3    10.0.0.3:7400  failed   unknown   100       silent 12 s  0.1.0
 ";
-        assert_eq!(nodes(&example()), expected);
+        assert_eq!(nodes(&example(), None), expected);
         let mut cut_off = example();
         cut_off.cluster.majority = false;
-        assert!(nodes(&cut_off).contains("MINORITY"));
+        assert!(nodes(&cut_off, None).contains("MINORITY"));
         cut_off.stale_ms = Some(12_345);
-        assert!(nodes(&cut_off).contains("has not looked for 12 s"));
+        assert!(nodes(&cut_off, None).contains("has not looked for 12 s"));
     }
 
     #[test]
@@ -248,15 +271,34 @@ n3    10.0.0.3:7400  failed   unknown   100       silent 12 s  0.1.0
     }
 
     #[test]
+    fn a_removed_node_speaks_of_itself_alone() {
+        let mut removed = example();
+        removed.not_a_member = Some("n1 is no member of this cluster any more. To join again: do so".to_owned());
+        removed.cluster.majority = false;
+        removed.cluster.failure_cost = "No node takes writes".to_owned();
+        let expected = "\
+n1 is no member of this cluster any more. To join again: do so
+
+its last members, as far as it knows:
+  n2 10.0.0.2:7400
+  n3 10.0.0.3:7400
+";
+        assert_eq!(status(&removed, None), expected);
+        assert!(nodes(&removed, None).starts_with("n1 is no member") && !nodes(&removed, None).contains("MINORITY"));
+    }
+
+    #[test]
     fn status_says_who_is_active_and_what_a_failure_would_cost() {
         let mut cluster = example();
         cluster.cluster.warnings.push("n3 is silent".to_owned());
-        let text = status(&cluster);
+        let text = status(&cluster, None);
         assert!(
             text.starts_with("cluster prod (c0ffee), generation 7: n1 is active, durability two_nodes\nThe failure of"),
             "{text}"
         );
         assert!(text.ends_with("\nwarnings:\n  n3 is silent\n"), "{text}");
+        let behind = status(&cluster, Some("hasup does not run here"));
+        assert_eq!(behind, format!("hasup does not run here\n\n{text}"), "the rest is another node's word");
         assert_eq!(moment(0), "1970-01-01T00:00:00Z");
     }
 }

@@ -31,6 +31,7 @@ use super::state::{Due, GuardState};
 use super::{deadline_socket_path, socket_path};
 use crate::sys::clock::boot_now;
 use crate::sys::fs::write_volatile;
+use crate::sys::journal::{self, Priority};
 use crate::sys::priority;
 use crate::types::{BootTime, Generation};
 
@@ -115,7 +116,7 @@ fn take_precedence() {
         missing.push(format!("locked memory ({error})"));
     }
     if !missing.is_empty() {
-        log(&format!("it works without {}", missing.join(" and ")));
+        log(Priority::Info, &format!("it works without {}", missing.join(" and ")));
     }
 }
 
@@ -191,7 +192,7 @@ impl Guard {
     fn stop_strays(&mut self) -> bool {
         self.processes_left = self.postgres.is_some() || !self.scan().is_empty();
         if self.processes_left && self.postgres.is_none() && !self.state.is_stopping() {
-            log("PostgreSQL processes without a guard are stopped");
+            log(Priority::Warning, "PostgreSQL processes without a guard are stopped");
             self.state.begin_stop(StopMode::Immediate { kill_after: STRAY_KILL_AFTER }, boot_now());
         }
         self.processes_left
@@ -267,9 +268,11 @@ impl Guard {
                     signal: status.terminating_signal(),
                     at: boot_now(),
                 };
-                log(&format!("PostgreSQL ended: {exit:?}"));
+                let is_meant = self.state.is_stopping();
+                let priority = if is_meant { Priority::Info } else { Priority::Warning };
+                log(priority, &format!("PostgreSQL has ended: {exit}"));
                 self.last_exit = Some(exit);
-                if !self.state.is_stopping() {
+                if !is_meant {
                     // What it left behind goes too; mostly nothing is left and the next look says so.
                     self.state.begin_stop(StopMode::Immediate { kill_after: STRAY_KILL_AFTER }, boot_now());
                 }
@@ -299,7 +302,8 @@ impl Guard {
             }
         }
         if was_fencing != self.state.fence() {
-            log(&format!("fence: {:?}", self.state.fence()));
+            let told = self.state.fence().map(|fence| fence.to_string()).unwrap_or_default();
+            log(Priority::Warning, &told);
         }
     }
 
@@ -418,7 +422,7 @@ impl Guard {
                 return Err(format!("watch PostgreSQL: {error}"));
             }
         };
-        log(&format!("PostgreSQL started with process id {pid}"));
+        log(Priority::Info, &format!("PostgreSQL started with process id {pid}"));
         self.postgres = Some(Postgres { process: PostgresProcess { pid, since: boot_now() }, pidfd });
         self.processes_left = true;
         Ok(())
@@ -557,7 +561,7 @@ fn spawn(spec: &StartSpec, mark: &Path) -> io::Result<u32> {
 
 /// The guard's log is its standard error, written by a thread of its own: a stuck disk or journal may hold that up, never the
 /// thread that fences. A line that finds the queue full is dropped.
-fn log(text: &str) {
+fn log(priority: Priority, text: &str) {
     static LINES: OnceLock<Option<SyncSender<String>>> = OnceLock::new();
     let lines = LINES.get_or_init(|| {
         let (sender, lines) = sync_channel::<String>(LOG_LINES_MAX);
@@ -569,7 +573,8 @@ fn log(text: &str) {
         std::thread::Builder::new().name("guard-log".to_owned()).spawn(write).ok().map(|_| sender)
     });
     if let Some(lines) = lines {
-        let _full = lines.try_send(format!("guard {}: {text}\n", boot_now()));
+        let line = format!("guard {}: {text}\n", boot_now());
+        let _full = lines.try_send(if journal::reads_stderr() { journal::stamped(priority, &line) } else { line });
     }
 }
 

@@ -1,5 +1,6 @@
 //! What daemon and guard say to each other: one JSON object a line over the stream, 24 bytes a datagram.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -121,6 +122,16 @@ pub struct PostgresExit {
     pub at: BootTime,
 }
 
+impl fmt::Display for PostgresExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "process {} exited with status {code}", self.pid),
+            (None, Some(signal)) => write!(f, "process {} was killed by signal {signal}", self.pid),
+            (None, None) => write!(f, "process {} is gone", self.pid),
+        }
+    }
+}
+
 /// A fence under way or done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FenceStatus {
@@ -130,6 +141,22 @@ pub struct FenceStatus {
     pub begun: BootTime,
     /// When no process of PostgreSQL was left; absent while it goes on.
     pub complete: Option<BootTime>,
+}
+
+impl fmt::Display for FenceStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.generation {
+            Some(generation) => write!(f, "the fence of generation {generation}")?,
+            None => f.write_str("the fence of a PostgreSQL without a lease")?,
+        }
+        match self.complete {
+            None => f.write_str(" has begun: PostgreSQL is killed"),
+            Some(complete) => {
+                let took = complete.since(self.begun).as_millis();
+                write!(f, " is complete after {took} ms: no process of PostgreSQL is left")
+            }
+        }
+    }
 }
 
 /// All that the guard knows.
@@ -183,6 +210,20 @@ pub fn decode_extension(bytes: &[u8]) -> Option<(Generation, BootTime)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_guard_logs_are_sentences() {
+        let ms = BootTime::from_millis;
+        let exit = |code, signal| PostgresExit { pid: 7, code, signal, at: ms(1) }.to_string();
+        assert_eq!(exit(None, Some(9)), "process 7 was killed by signal 9");
+        assert_eq!(exit(Some(1), None), "process 7 exited with status 1");
+        let fence = |generation, complete| FenceStatus { generation, begun: ms(10), complete }.to_string();
+        assert_eq!(fence(Some(Generation(2)), None), "the fence of generation 2 has begun: PostgreSQL is killed");
+        assert_eq!(
+            fence(None, Some(ms(26))),
+            "the fence of a PostgreSQL without a lease is complete after 16 ms: no process of PostgreSQL is left"
+        );
+    }
 
     #[test]
     fn extension_survives_the_way_and_hostile_bytes_are_refused() {

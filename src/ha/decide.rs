@@ -204,7 +204,9 @@ fn wait_for_job(job: &Job, draft: &mut Draft<'_>) {
     let what = match job {
         Job::Starting => "PostgreSQL to start".to_owned(),
         Job::StoppingCleanly => "PostgreSQL to stop".to_owned(),
-        Job::Rebuilding => "the database to be rebuilt from the active node".to_owned(),
+        Job::Rebuilding => "the database to be rewound or copied anew".to_owned(),
+        Job::Rewinding => "the database to be rewound to the active node's history".to_owned(),
+        Job::Copying { from } => format!("the database to be copied from node {from}"),
         Job::CheckingLineage => "the active node's history".to_owned(),
         Job::Promoting => "PostgreSQL to be promoted".to_owned(),
         Job::SettingNames => "the new commit set to be in effect".to_owned(),

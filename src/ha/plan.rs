@@ -152,6 +152,34 @@ impl Step {
     }
 }
 
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PersistAcknowledged { generation } => write!(f, "note that generation {generation} is acknowledged"),
+            Self::PersistLeaseSpan { span } => write!(f, "note that leases of {span:?} are acknowledged"),
+            Self::PersistBar { generation } => write!(f, "bar generation {generation}"),
+            Self::CutReceiver { generation } => write!(f, "cut what streams under generation {generation}"),
+            Self::PersistResignation { generation, .. } => write!(f, "note that generation {generation} is resigned"),
+            Self::Fence { generation } => write!(f, "fence PostgreSQL of generation {generation}"),
+            Self::Disarm { generation } => write!(f, "take the deadline of generation {generation} off the guard"),
+            Self::PutStandbySignal => f.write_str("put standby.signal in place"),
+            Self::StartPostgres => f.write_str("start PostgreSQL"),
+            Self::Follow(followed) => write!(f, "follow node {}", followed.node),
+            Self::Fetch { from, .. } => write!(f, "fetch log from node {from}"),
+            Self::CheckLineage { node, .. } => write!(f, "compare histories with node {node}"),
+            Self::Rejoin { from, .. } => write!(f, "rebuild the database after node {from}"),
+            Self::CopyDatabase { from, .. } => write!(f, "copy the database of node {from}"),
+            Self::PersistIntact => f.write_str("note that the rebuilt data is whole"),
+            Self::ArmGuard { generation, .. } => write!(f, "arm the guard for generation {generation}"),
+            Self::SetNames { generation, .. } => write!(f, "set what commits of generation {generation} wait for"),
+            Self::Promote { timeline, .. } => write!(f, "promote PostgreSQL to timeline {timeline}"),
+            Self::PrepareSwitchover { .. } => f.write_str("prepare PostgreSQL's stop"),
+            Self::StopCleanly { .. } => f.write_str("stop PostgreSQL in order"),
+            Self::ProbeWrite { .. } => f.write_str("write through the standbys"),
+        }
+    }
+}
+
 /// Why a node waits instead of going on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WaitingOn {

@@ -131,6 +131,17 @@ pub enum AssignmentReason {
     VotersChanged,
 }
 
+impl AssignmentReason {
+    /// Returns whether it was to be expected; else an operator should know.
+    pub fn is_in_order(&self) -> bool {
+        match self {
+            Self::Bootstrap | Self::VotersChanged => true,
+            Self::Silent { .. } | Self::Renewed => false,
+            Self::Resigned { because, .. } => because.is_in_order(),
+        }
+    }
+}
+
 /// Why an active node gave its role up (L7).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ResignReason {
@@ -156,6 +167,16 @@ impl ResignReason {
         match self {
             Self::PostgresFailed | Self::PromotionFailed => true,
             Self::LeaseOver | Self::Switchover | Self::Stopping | Self::Restarted | Self::Superseded => false,
+        }
+    }
+
+    /// Returns whether somebody wanted it so; else an operator should know.
+    pub fn is_in_order(&self) -> bool {
+        match self {
+            Self::Switchover | Self::Stopping => true,
+            Self::LeaseOver | Self::PostgresFailed | Self::PromotionFailed | Self::Restarted | Self::Superseded => {
+                false
+            }
         }
     }
 }

@@ -186,8 +186,15 @@ pub enum Job {
     Starting,
     /// PostgreSQL is being stopped cleanly for a switchover.
     StoppingCleanly,
-    /// The data is being copied or rewound.
+    /// The data is being copied or rewound; which of them is not known yet.
     Rebuilding,
+    /// The data is being rewound.
+    Rewinding,
+    /// The data is being copied.
+    Copying {
+        /// From this node.
+        from: NodeId,
+    },
     /// The history of the active node is being compared with ours.
     CheckingLineage,
     /// PostgreSQL is being promoted.

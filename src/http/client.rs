@@ -84,14 +84,28 @@ impl Client {
         Ok(Self { targets, api_token, tls })
     }
 
+    /// Returns whom it asks, in order.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
     /// Returns what the first reachable node says.
     ///
     /// # Errors
     /// `unreachable` where none answers, else what the node says.
     pub async fn status(&self) -> Result<Status, HandleError> {
+        self.status_from().await.map(|(status, _)| status)
+    }
+
+    /// Returns what the first reachable node says, and which one of the targets that is.
+    ///
+    /// # Errors
+    /// `unreachable` where none answers, else what the node says.
+    pub async fn status_from(&self) -> Result<(Status, &Target), HandleError> {
         let call = Call { method: Method::GET, target: "/v1/status".to_owned(), body: Vec::new() };
-        let body = self.call(&call, STATUS_LIMIT, true).await?;
-        serde_json::from_slice(&body).map_err(|error| not_understood(&error))
+        let (body, from) = self.call(&call, STATUS_LIMIT, true).await?;
+        let status = serde_json::from_slice(&body).map_err(|error| not_understood(&error))?;
+        Ok((status, from))
     }
 
     /// Asks the first reachable node for `request`.
@@ -101,15 +115,15 @@ impl Client {
     /// # Errors
     /// `unreachable` where none could be asked, `unknown` where the outcome is not known, else what the node says.
     pub async fn request(&self, request: &Request) -> Result<Answer, HandleError> {
-        let body = self.call(&write(request), request.time_limit() + ANSWER_SLACK, request.is_read()).await?;
+        let (body, _) = self.call(&write(request), request.time_limit() + ANSWER_SLACK, request.is_read()).await?;
         read_answer(request, &body).map_err(|error| not_understood(&error))
     }
 
-    async fn call(&self, call: &Call, limit: Duration, is_read: bool) -> Result<Bytes, HandleError> {
+    async fn call(&self, call: &Call, limit: Duration, is_read: bool) -> Result<(Bytes, &Target), HandleError> {
         let mut tried = Vec::new();
         for target in &self.targets {
             match self.call_one(target, call, limit).await {
-                Ok((status, body)) if status.is_success() => return Ok(body),
+                Ok((status, body)) if status.is_success() => return Ok((body, target)),
                 Ok((status, body)) => {
                     return Err(serde_json::from_slice(&body).unwrap_or_else(|_| {
                         let code = if is_read { ErrorCode::Internal } else { ErrorCode::Unknown };

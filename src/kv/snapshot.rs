@@ -15,7 +15,7 @@ use super::table::{Entry, TableFacts, Tombstone};
 use super::watch::Changes;
 use crate::codec::{CodecError, decode, encode};
 use crate::ha::record::{Assignment, ClusterIdentity, Goals, JoinToken, Member, Options, Trust};
-use crate::types::NodeId;
+use crate::types::{NodeId, NodeName};
 
 /// The last byte is the format.
 const MAGIC: [u8; 8] = *b"HASUPSS\x01";
@@ -55,6 +55,7 @@ enum Section {
     Requests(Vec<(u128, Reply)>),
     Entries(Vec<(Bytes, Entry)>),
     Tombstones(Vec<Tombstone>),
+    Former(Vec<(NodeId, NodeName)>),
 }
 
 /// What there is one of.
@@ -91,6 +92,7 @@ pub fn write(state: &State, label: &[u8], out: impl Write) -> io::Result<()> {
     };
     write_frame(&mut out, &Section::Facts(Box::new(facts)))?;
     write_in_frames(&mut out, state.members.values().cloned(), Section::Members)?;
+    write_in_frames(&mut out, state.former.iter().map(|(id, name)| (*id, name.clone())), Section::Former)?;
     write_in_frames(&mut out, state.tokens.values().cloned(), Section::Tokens)?;
     write_in_frames(&mut out, state.events.iter().cloned(), Section::Events)?;
     let replies = state.requests.iter().filter_map(|id| Some((*id, state.replies.get(id)?.clone())));
@@ -127,6 +129,7 @@ pub fn read(input: impl Read) -> Result<(Vec<u8>, State), SnapshotError> {
         match decode::<Section>(&frame)? {
             Section::Facts(facts) => label = Some(restore_facts(&mut state, *facts)),
             Section::Members(members) => state.members.extend(members.into_iter().map(|member| (member.id, member))),
+            Section::Former(names) => names.into_iter().for_each(|(id, name)| state.note_former(id, name)),
             Section::Tokens(tokens) => state.tokens.extend(tokens.into_iter().map(|token| (token.id.clone(), token))),
             Section::Events(events) => state.events.extend(events),
             Section::Requests(replies) => {
@@ -252,6 +255,8 @@ mod tests {
     fn rich() -> Log {
         let mut log = Log::new();
         log.propose(add("n1", "a:1"));
+        log.propose(add("gone", "g:1"));
+        log.propose(Command::RemoveMember { id: NodeId(2) });
         log.propose(Command::SetAssignment { expected: 0, assignment: record(1, 1) });
         log.propose(Command::PutToken {
             token: JoinToken { id: "t".into(), secret_hash: [3; 32], expires_at: u64::MAX },

@@ -11,12 +11,15 @@ use super::command::{Command, NewMember, Proposal, Refusal, Reply};
 use super::table::Table;
 use super::watch::Changes;
 use crate::ha::record::{Assignment, ClusterIdentity, Event, Goals, JoinToken, Member, Options, Trust};
-use crate::types::NodeId;
+use crate::types::{NodeId, NodeName};
 
 /// How many events the history holds.
 pub const EVENTS_KEPT: usize = 10_000;
 /// How many request ids are remembered with their replies.
 pub const REQUESTS_REMEMBERED: usize = 50_000;
+
+/// How many former members are known by name.
+pub const FORMER_KEPT: usize = 1000;
 
 /// The key whose value is the bare name of the active node.
 pub const NEXT_MASTER_KEY: &str = "hasup/next_master";
@@ -85,6 +88,8 @@ pub struct State {
     pub assignment: Option<Versioned<Assignment>>,
     /// The members by number.
     pub members: OrdMap<NodeId, Arc<Member>>,
+    /// The names that the newest members who are none any more had last, by number: for people, who read of them in the history.
+    pub former: OrdMap<NodeId, NodeName>,
     /// The log index of the last change of any member.
     pub members_index: u64,
     /// The number that the next member gets.
@@ -137,6 +142,11 @@ impl State {
     /// Returns the member of that name.
     pub fn member_named(&self, name: &str) -> Option<&Member> {
         self.members.values().map(Arc::as_ref).find(|member| member.name.as_str() == name)
+    }
+
+    /// Returns what the member `id` is called, or was last called.
+    pub fn name_of(&self, id: NodeId) -> Option<&NodeName> {
+        self.members.get(&id).map(|member| &member.name).or_else(|| self.former.get(&id))
     }
 
     /// Returns the log index of the record's last change, 0 if there is none: what [`Command::SetAssignment`] must expect.
@@ -254,9 +264,9 @@ impl State {
     }
 
     fn remove_member(&mut self, index: u64, id: NodeId) -> Result<(), NotApplied> {
-        if !self.members.contains_key(&id) {
+        let Some(name) = self.members.get(&id).map(|member| member.name.clone()) else {
             return Err(Refusal::UnknownMember { id }.into());
-        }
+        };
         if let Some(record) = &self.assignment {
             if record.node == id {
                 return Err(Refusal::MemberIsActive { id }.into());
@@ -269,10 +279,18 @@ impl State {
         }
         self.members.remove(&id);
         self.members_index = index;
+        self.note_former(id, name);
         Ok(())
     }
 
-    fn check_unique(&self, id: NodeId, name: &crate::types::NodeName, addresses: &[String]) -> Result<(), Refusal> {
+    pub(super) fn note_former(&mut self, id: NodeId, name: NodeName) {
+        self.former.insert(id, name);
+        while self.former.len() > FORMER_KEPT {
+            self.former = self.former.without_min().1;
+        }
+    }
+
+    fn check_unique(&self, id: NodeId, name: &NodeName, addresses: &[String]) -> Result<(), Refusal> {
         for other in self.members.values().filter(|other| other.id != id) {
             if other.name == *name {
                 return Err(Refusal::NameTaken { name: name.clone(), by: other.id });
@@ -499,6 +517,23 @@ pub(super) mod tests {
         assert_eq!(refused(remove(3)), Refusal::MemberInSets { id: NodeId(3) });
         assert_eq!(remove(4), Reply::Applied { index: 9 });
         assert_eq!(refused(remove(4)), Refusal::UnknownMember { id: NodeId(4) });
+        let name = |id| log.state.name_of(NodeId(id)).map(ToString::to_string);
+        assert_eq!(
+            (name(3), name(4), name(5)),
+            (Some("n3".into()), Some("n4".into()), None),
+            "who was removed keeps a name"
+        );
+    }
+
+    #[test]
+    fn the_names_of_former_members_are_bounded() {
+        let mut log = Log::new();
+        for id in 1..=FORMER_KEPT as u64 + 2 {
+            log.propose(add("n", "a:1"));
+            assert!(matches!(log.propose(Command::RemoveMember { id: NodeId(id) }), Reply::Applied { .. }));
+        }
+        let names = &log.state.former;
+        assert_eq!((names.len(), names.get_min().map(|(id, _)| *id)), (FORMER_KEPT, Some(NodeId(3))));
     }
 
     #[test]

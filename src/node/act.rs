@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 
 use super::Shared;
 use super::database::{JobPlace, Rebuilt, to_postgres};
+use super::events::why_rebuilt;
 use super::names::name_of;
 use crate::guard::{GuardError, Lease, StopMode};
 use crate::ha::durable::DataState;
@@ -80,12 +81,13 @@ impl Shared {
             }
             Step::PersistResignation { generation, reason } => {
                 let event = self.event_of_resignation(generation, &reason);
+                let is_odd = !reason.is_in_order();
                 self.remember(move |facts| {
                     facts.resigned = facts.resigned.max(generation);
                     facts.resign_reason = Some(reason);
                 })
                 .await?;
-                self.tell(event);
+                self.tell(event, is_odd);
                 Ok(())
             }
             Step::PersistIntact => {
@@ -289,7 +291,7 @@ impl Shared {
         self.postgres.postgres.follow(&Follow { generation: under, source, reader: Reader::Fetch })?;
         self.postgres.note_change();
         if is_new {
-            self.tell(self.event_of_fetch(under, from));
+            self.tell(self.event_of_fetch(under, from), true);
         }
         Ok(())
     }
@@ -451,7 +453,7 @@ impl Shared {
             Ok(PeerResponse::TimelineHistory { file: None }) => {
                 Err("the active node has not been promoted yet".to_owned())
             }
-            Ok(other) => Err(format!("the active node answered {other:?}")),
+            Ok(other) => Err(format!("the active node said: {}", other.why_not())),
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = compared {
@@ -485,6 +487,7 @@ impl Shared {
         let programs = self.postgres.postgres.programs().clone();
         let ssl = self.postgres.postgres.settings().ssl.clone();
         let parted = self.postgres.parted();
+        let why = why_rebuilt(self.durable.get().data, parted);
         if parted.is_some() {
             self.postgres.keep_parted(parted)?;
         }
@@ -501,12 +504,12 @@ impl Shared {
 
         let mut is_rewound = false;
         if may_rewind && parted.is_none() {
-            tracing::info!("no rewind: the histories have nothing in common, or the log for it is gone");
+            tracing::info!("no rewind: {why}");
         }
         // a copy that was begun goes on: what is there may be the copy already
         let may_rewind = may_rewind && !basebackup::is_pending(&layout);
         if let (true, Some(parted)) = (may_rewind, parted) {
-            place.becomes(Job::Rebuilding);
+            place.becomes(Job::Rewinding);
             self.ask_for_checkpoint(from, generation, CHECKPOINT_LIMIT).await?;
             let label = format!("{}", wall_now().as_secs());
             let rewind = Rewind {
@@ -538,7 +541,7 @@ impl Shared {
         let copied_from = if is_rewound {
             None
         } else {
-            let copied_from = self.copy(from, ssl).await?;
+            let copied_from = self.copy(from, ssl, place).await?;
             rewind::forget(&layout)?;
             Some(copied_from)
         };
@@ -549,8 +552,8 @@ impl Shared {
         self.postgres.note_rebuilt(Rebuilt { promoted, timeline: is_still_active.then_some(source_timeline) })?;
         self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
         self.postgres.keep_parted(None)?;
-        let event = self.event_of_rebuild(generation, copied_from);
-        self.tell(event);
+        let event = self.event_of_rebuild(generation, copied_from, why);
+        self.tell(event, false);
         Ok(())
     }
 
@@ -560,8 +563,9 @@ impl Shared {
     /// node's own log went after the copy (`until`): so it does not matter which of them it was read from.
     ///
     /// Returns who was copied.
-    async fn copy(&self, active: NodeId, ssl: SslPaths) -> Result<NodeId, StepError> {
+    async fn copy(&self, active: NodeId, ssl: SslPaths, place: &JobPlace) -> Result<NodeId, StepError> {
         if let Some(standby) = self.hear_standby_of(active).await {
+            place.becomes(Job::Copying { from: standby });
             match self.copy_from(standby, ssl.clone(), Some(COPY_SILENCE_LIMIT)).await {
                 // promoted, frozen or led elsewhere meanwhile, or its log lacks what a copy of a standby needs
                 Err(StepError::Postgres(error @ PgError::Tool(ExecError::Failed { .. } | ExecError::Stuck { .. }))) => {
@@ -571,6 +575,7 @@ impl Shared {
             }
         }
         // who hangs as the active node is replaced, and the copy breaks off
+        place.becomes(Job::Copying { from: active });
         self.copy_from(active, ssl, None).await.map(|()| active)
     }
 
@@ -635,7 +640,7 @@ impl Shared {
         let request = PeerRequest::Checkpoint { generation };
         match self.peers.call(node, MemberProtocol::Bulk, request, limit).await {
             Ok(PeerResponse::Checkpointed) => Ok(()),
-            Ok(other) => Err(StepError::Unknown(format!("node {node} made no checkpoint: {other:?}"))),
+            Ok(other) => Err(StepError::Unknown(format!("node {node} made no checkpoint: {}", other.why_not()))),
             Err(error) => Err(StepError::Unknown(error.to_string())),
         }
     }

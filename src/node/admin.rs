@@ -143,7 +143,7 @@ impl Shared {
                 member.nofailover = nofailover.unwrap_or(member.nofailover);
                 let (priority, nofailover) = (member.priority, member.nofailover);
                 self.write(Command::PutMember { member }, None, WRITE_LIMIT).await?;
-                Ok(Done::answer(format!("Node {name} has priority {priority} and nofailover {nofailover}")))
+                Ok(Done::answer(format!("{name} has priority {priority} and nofailover {nofailover}")))
             }
             Request::NodesRemove { name } => self.remove(&name).await,
             Request::Leave => {
@@ -212,7 +212,7 @@ impl Shared {
         let (from, holder, target) = loop {
             match self.look_before_switchover(to.as_deref())? {
                 Readiness::Ready { from, holder, to } => break (from, holder, to),
-                Readiness::Active(name) => return Ok(Done::answer(format!("Node {name} is active already"))),
+                Readiness::Active(name) => return Ok(Done::answer(format!("{name} is active already"))),
                 // it may be coming back from the last one
                 Readiness::NotYet(why) => match timeout_at(limit, rounds.changed()).await {
                     Ok(Ok(())) => {}
@@ -234,7 +234,7 @@ impl Shared {
         let (node, generation) = self.wait_for_handover(from).await?;
         let name = name_of(node, &self.state());
         if target.map_or(Some(node) != holder, |target| target == node) {
-            return Ok(Done::answer(format!("Node {name} is active under generation {generation}")));
+            return Ok(Done::answer(format!("{name} is active under generation {generation}")));
         }
         Err(refused(format!(
             "The role was handed over and did not come to the node that it was meant for: {name} is active under generation {generation}. \
@@ -251,7 +251,7 @@ impl Shared {
         let target = to.map(|name| find(&state, name)).transpose()?;
         if let Some(Member { name, .. }) = target.filter(|member| member.kind == MemberKind::Witness) {
             return Err(refused(format!(
-                "Node {name} is a witness and holds no PostgreSQL. Nothing was done. Name a data node"
+                "{name} is a witness and holds no PostgreSQL. Nothing was done. Name a data node"
             )));
         }
         let pulse = self.pulses.view();
@@ -300,7 +300,7 @@ impl Shared {
         }
         let why = match target {
             Some(Member { name, .. }) => format!(
-                "Node {name} does not stream from the active node, or is not fit, so it cannot take over without a gap. Nothing was \
+                "{name} does not stream from the active node, or is not fit, so it cannot take over without a gap. Nothing was \
                  done. See `hasup status`, and wait until it streams"
             ),
             None => {
@@ -374,13 +374,13 @@ impl Shared {
         let is_active = |state: &State| state.assignment.as_ref().is_some_and(|record| record.value.node == id);
         if is_active(&state) {
             return Err(refused(format!(
-                "Node {name} is active and was not removed. Run `hasup switchover` first, then repeat this"
+                "{name} is active and was not removed. Run `hasup switchover` first, then repeat this"
             )));
         }
         let why = WhyRecord {
             facts: vec![format!("an operator asked to remove {name}")],
             rule: "an operator's order".to_owned(),
-            step: format!("removes node {name}"),
+            step: format!("removes {name}"),
         };
         let generation = state.assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
         self.change_goals(None, |goals| goals.removing(id)).await?;
@@ -399,7 +399,7 @@ impl Shared {
             return Err(HandleError::new(
                 ErrorCode::Unknown,
                 format!(
-                    "Node {name} still votes or holds commits; the leader goes on taking it out. See `hasup status`, then repeat this"
+                    "{name} still votes or holds commits; the leader goes on taking it out. See `hasup status`, then repeat this"
                 ),
             ));
         }
@@ -414,7 +414,7 @@ impl Shared {
             tracing::info!(%error, "the wish to remove a node that is out is still noted");
         }
         Ok(Done::answer(format!(
-            "Node {name} is no member any more. Empty its data directory (`hasup destroy` there) before it joins again"
+            "{name} is no member any more. Empty its data directory (`hasup destroy` there) before it joins again"
         )))
     }
 
@@ -467,12 +467,9 @@ impl Shared {
     fn history(&self, limit: u32) -> Vec<EventInfo> {
         let state = self.state();
         let skip = state.events.len().saturating_sub(limit as usize);
-        let name_of = |node: NodeId| {
-            state.members.get(&node).map_or_else(|| format!("node {node}"), |member| member.name.to_string())
-        };
         let info = |stored: &crate::kv::StoredEvent| EventInfo {
             id: stored.id.index,
-            node: name_of(stored.event.by),
+            node: name_of(stored.event.by, &state),
             event: stored.event.clone(),
         };
         state.events.iter().skip(skip).map(|stored| info(stored)).collect()

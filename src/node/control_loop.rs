@@ -14,7 +14,7 @@ use super::publish;
 use super::status::Status;
 use super::views::RecordClock;
 use crate::ha::decide::decide;
-use crate::ha::plan::{Plan, WaitingOn};
+use crate::ha::plan::{Plan, Step, WaitingOn};
 use crate::ha::pulse::{Report, Stance};
 use crate::ha::rules::Rules;
 use crate::ha::state::NodeState;
@@ -33,6 +33,8 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
 const HOT_FOR: Duration = Duration::from_secs(10);
 /// How long a node that stops waits for its successor.
 const LINGER: Duration = Duration::from_secs(3);
+/// Where the log ends is not known for some milliseconds after each change of whom PostgreSQL follows: only what lasts is worth a line.
+const READING_TOLD_AFTER: Duration = Duration::from_millis(500);
 /// How often host names of members are resolved anew for the pulses.
 const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
@@ -59,6 +61,8 @@ pub(super) async fn run(shared: Arc<Shared>, published: watch::Sender<Arc<Status
         resolved_at: Instant::now(),
         resolved: BTreeMap::new(),
         logged: None,
+        has_promoted: false,
+        reading_since: None,
         changed_at: Instant::now(),
         failed: None,
         publisher: publish::Publisher::default(),
@@ -144,7 +148,12 @@ struct ControlLoop {
     members_index: Option<u64>,
     resolved_at: Instant,
     resolved: BTreeMap<NodeId, Vec<std::net::SocketAddr>>,
-    logged: Option<(NodeState, Vec<String>)>,
+    /// The line of state and reasons that was logged last.
+    logged: Option<String>,
+    /// Whether this daemon has ever had PostgreSQL promoted.
+    has_promoted: bool,
+    /// Since when it waits for the end of the log.
+    reading_since: Option<Instant>,
     /// When state or reasons changed last: [`HOT_FOR`] counts from it.
     changed_at: Instant,
     /// The step that failed last, and why: told once, however often it is tried again.
@@ -165,7 +174,7 @@ impl ControlLoop {
         // in effect before any step: whoever bars no longer acknowledges
         shared.pulses.set_stance(plan.stance.clone());
         plan.heed_promise(view.pulse.promise_end, shared.pulses.promise_end());
-        self.log(&plan, &state);
+        self.log(&plan, &view, &state);
         shared.postgres.set_hot(is_in_motion(&plan) && self.changed_at.elapsed() < HOT_FOR);
         shared.plan.send_replace(Arc::new(plan.clone()));
         let status = self.publisher.status(&shared, &state, &view, &plan);
@@ -176,10 +185,10 @@ impl ControlLoop {
         for step in plan.steps.clone() {
             tracing::debug!(?step, "step");
             if let Err(error) = shared.act(step.clone()).await {
-                let failed = format!("{step:?}: {}", chain(&error));
+                let failed = named(&format!("{step}: {}", chain(&error)), &state);
                 // a disk that takes no writes fails it for hours
                 if self.failed.as_ref() != Some(&failed) {
-                    tracing::info!(?step, error = %chain(&error), "step not done; decided afresh");
+                    tracing::info!("step not done; decided afresh: {failed}");
                 }
                 self.failed = Some(failed);
                 has_failed = true;
@@ -281,30 +290,69 @@ impl ControlLoop {
         shared.pulses.set_peers(&peers);
     }
 
-    fn log(&mut self, plan: &Plan, state: &State) {
-        let waiting: Vec<String> = plan.waiting_on.iter().map(ToString::to_string).collect();
-        let now = (plan.state, waiting);
-        if self.logged.as_ref() != Some(&now) {
-            tracing::info!("{}", named(&sentence(now.0, &now.1), state));
-            self.logged = Some(now);
+    /// Whether the primary that this node has under its guard is a former daemon's work: it serves, and only has to be looked at.
+    fn finds_primary(&self, view: &NodeView) -> bool {
+        let is_opened = view.record.as_ref().is_some_and(|record| record.assignment.opened);
+        is_opened && view.guard.armed.is_some() && view.guard.has_processes && !self.has_promoted
+    }
+
+    fn log(&mut self, plan: &Plan, view: &NodeView, state: &State) {
+        self.has_promoted |= plan.steps.iter().any(|step| matches!(step, Step::Promote { .. }));
+        let is_reading = plan.waiting_on.contains(&WaitingOn::LogEnd);
+        self.reading_since = is_reading.then(|| self.reading_since.unwrap_or_else(Instant::now));
+        let is_long = self.reading_since.is_some_and(|since| since.elapsed() >= READING_TOLD_AFTER);
+        let is_stopping = *self.shared.shutdown.borrow() == Some(true);
+        let Some(told) = sentence(plan, is_long, is_stopping, self.finds_primary(view)) else { return };
+        if self.logged.as_ref() != Some(&told) {
+            let line = named(&told, state);
+            let is_suspicion = plan.waiting_on.iter().any(|wait| matches!(wait, WaitingOn::MajoritySuspects { .. }));
+            match plan.state {
+                NodeState::Failed => tracing::error!("{line}"),
+                NodeState::Minority | NodeState::ActiveMinority | NodeState::Fenced => tracing::warn!("{line}"),
+                _ if is_suspicion => tracing::warn!("{line}"),
+                NodeState::Empty
+                | NodeState::Joining
+                | NodeState::Standby
+                | NodeState::Promoting
+                | NodeState::Active
+                | NodeState::Demoting
+                | NodeState::Rejoining
+                | NodeState::Witness
+                | NodeState::Paused => tracing::info!("{line}"),
+            }
+            self.logged = Some(told);
             self.changed_at = Instant::now();
         }
     }
 }
 
-/// Says in what state this node is, and what it waits for; else what the state means.
-fn sentence(state: NodeState, waiting_on: &[String]) -> String {
+/// Says in what state this node is, and what it waits for; else what the state means. That it waits for the end of the log is told
+/// only once it `reads_for_long`: nothing is said where it waits for that alone. A daemon that `finds_primary` promotes nothing.
+fn sentence(plan: &Plan, reads_for_long: bool, is_stopping: bool, finds_primary: bool) -> Option<String> {
+    let state = match plan.state {
+        NodeState::Promoting if finds_primary => "PostgreSQL runs as the primary already".to_owned(),
+        other => other.to_string(),
+    };
+    let is_told = |wait: &&WaitingOn| **wait != WaitingOn::LogEnd || reads_for_long;
+    let waiting_on: Vec<String> = plan.waiting_on.iter().filter(is_told).map(ToString::to_string).collect();
     if !waiting_on.is_empty() {
-        return format!("{state}, waiting for {}", waiting_on.join("; "));
+        return Some(format!("{state}, waiting for {}", waiting_on.join("; ")));
     }
-    let meaning = match state {
+    if !plan.waiting_on.is_empty() {
+        return None;
+    }
+    let is_primary = plan.stance.report.active.as_ref().is_some_and(|active| active.is_primary);
+    let meaning = match plan.state {
         NodeState::Empty => "holds no data yet",
         NodeState::Joining => "about to copy the database",
+        NodeState::Standby if is_stopping => "hasup is stopping, and PostgreSQL with it",
         NodeState::Standby => "runs PostgreSQL read-only, behind the active node",
+        NodeState::Promoting if is_primary => "a first write has to succeed",
         NodeState::Promoting => "brings PostgreSQL up as the primary",
         NodeState::Active => "takes writes",
         NodeState::Demoting => "gives the role up",
-        NodeState::Rejoining => "its data is being rewound or copied anew",
+        NodeState::Rejoining if plan.steps.contains(&Step::PersistIntact) => "its rebuilt data is whole",
+        NodeState::Rejoining => "its data is to be rewound or copied anew",
         NodeState::Minority => "hears no majority of the voters",
         NodeState::ActiveMinority => "hears no majority of the voters, and takes writes that are not replicated",
         NodeState::Fenced => "its role was ended by the fence, PostgreSQL is stopped",
@@ -312,7 +360,7 @@ fn sentence(state: NodeState, waiting_on: &[String]) -> String {
         NodeState::Paused => "left alone by an operator's order",
         NodeState::Failed => "cannot go on without a person",
     };
-    format!("{state}: {meaning}")
+    Some(format!("{state}: {meaning}"))
 }
 
 /// Whether PostgreSQL is about to change, so that it is worth looking at it every few milliseconds.
@@ -323,8 +371,7 @@ fn is_in_motion(plan: &Plan) -> bool {
 }
 
 /// Whether a step's effect is there when it returns, so that the next round need not wait for news of it.
-fn is_immediate(step: &crate::ha::plan::Step) -> bool {
-    use crate::ha::plan::Step;
+fn is_immediate(step: &Step) -> bool {
     match step {
         Step::PersistAcknowledged { .. }
         | Step::PersistLeaseSpan { .. }
@@ -364,4 +411,57 @@ async fn resolve(addresses: &[String]) -> Vec<std::net::SocketAddr> {
         }
     }
     resolved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ha::pulse::ActiveReport;
+    use crate::types::Generation;
+
+    fn plan(state: NodeState, waiting_on: &[WaitingOn]) -> Plan {
+        Plan { state, waiting_on: waiting_on.to_vec(), ..first_plan() }
+    }
+
+    #[test]
+    fn the_end_of_the_log_is_waited_for_silently_unless_that_lasts() {
+        let next = WaitingOn::NextAssignment { barred: Generation(3) };
+        let alone = plan(NodeState::Standby, &[WaitingOn::LogEnd]);
+        let both = plan(NodeState::Standby, &[next.clone(), WaitingOn::LogEnd]);
+        let before = plan(NodeState::Standby, &[next]);
+        assert_eq!(sentence(&alone, false, false, false), None);
+        assert_eq!(sentence(&both, false, false, false), sentence(&before, false, false, false));
+        for plan in [alone, both] {
+            assert!(sentence(&plan, true, false, false).unwrap().ends_with("PostgreSQL to replay all log it has"));
+        }
+    }
+
+    #[test]
+    fn a_state_is_told_as_what_goes_on() {
+        let told = |plan: &Plan, is_stopping| sentence(plan, false, is_stopping, false).unwrap();
+        let standby = plan(NodeState::Standby, &[]);
+        assert_eq!(told(&standby, false), "standby: runs PostgreSQL read-only, behind the active node");
+        assert_eq!(told(&standby, true), "standby: hasup is stopping, and PostgreSQL with it");
+        let mut promoting = plan(NodeState::Promoting, &[]);
+        assert!(told(&promoting, false).contains("brings PostgreSQL up"));
+        promoting.stance.report.active = Some(ActiveReport {
+            generation: Generation(3),
+            record: 7,
+            leased: Generation(3),
+            is_primary: true,
+            may_open: true,
+            settled: None,
+            streaming: BTreeSet::new(),
+        });
+        assert_eq!(told(&promoting, false), "promoting: a first write has to succeed");
+        let found = sentence(&promoting, false, false, true).unwrap();
+        assert_eq!(
+            found, "PostgreSQL runs as the primary already: a first write has to succeed",
+            "for a daemon started anew"
+        );
+        let mut rejoining = plan(NodeState::Rejoining, &[]);
+        assert!(told(&rejoining, false).contains("to be rewound or copied"));
+        rejoining.steps = vec![Step::PersistIntact];
+        assert_eq!(told(&rejoining, false), "rejoining: its rebuilt data is whole");
+    }
 }

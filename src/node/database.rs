@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
+use super::events::compared;
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
 use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
@@ -446,7 +447,7 @@ impl Database {
             Divergence::At(fork) => (Lineage::Diverged, Some(Parted { fork, own })),
             Divergence::Unrelated => (Lineage::Diverged, None),
         };
-        tracing::info!(%own, primary = %primary.timeline, ?verdict, ?fork, "compared histories");
+        tracing::info!("{}", compared(own, primary.timeline, verdict, fork));
         self.memory.lock().lineage = Some((promoted, verdict, fork));
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Shared;
@@ -112,14 +113,25 @@ async fn look(folders: [PathBuf; 3]) -> Option<Room> {
 impl Shared {
     /// Returns what is wrong with this node's machine.
     pub(super) fn troubles(&self) -> BTreeSet<Trouble> {
-        let raft = self.consensus.leadership().borrow().failed.clone().map(|failed| {
-            let is_full = failed.contains("No space left") || failed.contains("os error 28");
-            if is_full { Trouble::RaftStoppedDiskFull } else { Trouble::RaftStopped }
-        });
+        let raft = of_raft(self.raft_failed().as_deref());
         let members = &self.state().members;
         let is_off = self.tls.invalid_by_clock().iter().any(|node| members.contains_key(node));
         raft.into_iter().chain(*self.disk.borrow()).chain(is_off.then_some(Trouble::ClocksDiffer)).collect()
     }
+}
+
+impl Shared {
+    /// Returns why Raft has stopped, where it did; at this daemon's own end that is in order.
+    pub(super) fn raft_failed(&self) -> Option<String> {
+        let failed = self.consensus.leadership().borrow().failed.clone();
+        failed.filter(|_| !self.is_ending.load(Ordering::Relaxed))
+    }
+}
+
+fn of_raft(failed: Option<&str>) -> Option<Trouble> {
+    let failed = failed?;
+    let is_full = failed.contains("No space left") || failed.contains("os error 28");
+    Some(if is_full { Trouble::RaftStoppedDiskFull } else { Trouble::RaftStopped })
 }
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ pub(super) async fn lead(shared: Arc<Shared>) {
         let asks = assigned.waiting_on.iter().find(|wait| matches!(wait, AssignWait::Person { .. }));
         if let Some(wait) = asks.filter(|_| asked_under != Some(generation)) {
             asked_under = Some(generation);
-            shared.tell(shared.event_of_question(generation, wait));
+            shared.tell(shared.event_of_question(generation, wait), true);
         }
         let order = assigned.order.clone();
         let why = assigned.why.clone();
@@ -104,7 +104,9 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
         step: named(&why.step, &state),
         rule: why.rule,
     };
-    let step = if why.step.is_empty() { format!("{order:?}") } else { why.step.clone() };
+    let step = why.step.clone();
+    let because = why.facts.join("; ");
+    let is_odd = matches!(&order, Order::Record { assignment, .. } if assignment.generation != generation && !assignment.why.is_in_order());
     let done = match order {
         Order::Record { expected, assignment } => {
             let kind = kind_of(&assignment, generation);
@@ -126,9 +128,13 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
         }
     };
     match done {
-        Ok(()) => tracing::info!("as Raft's leader, this node {step}"),
+        Ok(()) if is_odd => tracing::warn!(because, "as Raft's leader, this node {step}"),
+        Ok(()) => tracing::info!(because, "as Raft's leader, this node {step}"),
         // the next look decides afresh; a lost leadership is no error
-        Err(error) => tracing::info!(error, "not done, and decided afresh: as Raft's leader, this node {step}"),
+        Err(error) => {
+            let error = named(&error, &state);
+            tracing::info!(error, "not done, and decided afresh: as Raft's leader, this node {step}");
+        }
     }
 }
 
@@ -171,8 +177,12 @@ async fn keep_raft_members(shared: &Shared, leadership: &Leadership, members: &B
         }
     } else if let Some(node) = leadership.learners.difference(members).find(|node| **node != shared.me) {
         match shared.consensus.remove(*node, MEMBERS_LIMIT).await {
-            Ok(()) => tracing::info!(%node, "Raft no longer replicates to a removed member"),
-            Err(error) => tracing::info!(%node, %error, "a removed member is still in Raft"),
+            Ok(()) => {
+                tracing::info!(node = name_of(*node, &shared.state()), "Raft no longer replicates to a removed member")
+            }
+            Err(error) => {
+                tracing::info!(node = name_of(*node, &shared.state()), %error, "a removed member is still in Raft")
+            }
         }
     }
 }

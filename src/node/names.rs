@@ -7,16 +7,16 @@ use crate::types::NodeId;
 /// How the brain's sentences speak of a member.
 const WORD: &str = "node ";
 
-/// Returns a sentence of the brain with each member that it speaks of by number called by its name; who is no member keeps the number.
-/// A member in one life of its data (`n2_i5`) is called by its name alone.
+/// Returns a sentence of the brain with each member that it speaks of by number (`node 2`), or in one life of its data (`n2_i5`),
+/// called by its name alone, also who is a member no more. Who never was one keeps the number.
 pub(super) fn named(sentence: &str, state: &State) -> String {
-    let name_of = |node| state.members.get(&node).map(|member| member.name.to_string());
+    let name_of = |node| state.name_of(node).map(ToString::to_string);
     with_names(&without_lives(sentence, name_of), name_of)
 }
 
-/// Returns the name of a member, or the number of one that is none.
+/// Returns what a member is called, or was last called; `node 7` for one that never was.
 pub(super) fn name_of(node: NodeId, state: &State) -> String {
-    state.members.get(&node).map_or_else(|| node.to_string(), |member| member.name.to_string())
+    state.name_of(node).map_or_else(|| format!("{WORD}{node}"), ToString::to_string)
 }
 
 fn without_lives(sentence: &str, name_of: impl Fn(NodeId) -> Option<String>) -> String {
@@ -41,11 +41,13 @@ fn with_names(sentence: &str, name_of: impl Fn(NodeId) -> Option<String>) -> Str
         let is_word = before[..at].chars().next_back().is_none_or(|before| !before.is_alphanumeric());
         let length = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
         let number = after[..length].parse().ok().filter(|_| is_word);
-        text += before;
         rest = after;
-        if let Some(name) = number.and_then(|number| name_of(NodeId(number))) {
-            text += &name;
-            rest = &after[length..];
+        match number.and_then(|number| name_of(NodeId(number))) {
+            Some(name) => {
+                text = text + &before[..at] + &name;
+                rest = &after[length..];
+            }
+            None => text += before,
         }
     }
     text + rest
@@ -59,9 +61,9 @@ mod tests {
     fn members_are_named_and_all_else_stays() {
         let named = |text| with_names(text, |node| (node.0 < 10).then(|| format!("db{}", node.0)));
         for (text, expected) in [
-            ("assigns node 2 under generation 2, timeline 2", "assigns node db2 under generation 2, timeline 2"),
-            ("node 1 stated 1:0/3000148; node 12 is gone", "node db1 stated 1:0/3000148; node 12 is gone"),
-            ("what node 3's log holds, node 4", "what node db3's log holds, node db4"),
+            ("assigns node 2 under generation 2, timeline 2", "assigns db2 under generation 2, timeline 2"),
+            ("node 1 stated 1:0/3000148; node 12 is gone", "db1 stated 1:0/3000148; node 12 is gone"),
+            ("what node 3's log holds, node 4", "what db3's log holds, db4"),
             ("anode 1, the node, node db1, node ", "anode 1, the node, node db1, node "),
             ("", ""),
         ] {

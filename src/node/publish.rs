@@ -36,9 +36,34 @@ const UNBEGUN_FOR: Duration = Duration::from_secs(600);
 pub(super) struct Publisher {
     role_changes: u64,
     promoted: Option<Generation>,
+    was_removed: bool,
 }
 
 impl Publisher {
+    /// Says that this node is no member any more, where its own store or those who are members say so; the log is told once.
+    fn not_a_member(&mut self, shared: &Shared, state: &State, cluster: &ClusterStatus) -> Option<String> {
+        let name_of = |node: NodeId| state.members.get(&node).map(|member| member.name.to_string());
+        let disowned_by: Vec<String> = shared.peers.disowned_by().into_iter().filter_map(name_of).collect();
+        // numbers are given once: one that was given and is nobody's now was this node's
+        let is_out = !state.members.contains_key(&shared.me) && shared.me < state.next_node_id;
+        let is_removed = is_out || !cluster.majority && !disowned_by.is_empty();
+        let was_removed = std::mem::replace(&mut self.was_removed, is_removed);
+        if !is_removed {
+            return None;
+        }
+        let said =
+            if disowned_by.is_empty() { String::new() } else { format!(" ({} said so)", disowned_by.join(", ")) };
+        let told = format!(
+            "{} is no member of this cluster any more: it was removed, or another took its place{said}. Nothing that is shown here of the \
+             others is of the present. To join again: `hasup destroy --yes` here, then `hasup join`",
+            shared.name
+        );
+        if !was_removed {
+            tracing::error!("{told}");
+        }
+        Some(told)
+    }
+
     pub(super) fn status(&mut self, shared: &Shared, state: &State, view: &NodeView, plan: &Plan) -> Status {
         let record = state.assignment.as_ref().map(|record| &record.value);
         let promoted = record.map(|record| record.promoted);
@@ -61,15 +86,14 @@ impl Publisher {
             cluster.failure_cost = format!("No node takes writes, and none will by itself. It waits for {told}.");
             cluster.warnings.push(format!("The cluster waits for {told}"));
         }
-        let disowned_by: Vec<String> = shared.peers.disowned_by().into_iter().filter_map(name_of).collect();
-        if !cluster.majority && !disowned_by.is_empty() {
+        let not_a_member = self.not_a_member(shared, state, &cluster);
+        if let Some(told) = &not_a_member {
             // the others are well, and nothing is to be repaired there
-            cluster.warnings = vec![format!(
-                "{} is no member of this cluster any more: it was removed, or another took its place ({} said so). Nothing that is \
-                 shown here of the others is of the present. To join again: `hasup destroy --yes` here, then `hasup join`",
-                shared.name,
-                disowned_by.join(", ")
-            )];
+            cluster.warnings = vec![told.clone()];
+            cluster.failure_cost = String::new();
+        }
+        if shared.is_stopping() {
+            cluster.warnings.insert(0, format!("hasup is stopping on {}", shared.name));
         }
         let collations = shared.postgres.collation_warnings();
         let here = collations.iter().flatten().map(|warning| format!("{}: {warning}", shared.name));
@@ -85,6 +109,7 @@ impl Publisher {
             me: shared.name.to_string(),
             published_at: boot_now(),
             stale_ms: None,
+            not_a_member,
             state: plan.state,
             active: record.and_then(|record| name_of(record.node)),
             active_ready: plan.serves_until.is_some(),
@@ -219,12 +244,14 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
         (false, false) if follows => (true, "it streams from the active node"),
         (false, false) => (false, "it does not stream from the active node yet"),
     };
-    let raft_works = leadership.leader.is_some() && leadership.failed.is_none();
+    let failed = shared.raft_failed();
+    let raft_works = leadership.leader.is_some() && failed.is_none();
     let mut checks = BTreeMap::from([(
         "consensus".to_owned(),
         check(
             raft_works,
-            leadership.failed.clone().unwrap_or_else(|| match leadership.leader {
+            failed.unwrap_or_else(|| match leadership.leader {
+                _ if shared.is_stopping() => "hasup is stopping".to_owned(),
                 Some(leader) => named(&format!("node {leader} leads in term {}", leadership.term), &shared.state()),
                 None => "no leader is known".to_owned(),
             }),

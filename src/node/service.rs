@@ -43,7 +43,7 @@ impl RaftTransport for PeerTransport {
         async move {
             match self.peers.call(target, protocol, PeerRequest::Raft(rpc.bytes), deadline).await {
                 Ok(PeerResponse::Raft(bytes)) => Ok(bytes),
-                Ok(other) => Err(TransportError::NoAnswer { target, why: format!("it answered {other:?}") }),
+                Ok(other) => Err(TransportError::NoAnswer { target, why: other.why_not() }),
                 Err(error @ PeerError::NotSent { .. }) => {
                     Err(TransportError::Unreachable { target, why: error.to_string() })
                 }

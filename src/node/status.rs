@@ -25,6 +25,10 @@ pub struct Status {
     /// How old it was when it was told, in milliseconds; absent where it is of the present. What hangs says nothing new.
     #[serde(default)]
     pub stale_ms: Option<u64>,
+    /// That it is no member of the cluster any more, and what to do, as two sentences; absent on a member. What it shows of others is
+    /// of the past.
+    #[serde(default)]
+    pub not_a_member: Option<String>,
     /// Its own state.
     pub state: NodeState,
     /// The name of the active node, by the newest record applied.
@@ -223,6 +227,7 @@ impl Status {
             me: me.into(),
             published_at: BootTime::default(),
             stale_ms: None,
+            not_a_member: None,
             state: NodeState::Empty,
             active: None,
             active_ready: false,

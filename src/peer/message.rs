@@ -98,6 +98,23 @@ pub enum PeerResponse {
     Refused(PeerRefusal),
 }
 
+impl PeerResponse {
+    /// Returns why this is not what was asked for.
+    pub fn why_not(&self) -> String {
+        match self {
+            Self::Refused(refusal) => refusal.to_string(),
+            Self::Pong { .. }
+            | Self::Raft(_)
+            | Self::Propose(_)
+            | Self::ReadIndex { .. }
+            | Self::TimelineHistory { .. }
+            | Self::Checkpointed
+            | Self::Renewed { .. }
+            | Self::Admin(_) => "it answered something else than was asked".to_owned(),
+        }
+    }
+}
+
 /// Why a member did not do what it was asked. In each case nothing was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum PeerRefusal {

@@ -202,7 +202,10 @@ impl Postgres {
         if found.is_empty() {
             return Ok(false);
         }
-        tracing::warn!(settings = ?found, "postgresql.auto.conf set what hasup answers for; the lines were taken out");
+        tracing::warn!(
+            settings = found.join(", "),
+            "postgresql.auto.conf set what hasup answers for; the lines were taken out"
+        );
         self.setup.layout.write(&path, kept.as_bytes())?;
         Ok(true)
     }

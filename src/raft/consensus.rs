@@ -151,7 +151,7 @@ pub enum OpenError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// This node does not lead; nothing was written. Ask the leader, or again where none is known.
-    #[error("this node does not lead the Raft group (leader: {leader:?})")]
+    #[error("this node does not lead Raft{}", leader.map(|id| format!("; node {id} does")).unwrap_or_default())]
     NotLeader {
         /// Who does, as far as this node knows. `None` also where this node leads without a majority.
         leader: Option<NodeId>,
@@ -168,7 +168,7 @@ pub enum ProposeError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// This node does not lead.
-    #[error("this node does not lead the Raft group (leader: {leader:?})")]
+    #[error("this node does not lead Raft{}", leader.map(|id| format!("; node {id} does")).unwrap_or_default())]
     NotLeader {
         /// Who does, as far as this node knows.
         leader: Option<NodeId>,

@@ -1,0 +1,120 @@
+//! The node's own ports: bound before anything is made, and why one cannot be.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+
+use crate::config::{Config, Endpoint, Host, PostgresConfig};
+
+/// Nobody can listen where the node is to.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// Another process does.
+    #[error(
+        "{place} is taken, so {what} cannot be opened. Nothing was begun. Is another hasup running here? `ss -ltnp` tells who has the \
+         port; another one can be set with {flag}"
+    )]
+    Taken {
+        /// The address and port.
+        place: String,
+        /// What for.
+        what: &'static str,
+        /// What sets the port.
+        flag: &'static str,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
+    /// The address is another machine's, or nobody's.
+    #[error(
+        "no interface of this machine has the address {host}, so {what} cannot be opened there. Nothing was begun. `ip address` lists \
+         those it has: give one of them by --host-ip, or add this one to an interface first"
+    )]
+    NoSuchAddress {
+        /// The address.
+        host: String,
+        /// What for.
+        what: &'static str,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error(
+        "{what} cannot be opened on {place}. Nothing was begun. Set another port with {flag}, or another address with --host-ip"
+    )]
+    Other {
+        /// The address and port.
+        place: String,
+        /// What for.
+        what: &'static str,
+        /// What sets the port.
+        flag: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl PortError {
+    fn new(host: &Host, port: u16, (what, flag): Purpose, source: io::Error) -> Self {
+        let place = format!("{host}:{port}");
+        match source.kind() {
+            ErrorKind::AddrInUse => Self::Taken { place, what, flag, source },
+            ErrorKind::AddrNotAvailable => Self::NoSuchAddress { host: host.to_string(), what, source },
+            _ => Self::Other { place, what, flag, source },
+        }
+    }
+}
+
+/// What a port is for, and the flag that sets it.
+type Purpose = (&'static str, &'static str);
+
+/// The peer port.
+pub(super) const PEER: Purpose = ("the peer port", "--peer-port");
+/// The API port.
+pub(super) const API: Purpose = ("the API port", "--api-port");
+const POSTGRES: Purpose = ("PostgreSQL's port", "--postgres-port");
+
+async fn bind(host: &Host, port: u16, purpose: Purpose) -> Result<TcpListener, PortError> {
+    let bound = TcpListener::bind((host.to_string(), port)).await;
+    bound.map_err(|error| PortError::new(host, port, purpose, error))
+}
+
+/// Binds every address of `endpoint`.
+pub(super) async fn listen(endpoint: &Endpoint, purpose: Purpose) -> Result<Vec<TcpListener>, PortError> {
+    let mut listeners = Vec::new();
+    for host in &endpoint.listen {
+        listeners.push(bind(host, endpoint.port, purpose).await?);
+    }
+    Ok(listeners)
+}
+
+/// PostgreSQL would be made and could not start where somebody else has its port: said before anything is made.
+pub(super) async fn require_free(postgres: &PostgresConfig) -> Result<(), PortError> {
+    for host in &postgres.listen {
+        bind(host, postgres.port, POSTGRES).await?;
+    }
+    Ok(())
+}
+
+/// Waits for nothing: whether the node's own ports are free, before a server is stopped for its sake.
+///
+/// # Errors
+/// One is not.
+pub fn require_own(config: &Config) -> Result<(), PortError> {
+    for (endpoint, purpose) in [(&config.peer, PEER), (&config.api, API)] {
+        for host in &endpoint.listen {
+            let bound = std::net::TcpListener::bind((host.to_string(), endpoint.port));
+            bound.map_err(|error| PortError::new(host, endpoint.port, purpose, error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns where `listeners` listen.
+pub(super) fn addresses(listeners: &[TcpListener]) -> anyhow::Result<Vec<SocketAddr>> {
+    listeners.iter().map(|listener| listener.local_addr().context("see the peer port's address")).collect()
+}

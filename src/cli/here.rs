@@ -1,0 +1,107 @@
+//! This machine's own node when another one answered in its place: whether it runs, said before all else.
+
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::args::{Cli, NodeFlags};
+use super::local::{self, Local, REMEMBERED};
+use super::{CliError, systemd};
+use crate::config::Config;
+use crate::http::client::Target;
+use crate::node::error::HandleError;
+use crate::node::status::Status;
+
+/// How long a daemon that works may take to accept.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+
+/// What a node says, and where it is not the one that was meant, why not.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// Its word.
+    pub(super) status: Status,
+    /// What is the matter with this machine's own node, as another one had to answer.
+    pub(super) notice: Option<String>,
+}
+
+/// Asks the nodes that the command names, else this machine's node, else members once heard of.
+pub(super) async fn status(cli: &Cli) -> Result<Told, CliError> {
+    let client = local::client(cli)?;
+    let own = client.targets().iter().find_map(|target| match target {
+        Target::Admin(socket) => Some(socket.as_path()),
+        Target::Tcp(_) => None,
+    });
+    match client.status_from().await {
+        Ok((status, Target::Admin(_))) => {
+            local::remember(&status);
+            Ok(Told { status, notice: None })
+        }
+        Ok((status, Target::Tcp(_))) => {
+            local::remember(&status);
+            let notice = notice_of(cli, own).await;
+            let notice = notice.map(|notice| format!("{notice}. What follows is the word of {}", status.me));
+            Ok(Told { status, notice })
+        }
+        Err(error) => Err(match notice_of(cli, own).await {
+            Some(own) => HandleError::new(error.code, format!("{own}. {}", error.message)).into(),
+            None => error.into(),
+        }),
+    }
+}
+
+/// Says what is the matter with the node behind `socket`, where there is one on this machine.
+async fn notice_of(cli: &Cli, socket: Option<&Path>) -> Option<String> {
+    let socket = socket?;
+    let config = Local::load(&cli.reach, &NodeFlags::default()).ok()?.config;
+    if !is_here(&config, socket) {
+        return None;
+    }
+    // who hangs takes no connection once those that wait are many
+    let connected = timeout(CONNECT_LIMIT, UnixStream::connect(socket)).await;
+    Some(notice(connected.map_or(Ok(()), |connected| connected.map(drop)), socket, systemd::is_here()))
+}
+
+fn is_here(config: &Config, socket: &Path) -> bool {
+    let has_begun = config.data_dir.join(REMEMBERED).try_exists();
+    // a folder that is closed to this user may hold one
+    socket.exists() || has_begun.unwrap_or_else(|_| config.data_dir.is_dir())
+}
+
+fn notice(connected: io::Result<()>, socket: &Path, has_systemd: bool) -> String {
+    let start = if has_systemd {
+        "`systemctl start hasup` starts it, and `journalctl -u hasup` tells why it ended"
+    } else {
+        "`hasup run` starts it"
+    };
+    match connected {
+        Ok(()) => "hasup runs on this machine and does not answer: see its log".to_owned(),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => notice(Ok(()), socket, has_systemd),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => format!(
+            "the node of this machine cannot be asked by this user ({} is closed to it): say sudo",
+            socket.display()
+        ),
+        Err(_) => format!("hasup does not run on this machine: {start}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_run_is_not_taken_for_one_that_is_closed_or_hangs() {
+        let told =
+            |connected: io::Result<()>, has_systemd| notice(connected, Path::new("/run/hasup/n1.sock"), has_systemd);
+        for kind in [ErrorKind::NotFound, ErrorKind::ConnectionRefused] {
+            let text = told(Err(kind.into()), true);
+            assert!(text.contains("does not run on this machine: `systemctl start hasup`"), "{text}");
+            assert!(told(Err(kind.into()), false).contains("`hasup run`"));
+        }
+        let closed = told(Err(ErrorKind::PermissionDenied.into()), true);
+        assert!(closed.contains("/run/hasup/n1.sock is closed") && !closed.contains("does not run"), "{closed}");
+        assert!(told(Ok(()), true).contains("does not answer"));
+    }
+}
