@@ -59,6 +59,32 @@ async fn what_one_barred_standby_holds_is_fetched_by_the_other_and_acknowledges_
     third.streams(2).await;
 }
 
+/// Aim: a primary that died amid a change of names, with the standbys' role shut out, keeps nobody from the log that it left on one
+/// standby: that one cannot let the role in again. Method: what the primary writes before it cuts its standbys off reaches one of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn log_is_fetched_from_a_standby_in_whose_data_the_standbys_are_shut_out() {
+    if !goes_on("fetch::log_is_fetched_from_a_standby_in_whose_data_the_standbys_are_shut_out") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let [first, second, third] = cluster.three().await;
+    second.postgres.bar(LIMIT).await.unwrap();
+    first.sql("create table t as select generate_series(1, 100)").await;
+    first.sql("alter role hasup_replication nologin").await;
+    third.has_all_of(&first).await;
+    first.guard.fence(Duration::from_millis(100)).await.unwrap();
+    third.postgres.bar(LIMIT).await.unwrap();
+    assert_eq!(third.sql("select rolcanlogin from pg_roles where rolname = 'hasup_replication'").await, "f");
+
+    fetch(&second, &third).await;
+    second.postgres.bar(LIMIT).await.unwrap();
+    assert_eq!(second.stated().await, third.stated().await);
+    second.take_over(Timeline(3), &one_of(&[3])).await;
+    assert_eq!(second.sql("select count(*) from t").await, "100");
+    third.postgres.follow(&third.follow(&second, 2)).unwrap();
+    third.streams(2).await;
+}
+
 /// Aim: PostgreSQL itself gives nothing to a standby whose log is not the beginning of the source's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_with_another_history_gets_nothing() {

@@ -22,6 +22,7 @@ use crate::ha::view::{Followed, Job, NamesInEffect, SyncNames};
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::postgres::basebackup::{self, BaseBackup};
 use crate::postgres::rewind::{self, Rewind, RewindStep};
+use crate::postgres::settings::FETCH_ROLE;
 use crate::postgres::{Follow, PgError, Reader, Source, SslMode, SslPaths, TimelineHistory, WriteProbe};
 use crate::sys::clock::{boot_now, wall_now};
 use crate::sys::exec::ExecError;
@@ -386,22 +387,23 @@ impl Shared {
         }
     }
 
-    /// Makes what every cluster needs, where it is not there: at the first promotion of all, and after an adoption.
+    /// Makes what every cluster needs, where it is not there: at the first promotion of all, after an adoption, and after an upgrade.
     async fn provision(&self) -> Result<(), PgError> {
-        // in an adopted cluster `app` may be somebody's, and clients have what they need
-        let is_adopted = self.postgres.postgres.layout().is_adopted();
         let there = format!(
-            "select to_regclass('hasup.heartbeat') is not null and ({is_adopted} or exists (select from pg_database where datname = 'app'))"
+            "select to_regclass('hasup.heartbeat') is not null and exists (select from pg_roles where rolname = '{FETCH_ROLE}'),
+                    exists (select from pg_database where datname = 'app')"
         );
         let rows = self.postgres.postgres.run_sql("look for hasup's schema", &there, SHORT).await?;
-        if rows.into_iter().flatten().flatten().next().as_deref() == Some("t") {
-            return Ok(());
+        let mut is_there = rows.into_iter().flatten().map(|value| value.as_deref() == Some("t"));
+        let (has_own, has_app) = (is_there.next() == Some(true), is_there.next() == Some(true));
+        if !has_own {
+            self.postgres.postgres.provision(CHECKPOINT_LIMIT).await?;
         }
-        self.postgres.postgres.provision(CHECKPOINT_LIMIT).await?;
-        if is_adopted {
-            return Ok(());
+        // in an adopted cluster `app` may be somebody's, and clients have what they need
+        if !has_app && !self.postgres.postgres.layout().is_adopted() {
+            self.postgres.postgres.provision_application("app", CHECKPOINT_LIMIT).await?;
         }
-        self.postgres.postgres.provision_application("app", CHECKPOINT_LIMIT).await.map(drop)
+        Ok(())
     }
 
     async fn prepare_switchover(self: Arc<Self>, generation: Generation, place: JobPlace) {
