@@ -60,6 +60,7 @@ use crate::ha::plan::Plan;
 use crate::ha::record::{Event, MemberKind, ResignReason, WhyRecord};
 use crate::ha::timing::Timing;
 use crate::ha::trouble::Trouble;
+use crate::ha::view::Followed;
 use crate::kv::{Command, State};
 use crate::peer::{PeerClient, PeerService};
 use crate::postgres::Postgres;
@@ -68,7 +69,7 @@ use crate::raft::{Consensus, LogMark, RaftTransport};
 use crate::sys::clock::wall_now;
 use crate::sys::priority;
 use crate::tls::{ClusterSecret, TlsContext};
-use crate::types::{BootTime, Generation, NodeId, NodeName};
+use crate::types::{BootTime, Generation, Lsn, NodeId, NodeName};
 
 /// How long an event for the history may wait for a leader before it is dropped: it is told to the log in any case.
 const EVENT_LIMIT: Duration = Duration::from_secs(30);
@@ -371,14 +372,14 @@ impl Shared {
         self.event("resigned", generation, why)
     }
 
-    fn event_of_fetch(&self, under: Generation, from: NodeId) -> Event {
-        let from = names::name_of(from, &self.state());
+    fn event_of_fetch(&self, from: Followed, until: Lsn) -> Event {
+        let source = names::name_of(from.node, &self.state());
         let why = WhyRecord {
-            facts: vec![format!("{from} holds the most log and cannot become active")],
+            facts: vec![format!("{source} held the most log and could not become active")],
             rule: "L12".to_owned(),
-            step: format!("{} fetches what {from} holds", self.name),
+            step: format!("{} fetched the log of {source} up to {until}", self.name),
         };
-        self.event("fetched", under, why)
+        self.event("fetched", from.generation, why)
     }
 
     /// `copied_from` is the node whose database was copied; none where this node's own was rewound.

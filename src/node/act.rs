@@ -221,7 +221,7 @@ impl Shared {
         }
     }
 
-    async fn cut_receiver(&self) -> Result<(), StepError> {
+    async fn cut_receiver(self: &Arc<Self>) -> Result<(), StepError> {
         let limit = self.timing().bar_limit;
         self.postgres.note_cut();
         let cut = self.postgres.postgres.bar(limit).await;
@@ -231,8 +231,12 @@ impl Shared {
             // stopped, the files alone say whom it may follow
             self.postgres.postgres.bar(limit).await?;
         }
+        let fetched = self.postgres.fetched();
         self.postgres.note_follows(None)?;
         self.postgres.note_change();
+        if let Some((from, until)) = fetched {
+            self.tell(self.event_of_fetch(from, until));
+        }
         Ok(())
     }
 
@@ -282,16 +286,13 @@ impl Shared {
     }
 
     /// Lets the receiver read a standby's log, under a name that commits never wait for (L12).
-    fn fetch(self: &Arc<Self>, from: NodeId, under: Generation) -> Result<(), StepError> {
+    fn fetch(&self, from: NodeId, under: Generation) -> Result<(), StepError> {
         let source = self.source(from)?;
         // what cannot begin, for want of room perhaps, keeps this node from stating what it holds for a while only
         self.postgres.note_fetch_tried();
-        let is_new = self.postgres.note_fetch(Followed { node: from, generation: under })?;
+        self.postgres.note_fetch(Followed { node: from, generation: under })?;
         self.postgres.postgres.follow(&Follow { generation: under, source, reader: Reader::Fetch })?;
         self.postgres.note_change();
-        if is_new {
-            self.tell(self.event_of_fetch(under, from));
-        }
         Ok(())
     }
 

@@ -92,8 +92,6 @@ struct Memory {
     /// Log is being fetched from another standby.
     fetch: Option<followed::Fetching>,
     fetch_ended_at: Option<BootTime>,
-    /// What was last fetched, or tried to.
-    fetch_last: Option<Followed>,
     /// The receiver is being cut off: what it may follow is no longer what PostgreSQL shows.
     is_being_cut: bool,
     /// When `primary_conninfo` was last set back.
@@ -356,7 +354,6 @@ impl Database {
             job: memory.job.take(),
             retries: std::mem::take(&mut memory.retries),
             fetch_ended_at: memory.fetch_ended_at,
-            fetch_last: memory.fetch_last,
             started_at,
             changed_at: boot_now(),
             ..Memory::default()

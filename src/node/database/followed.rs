@@ -28,10 +28,12 @@ struct FollowedFile {
 /// How far a fetch has come. Forgotten with the daemon, which then cuts the receiver.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fetching {
+    from: Followed,
     /// When it began, or last brought something.
     pub(super) moved_at: BootTime,
     /// Where the log ended then, once that is known.
     end: Option<Lsn>,
+    has_brought: bool,
 }
 
 impl Fetching {
@@ -45,6 +47,7 @@ impl Fetching {
         let has_moved = self.end.replace(live.lsn).is_some();
         if has_moved {
             self.moved_at = observation.began;
+            self.has_brought = true;
         }
         has_moved
     }
@@ -94,12 +97,22 @@ impl Database {
         self.memory.lock().fetch_ended_at = Some(boot_now());
     }
 
-    /// Notes that log is about to be fetched from a standby, on disk first. Returns whether this is no repetition.
-    pub(in crate::node) fn note_fetch(&self, from: Followed) -> Result<bool, PgError> {
+    /// Notes that log is about to be fetched from a standby, on disk first.
+    pub(in crate::node) fn note_fetch(&self, from: Followed) -> Result<(), PgError> {
+        // it stands still until then, and all may have come before it is looked at again
+        let end = match &self.last_observation().facts {
+            PostgresFacts::Live(live) => Some(live.lsn),
+            _ => None,
+        };
         self.note_follows(Some(from))?;
-        let mut memory = self.memory.lock();
-        memory.fetch = Some(Fetching { moved_at: boot_now(), end: None });
-        Ok(memory.fetch_last.replace(from) != Some(from))
+        self.memory.lock().fetch = Some(Fetching { from, moved_at: boot_now(), end, has_brought: false });
+        Ok(())
+    }
+
+    /// From whom log is being fetched, and up to where it has come; none where nothing has.
+    pub(in crate::node) fn fetched(&self) -> Option<(Followed, Lsn)> {
+        let fetch = self.memory.lock().fetch.filter(|fetch| fetch.has_brought)?;
+        Some((fetch.from, fetch.end?))
     }
 
     /// Looks, now and then, whether a standby that may follow does not stream because its source no longer has the log that it
@@ -191,7 +204,8 @@ mod tests {
 
     #[test]
     fn a_fetch_moves_by_log_that_was_not_there_before_and_by_nothing_else() {
-        let mut fetch = Fetching { moved_at: BootTime(1), end: None };
+        let from = Followed { node: NodeId(3), generation: Generation(1) };
+        let mut fetch = Fetching { from, moved_at: BootTime(1), end: None, has_brought: false };
         let moves = [
             (2, Some(100), false),
             (3, None, false),
@@ -239,6 +253,23 @@ mod tests {
         }
         database.notice_missing_log(NodeId(2), Generation(2));
         database.lineage() == Some((Generation(2), Lineage::Diverged))
+    }
+
+    #[test]
+    fn a_fetch_is_told_by_what_it_brought_though_all_came_between_two_looks() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = database(folder.path());
+        let from = Followed { node: NodeId(3), generation: Generation(1) };
+        database.take(seen(1, Some(100)));
+        database.note_fetch(from).unwrap();
+        assert_eq!(database.fetched(), None);
+        database.take(seen(2, Some(200)));
+        assert_eq!(database.fetched(), Some((from, Lsn(200))));
+        database.note_follows(None).unwrap();
+        assert_eq!(database.fetched(), None);
+        database.note_fetch(from).unwrap();
+        database.take(seen(3, Some(200)));
+        assert_eq!(database.fetched(), None, "it brought nothing");
     }
 
     #[test]
