@@ -548,8 +548,8 @@ impl Shared {
         // the copy is consistent once it has replayed to here: the source's log ended below this when it was made
         let until =
             self.end_of(from).ok_or_else(|| StepError::Unknown("the active node's log end is not known".to_owned()))?;
-        let is_still_active = self.state().assignment.as_ref().is_some_and(|record| record.value.promoted == promoted);
-        self.postgres.note_rebuilt(Rebuilt { promoted, timeline: is_still_active.then_some(source_timeline) })?;
+        let promoted_now = self.state().assignment.as_ref().map(|record| record.value.promoted);
+        self.postgres.note_rebuilt(Rebuilt::new(promoted, source_timeline, promoted_now))?;
         self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
         self.postgres.keep_parted(None)?;
         let event = self.event_of_rebuild(generation, copied_from);

@@ -70,6 +70,14 @@ pub(super) struct Rebuilt {
     pub(super) timeline: Option<Timeline>,
 }
 
+impl Rebuilt {
+    /// The data was rebuilt from the primary promoted under `promoted`, which wrote `timeline`; now that this is done, the one of
+    /// `promoted_now` is active.
+    pub(super) fn new(promoted: Generation, timeline: Timeline, promoted_now: Option<Generation>) -> Self {
+        Self { promoted, timeline: (promoted_now == Some(promoted)).then_some(timeline) }
+    }
+}
+
 /// What the node remembers about its PostgreSQL between observations.
 #[derive(Debug, Default)]
 struct Memory {
@@ -617,6 +625,26 @@ fn differs(before: &PostgresFacts, after: &PostgresFacts) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::{Layout, PostgresSetup, Programs, SslPaths, StaticSettings};
+
+    /// A database in `folder`, as a start of the daemon finds it; no PostgreSQL runs.
+    pub(super) fn database(folder: &std::path::Path) -> Database {
+        let file = |name: &str| folder.join(name);
+        let settings = StaticSettings {
+            port: 1,
+            listen_addresses: Vec::new(),
+            logical: false,
+            ssl: SslPaths { certificate: file("crt"), key: file("key"), ca: file("ca") },
+            wal_keep_mib: 1,
+            slot_keep_mib: 1,
+            local_user: "nobody".to_owned(),
+            extra: std::collections::BTreeMap::new(),
+        };
+        let layout = Layout::new(folder);
+        layout.prepare().unwrap();
+        let programs = Programs { bin_dir: file("bin"), major: 15 };
+        Database::new(Arc::new(Postgres::new(PostgresSetup { layout, programs, settings })), Arc::default())
+    }
 
     #[test]
     fn members_are_read_from_the_names_they_stream_under() {
@@ -624,6 +652,19 @@ mod tests {
         assert_eq!(parse_member(&member.to_string()), Some(member));
         for other in ["", "psql", "n1", "n1_i", "nx_i1", "hasup_copy"] {
             assert_eq!(parse_member(other), None, "{other}");
+        }
+    }
+    #[test]
+    fn rebuilt_data_name_a_timeline_only_where_its_primary_is_still_active() {
+        let folder = tempfile::tempdir().unwrap();
+        let (of, timeline) = (Generation(4), Timeline(3));
+        for (now, expected) in [(Some(of), Some(timeline)), (Some(Generation(6)), None), (None, None)] {
+            let rebuilding = database(folder.path());
+            rebuilding.note_rebuilt(Rebuilt::new(of, timeline, now)).unwrap();
+            for known in [rebuilding, database(folder.path())] {
+                assert_eq!(known.rebuilt_from(), expected, "{now:?}");
+                assert_eq!(known.lineage(), Some((of, Lineage::Follows)), "it is judged no sooner than it can be");
+            }
         }
     }
 }

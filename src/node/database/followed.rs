@@ -176,10 +176,9 @@ fn says_log_is_gone(line: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::sync::Arc;
 
+    use super::super::tests::database;
     use super::*;
-    use crate::postgres::{Layout, Postgres, PostgresSetup, Programs, SslPaths, StaticSettings};
 
     fn seen(began: u64, lsn: Option<u64>) -> Observation {
         let facts = lsn.map_or(PostgresFacts::NotReady, |lsn| {
@@ -225,24 +224,6 @@ mod tests {
     fn a_source_without_the_log_is_recognised() {
         assert!(says_log_is_gone(GONE));
         assert!(!says_log_is_gone("LOG:  started streaming WAL from primary at 0/3000000 on timeline 2"));
-    }
-
-    fn database(folder: &Path) -> Database {
-        let file = |name: &str| folder.join(name);
-        let settings = StaticSettings {
-            port: 1,
-            listen_addresses: Vec::new(),
-            logical: false,
-            ssl: SslPaths { certificate: file("crt"), key: file("key"), ca: file("ca") },
-            wal_keep_mib: 1,
-            slot_keep_mib: 1,
-            local_user: "nobody".to_owned(),
-            extra: std::collections::BTreeMap::new(),
-        };
-        let layout = Layout::new(folder);
-        layout.prepare().unwrap();
-        let programs = Programs { bin_dir: file("bin"), major: 15 };
-        Database::new(Arc::new(Postgres::new(PostgresSetup { layout, programs, settings })), Arc::default())
     }
 
     /// Whether a look at PostgreSQL's log, once it is time for one, finds that the source of generation 2 lacks log.
