@@ -33,6 +33,7 @@ pub(super) struct Fetching {
     pub(super) moved_at: BootTime,
     /// Where the log ended then, once that is known.
     end: Option<Lsn>,
+    /// Whether any log has come.
     has_brought: bool,
 }
 
