@@ -96,7 +96,8 @@
 //! - **L12** Chosen is the furthest (timeline, LSN); then fitness, then priority. Priority never costs data. Where the furthest is
 //!   not fit, one with less is chosen only if fewer than k of each set can hold what it lacks. Else a fit one first fetches that log,
 //!   under the bar, from a furthest one that has barred too, cuts its receiver again and states anew ([`ha::decide`]). It reads under a
-//!   name that no commit waits for, states nothing meanwhile, and gives up what brings nothing; then the choice waits.
+//!   name that no commit waits for, so no change of names shuts it out, states nothing meanwhile, and gives up what brings nothing; then
+//!   the choice waits.
 //! - **L13** The record reserves the new timeline's number, so a number has one maker and (timeline, LSN) orders all WAL.
 //!   A person who promotes past hasup breaks that: two histories of one number are never rewound, but copied.
 //! - **L14** A bar is lifted by a higher generation alone. A barred holder that lives on may be assigned again.

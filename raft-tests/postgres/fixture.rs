@@ -11,12 +11,13 @@ use std::time::Duration;
 use hasup::guard::{GuardClient, Lease, StopMode, spawn_detached};
 use hasup::ha::record::{CommitSet, DataMember};
 use hasup::postgres::basebackup::BaseBackup;
+use hasup::postgres::observe::LiveFacts;
 use hasup::postgres::{
     Follow, Layout, Postgres, PostgresFacts, PostgresSetup, Programs, Reader, Source, SslMode, SslPaths,
     StaticSettings, SyncNames,
 };
 use hasup::sys::clock::boot_now;
-use hasup::types::{DataIncarnation, Generation, NodeId, NodeName, Timeline, WalPosition};
+use hasup::types::{DataIncarnation, Generation, Lsn, NodeId, NodeName, Timeline, WalPosition};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -173,6 +174,15 @@ impl Cluster {
         node.streams(1).await;
         node
     }
+
+    /// A primary whose commits wait for one of two standbys, and these.
+    pub async fn three(&self) -> [Node; 3] {
+        let first = self.primary(1).await;
+        let second = self.standby(2, &first).await;
+        let third = self.standby(3, &first).await;
+        first.postgres.set_sync_names(&one_of(&[2, 3]), false, LIMIT).await.unwrap();
+        [first, second, third]
+    }
 }
 
 pub async fn connect(layout: &Layout) -> (GuardClient, JoinSet<()>) {
@@ -251,6 +261,13 @@ impl Node {
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
+    pub async fn live(&self) -> LiveFacts {
+        match self.postgres.observe(LIMIT).await {
+            PostgresFacts::Live(live) => *live,
+            other => panic!("{other:?}\n{}", self.log()),
+        }
+    }
+
     pub async fn streams(&self, generation: u64) {
         eventually("standby streams", async || match self.postgres.observe(LIMIT).await {
             PostgresFacts::Live(live)
@@ -278,6 +295,25 @@ impl Node {
     pub async fn promote(&self, generation: u64, timeline: Timeline) {
         let trigger = async { Ok(self.guard.promote(Generation(generation)).await?) };
         self.postgres.promote(timeline, LIMIT, trigger).await.unwrap();
+    }
+
+    /// Makes this barred standby the primary of generation 2, which others may stream from, as the node does.
+    pub async fn take_over(&self, timeline: Timeline, names: &SyncNames) {
+        self.arm(2, Duration::from_secs(600)).await;
+        self.postgres.set_sync_names(names, false, LIMIT).await.unwrap();
+        self.promote(2, timeline).await;
+        // the former primary may have shut standbys out for a moment just when this one was barred
+        self.postgres.admit_standbys(LIMIT).await.unwrap();
+    }
+
+    /// Waits until all that `primary` holds now is replayed here.
+    pub async fn has_all_of(&self, primary: &Node) {
+        let end: Lsn = primary.sql("select pg_current_wal_flush_lsn()").await.parse().unwrap();
+        eventually("all is replayed", async || match self.postgres.has_replayed(end, LIMIT).await {
+            Ok(true) => Ok(()),
+            other => Err(format!("{other:?}\n{}", self.log())),
+        })
+        .await;
     }
 
     pub async fn arm(&self, generation: u64, span: Duration) {

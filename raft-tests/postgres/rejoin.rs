@@ -4,25 +4,9 @@ use std::time::Duration;
 
 use hasup::postgres::rewind::{self, Rewind};
 use hasup::postgres::{Divergence, PgError, SyncNames, diverged};
-use hasup::types::{Lsn, Timeline, WalPosition};
+use hasup::types::{Timeline, WalPosition};
 
-use crate::fixture::{Cluster, LIMIT, Node, eventually, goes_on};
-
-async fn promoted_alone(node: &Node) {
-    node.arm(2, Duration::from_secs(600)).await;
-    node.postgres.write_sync_names(&SyncNames::Empty).unwrap();
-    node.postgres.set_sync_names(&SyncNames::Empty, false, LIMIT).await.unwrap();
-    node.promote(2, Timeline(4)).await;
-}
-
-async fn has_all_of(standby: &Node, primary: &Node) {
-    let target: Lsn = primary.sql("select pg_current_wal_flush_lsn()").await.parse().unwrap();
-    eventually("all is replayed", async || match standby.postgres.has_replayed(target, LIMIT).await {
-        Ok(true) => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
-    .await;
-}
+use crate::fixture::{Cluster, LIMIT, goes_on};
 
 /// Aim: two servers that both reached timeline 4, from different positions, are told apart; `pg_rewind`, which would call them equal,
 /// is not asked, and a copy makes one the other's standby with its tail put aside. The protocol gives each number once; a person
@@ -37,16 +21,16 @@ async fn a_timeline_number_reached_twice_is_never_taken_for_one_history() {
     let second = cluster.standby(2, &first).await;
     let third = cluster.standby(3, &first).await;
     first.sql("create table t (id bigint primary key)").await;
-    has_all_of(&second, &first).await;
+    second.has_all_of(&first).await;
     second.postgres.bar(LIMIT).await.unwrap();
     let common = second.stated().await;
     first.sql("insert into t select generate_series(1, 5000)").await;
-    has_all_of(&third, &first).await;
+    third.has_all_of(&first).await;
     third.postgres.bar(LIMIT).await.unwrap();
     third.stated().await;
     first.guard.fence(Duration::from_millis(100)).await.unwrap();
     for node in [&second, &third] {
-        promoted_alone(node).await;
+        node.take_over(Timeline(4), &SyncNames::Empty).await;
     }
     second.sql("insert into t select generate_series(20001, 20100)").await;
     third.sql("insert into t select generate_series(5001, 10000)").await;
@@ -80,6 +64,6 @@ async fn a_timeline_number_reached_twice_is_never_taken_for_one_history() {
 
     third.start(Some(&third.follow(&second, 2))).await;
     third.streams(2).await;
-    has_all_of(&third, &second).await;
+    third.has_all_of(&second).await;
     assert_eq!(third.sql("select count(*) || ' ' || min(id) from t").await, "100 20001");
 }

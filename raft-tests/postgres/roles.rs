@@ -8,19 +8,12 @@ use std::time::Duration;
 use hasup::ha::record::CommitSet;
 use hasup::postgres::log::LogReader;
 use hasup::postgres::rewind::{self, Rewind};
-use hasup::postgres::{Divergence, PostgresFacts, SyncNames, WriteProbe, diverged};
+use hasup::postgres::{Divergence, SyncNames, WriteProbe, diverged};
 use hasup::types::{Lsn, Timeline};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::fixture::{Cluster, HARNESS, LIMIT, Node, eventually, goes_on, member, one_of};
-
-pub async fn live(node: &Node) -> hasup::postgres::observe::LiveFacts {
-    match node.postgres.observe(LIMIT).await {
-        PostgresFacts::Live(live) => *live,
-        other => panic!("{other:?}\n{}", node.log()),
-    }
-}
+use crate::fixture::{Cluster, HARNESS, LIMIT, eventually, goes_on, member, one_of};
 
 /// Aim: after both peers' bars nothing more is acknowledged, what was is held by the best of them, it promotes to the reserved
 /// timeline past two unused numbers, the third follows, and the old primary, stopped and started, is a standby.
@@ -30,10 +23,8 @@ async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost(
         return;
     }
     let cluster = Cluster::new();
-    let first = Arc::new(cluster.primary(1).await);
-    let second = cluster.standby(2, &first).await;
-    let third = cluster.standby(3, &first).await;
-    first.postgres.set_sync_names(&one_of(&[2, 3]), false, LIMIT).await.unwrap();
+    let [first, second, third] = cluster.three().await;
+    let first = Arc::new(first);
     first.sql("create table t (id bigint primary key)").await;
 
     let acknowledged = Arc::new(AtomicU64::new(0));
@@ -77,7 +68,7 @@ async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost(
     other.postgres.follow(&other.follow(best, 2)).unwrap();
     assert!(matches!(best.postgres.probe_quorum_write(LIMIT).await.unwrap(), WriteProbe::Written(_)));
     println!("quorum write {:?} after the promotion began", began.elapsed());
-    assert_eq!(live(best).await.timeline, Timeline(5));
+    assert_eq!(best.live().await.timeline, Timeline(5));
     other.streams(2).await;
     let held: u64 = best.sql("select count(*) from t").await.parse().unwrap();
     assert!(held >= acknowledged, "{held} of {acknowledged}");
@@ -88,7 +79,7 @@ async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost(
     assert!(states.iter().all(|position| position.timeline == Timeline(2)));
 
     // A restart keeps the bar and states every whole record again; half a record, which no commit can be, may be gone.
-    let before = live(other).await.replay_lsn.unwrap();
+    let before = other.live().await.replay_lsn.unwrap();
     other.stop().await;
     other.start(None).await;
     let after = other.stated().await;
@@ -97,7 +88,7 @@ async fn nothing_is_acknowledged_after_the_bar_and_nothing_acknowledged_is_lost(
     // The old primary starts as a standby, whose position shows the divergence or none.
     first.stop().await;
     first.start(None).await;
-    assert!(live(&first).await.in_recovery);
+    assert!(first.live().await.in_recovery);
 }
 
 /// Aim: a commit whose wait its client cancelled is found in the log of a real server, whatever its client says.
@@ -154,7 +145,7 @@ async fn standby_names_are_in_force_when_the_step_returns() {
 
     let both = SyncNames::of(&CommitSet { members: [member(2), member(3)].into(), k: 2 });
     first.postgres.set_sync_names(&both, false, LIMIT).await.unwrap();
-    assert!(live(&first).await.shows(&both));
+    assert!(first.live().await.shows(&both));
     assert!(first.postgres.probe_quorum_write(Duration::from_millis(700)).await.is_err(), "one is missing");
     first.postgres.set_sync_names(&one_of(&[2]), false, LIMIT).await.unwrap();
     second.streams(1).await;
@@ -163,12 +154,12 @@ async fn standby_names_are_in_force_when_the_step_returns() {
     // What an operator's ALTER SYSTEM says is taken out where names are set.
     first.sql("alter system set synchronous_standby_names = ''").await;
     first.postgres.set_sync_names(&one_of(&[2, 3]), true, LIMIT).await.unwrap();
-    assert!(live(&first).await.shows(&one_of(&[2, 3])));
+    assert!(first.live().await.shows(&one_of(&[2, 3])));
     first.stop().await;
     let end = first.postgres.final_position().await.unwrap().position;
     assert_eq!(end.timeline, Timeline(2));
     first.start(None).await;
-    assert!(live(&first).await.shows(&one_of(&[2, 3])));
+    assert!(first.live().await.shows(&one_of(&[2, 3])));
     second.postgres.bar(LIMIT).await.unwrap();
     assert!(second.stated().await >= end, "an orderly stop ships everything");
 }
@@ -184,19 +175,11 @@ async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
     let first = cluster.primary(1).await;
     let second = cluster.standby(2, &first).await;
     first.sql("create table t (id bigint primary key)").await;
-    let target: Lsn = first.sql("select pg_current_wal_flush_lsn()").await.parse().unwrap();
-    eventually("standby has the table", async || match second.postgres.has_replayed(target, LIMIT).await {
-        Ok(true) => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
-    .await;
+    second.has_all_of(&first).await;
     second.postgres.bar(LIMIT).await.unwrap();
     let fork = second.stated().await;
     first.sql("insert into t select generate_series(1, 10000)").await;
-    second.arm(2, Duration::from_secs(600)).await;
-    second.postgres.write_sync_names(&SyncNames::Empty).unwrap();
-    second.postgres.set_sync_names(&SyncNames::Empty, false, LIMIT).await.unwrap();
-    second.promote(2, Timeline(4)).await;
+    second.take_over(Timeline(4), &SyncNames::Empty).await;
     second.sql("insert into t select generate_series(50001, 50100)").await;
     second.postgres.checkpoint(LIMIT).await.unwrap();
 
@@ -244,14 +227,9 @@ async fn diverged_primary_rejoins_by_rewind_though_killed_at_each_step() {
 
     first.start(Some(&first.follow(&second, 2))).await;
     first.streams(2).await;
-    let target: Lsn = second.sql("select pg_current_wal_flush_lsn()").await.parse().unwrap();
-    eventually("all is replayed", async || match first.postgres.has_replayed(target, LIMIT).await {
-        Ok(true) => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
-    .await;
+    first.has_all_of(&second).await;
     assert_eq!(first.sql("select count(*) || ' ' || min(id) from t").await, "100 50001");
-    assert_eq!(live(&first).await.timeline, Timeline(4));
+    assert_eq!(first.live().await.timeline, Timeline(4));
 }
 
 /// Aim: what an old primary alone holds survives a copy in place of a rewind. Method: rows that nobody else has, no orderly stop,
@@ -270,10 +248,7 @@ async fn tail_of_an_old_primary_is_kept_though_its_data_are_copied_anew() {
     let fork = second.stated().await;
     first.sql("create table t as select generate_series(1, 200000)").await;
     let end: Lsn = first.sql("select pg_current_wal_flush_lsn()").await.parse().unwrap();
-    second.arm(2, Duration::from_secs(600)).await;
-    second.postgres.write_sync_names(&SyncNames::Empty).unwrap();
-    second.postgres.set_sync_names(&SyncNames::Empty, false, LIMIT).await.unwrap();
-    second.promote(2, Timeline(4)).await;
+    second.take_over(Timeline(4), &SyncNames::Empty).await;
     first.guard.fence(Duration::from_millis(100)).await.unwrap();
     // an operator's own, which no copy may touch
     for name in ["pgdata.old", "pgdata.new"] {

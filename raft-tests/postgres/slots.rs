@@ -2,18 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use hasup::postgres::SyncNames;
 use hasup::postgres::slots::Keep;
-use hasup::postgres::{PostgresFacts, SyncNames};
 use hasup::types::{Lsn, NodeId, Timeline};
 
 use crate::fixture::{Cluster, LIMIT, Node, eventually, goes_on};
-
-async fn end_of(node: &Node) -> Lsn {
-    match node.postgres.observe(LIMIT).await {
-        PostgresFacts::Live(live) => live.lsn,
-        other => panic!("{other:?}\n{}", node.log()),
-    }
-}
 
 /// Keeps log on `node` for the members named: those with a position are heard.
 async fn keep(node: &Node, members: &[(u64, Option<Lsn>)]) {
@@ -39,11 +32,7 @@ async fn fill(primary: &Node, standby: &Node, files: u32) {
         primary.sql("select pg_switch_wal()").await;
     }
     primary.sql("checkpoint").await;
-    let end = end_of(primary).await;
-    eventually("the standby has it all", async || {
-        if standby.postgres.has_replayed(end, LIMIT).await.unwrap() { Ok(()) } else { Err("not yet".to_owned()) }
-    })
-    .await;
+    standby.has_all_of(primary).await;
     standby.sql("checkpoint").await;
 }
 
@@ -59,7 +48,7 @@ async fn a_promoted_standby_has_kept_the_log_for_the_third_node() {
     let second = cluster.standby(2, &first).await;
     let third = cluster.standby(3, &first).await;
     first.sql("create table t (id bigint)").await;
-    let at = end_of(&third).await;
+    let at = third.live().await.lsn;
     keep(&first, &[(2, Some(at)), (3, Some(at))]).await;
     keep(&second, &[(1, Some(at)), (3, Some(at))]).await;
     keep(&second, &[(1, Some(at)), (3, Some(at))]).await;
@@ -67,7 +56,7 @@ async fn a_promoted_standby_has_kept_the_log_for_the_third_node() {
 
     third.stop().await;
     fill(&first, &second, 12).await;
-    let end = end_of(&first).await;
+    let end = first.live().await.lsn;
     keep(&first, &[(2, Some(end)), (3, None)]).await;
     keep(&second, &[(1, Some(end)), (3, None)]).await;
     let behind = "select (select restart_lsn from pg_replication_slots where slot_name = 'hasup_n3') < \
@@ -77,9 +66,7 @@ async fn a_promoted_standby_has_kept_the_log_for_the_third_node() {
     // no slot stands in the way of the bar, the promotion, or the stream
     second.postgres.bar(LIMIT).await.unwrap();
     first.stop().await;
-    second.postgres.set_sync_names(&SyncNames::Empty, true, LIMIT).await.unwrap();
-    second.arm(2, LIMIT * 10).await;
-    second.promote(2, Timeline(3)).await;
+    second.take_over(Timeline(3), &SyncNames::Empty).await;
     third.start(Some(&third.follow(&second, 2))).await;
     third.streams(2).await;
 
@@ -112,7 +99,7 @@ async fn a_dead_member_keeps_no_more_log_than_was_set() {
     let cluster = Cluster::new();
     let first = cluster.primary(1).await;
     first.sql("create table t (id bigint)").await;
-    let at = end_of(&first).await;
+    let at = first.live().await.lsn;
     keep(&first, &[(2, Some(at))]).await;
     assert_eq!(slots(&first).await, "hasup_n2");
     let limit_mib = u64::from(first.postgres.settings().slot_keep_mib);

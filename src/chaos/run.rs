@@ -270,7 +270,7 @@ impl Range {
             let due = start + step.at;
             sleep_until(due).await;
             self.check_clients()?;
-            let hosts = match self.victims(&step.victim).await.with_context(|| step.to_string()) {
+            let hosts = match self.hosts_of(step).await.with_context(|| step.to_string()) {
                 Err(why) if schedule.lenient => {
                     self.pass_over(step, &why, tell);
                     Vec::new()
@@ -288,8 +288,7 @@ impl Range {
                 tell(&format!("{step}: {host}"));
                 let at_ns = boot_now().0;
                 match self.inflict(step, &host).await.with_context(|| format!("{step}: {host}")) {
-                    // what the range itself cannot do ends the run all the same
-                    Err(why) if schedule.lenient && matches!(step.fault, Fault::Kill(_) | Fault::Switchover) => {
+                    Err(why) if schedule.passes_over(&step.fault) => {
                         self.pass_over(step, &why, tell);
                         continue;
                     }
@@ -389,6 +388,14 @@ impl Range {
             }
         }
         best
+    }
+
+    /// Returns whom a step is done to; whoever else it needs is there, too.
+    async fn hosts_of(&self, step: &Step) -> anyhow::Result<Vec<String>> {
+        if let Fault::Part(other) = &step.fault {
+            self.victims(other).await?;
+        }
+        self.victims(&step.victim).await
     }
 
     async fn victims(&self, victim: &Victim) -> anyhow::Result<Vec<String>> {

@@ -240,6 +240,28 @@ impl fmt::Display for Schedule {
 pub struct ScheduleError(pub Vec<String>);
 
 impl Schedule {
+    /// Tells whether a fault that did not come about, though it had a victim, is passed over as if it had none: who was found may be
+    /// gone, or refuse. What the range itself could not do ends the run in any case.
+    #[must_use]
+    pub fn passes_over(&self, fault: &Fault) -> bool {
+        self.lenient
+            && match fault {
+                Fault::Kill(_) | Fault::Switchover => true,
+                Fault::Crash
+                | Fault::Boot
+                | Fault::Cut
+                | Fault::Heal
+                | Fault::Oneway(_)
+                | Fault::Loss(_)
+                | Fault::Pause
+                | Fault::Resume
+                | Fault::Part(_)
+                | Fault::Mark(_)
+                | Fault::Remove
+                | Fault::Join => false,
+            }
+    }
+
     /// Parses a schedule; `hosts` are the names that it may speak of.
     ///
     /// # Errors
@@ -498,6 +520,22 @@ mod tests {
         ] {
             assert!(Schedule::parse(&format!("{bad}\nend 5s"), HOSTS).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_lenient_schedule_passes_over_what_a_node_was_not_there_for_and_nothing_that_the_range_could_not_do() {
+        let faults = "crash, boot, cut, heal, oneway in, oneway out, loss 5%, pause, resume, part n2, mark, unmark, remove, join, \
+                      kill daemon, kill guard, kill postgres, switchover";
+        let lines: String = faults.split(", ").map(|fault| format!("at 1s {fault} n1\n")).collect();
+        let passed_over = |schedule: &Schedule| {
+            let steps = schedule.steps.iter().filter(|step| schedule.passes_over(&step.fault));
+            steps.map(|step| step.to_string().replace("at 1000ms ", "").replace(" n1", "")).collect::<Vec<_>>()
+        };
+        let lenient = Schedule::parse(&format!("{lines}lenient\nend 2s"), HOSTS).unwrap();
+        assert_eq!(lenient.steps.len(), faults.split(", ").count());
+        assert_eq!(passed_over(&lenient), ["kill daemon", "kill guard", "kill postgres", "switchover"]);
+        let strict = Schedule::parse(&format!("{lines}end 2s"), HOSTS).unwrap();
+        assert!(passed_over(&strict).is_empty());
     }
 
     #[test]

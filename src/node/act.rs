@@ -23,6 +23,7 @@ use crate::ha::view::{Followed, Job, NamesInEffect, SyncNames};
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::postgres::basebackup::{self, BaseBackup};
 use crate::postgres::rewind::{self, Rewind, RewindStep};
+use crate::postgres::settings::FETCH_ROLE;
 use crate::postgres::{Follow, PgError, Reader, Source, SslMode, SslPaths, TimelineHistory, WriteProbe};
 use crate::sys::clock::{boot_now, wall_now};
 use crate::sys::exec::ExecError;
@@ -222,7 +223,7 @@ impl Shared {
         }
     }
 
-    async fn cut_receiver(&self) -> Result<(), StepError> {
+    async fn cut_receiver(self: &Arc<Self>) -> Result<(), StepError> {
         let limit = self.timing().bar_limit;
         self.postgres.note_cut();
         let cut = self.postgres.postgres.bar(limit).await;
@@ -232,8 +233,12 @@ impl Shared {
             // stopped, the files alone say whom it may follow
             self.postgres.postgres.bar(limit).await?;
         }
+        let fetched = self.postgres.fetched();
         self.postgres.note_follows(None)?;
         self.postgres.note_change();
+        if let Some((from, until)) = fetched {
+            self.tell(self.event_of_fetch(from, until), true);
+        }
         Ok(())
     }
 
@@ -283,16 +288,13 @@ impl Shared {
     }
 
     /// Lets the receiver read a standby's log, under a name that commits never wait for (L12).
-    fn fetch(self: &Arc<Self>, from: NodeId, under: Generation) -> Result<(), StepError> {
+    fn fetch(&self, from: NodeId, under: Generation) -> Result<(), StepError> {
         let source = self.source(from)?;
         // what cannot begin, for want of room perhaps, keeps this node from stating what it holds for a while only
         self.postgres.note_fetch_tried();
-        let is_new = self.postgres.note_fetch(Followed { node: from, generation: under })?;
+        self.postgres.note_fetch(Followed { node: from, generation: under })?;
         self.postgres.postgres.follow(&Follow { generation: under, source, reader: Reader::Fetch })?;
         self.postgres.note_change();
-        if is_new {
-            self.tell(self.event_of_fetch(under, from), true);
-        }
         Ok(())
     }
 
@@ -388,22 +390,23 @@ impl Shared {
         }
     }
 
-    /// Makes what every cluster needs, where it is not there: at the first promotion of all, and after an adoption.
+    /// Makes what every cluster needs, where it is not there: at the first promotion of all, after an adoption, and after an upgrade.
     async fn provision(&self) -> Result<(), PgError> {
-        // in an adopted cluster `app` may be somebody's, and clients have what they need
-        let is_adopted = self.postgres.postgres.layout().is_adopted();
         let there = format!(
-            "select to_regclass('hasup.heartbeat') is not null and ({is_adopted} or exists (select from pg_database where datname = 'app'))"
+            "select to_regclass('hasup.heartbeat') is not null and exists (select from pg_roles where rolname = '{FETCH_ROLE}'),
+                    exists (select from pg_database where datname = 'app')"
         );
         let rows = self.postgres.postgres.run_sql("look for hasup's schema", &there, SHORT).await?;
-        if rows.into_iter().flatten().flatten().next().as_deref() == Some("t") {
-            return Ok(());
+        let mut is_there = rows.into_iter().flatten().map(|value| value.as_deref() == Some("t"));
+        let (has_own, has_app) = (is_there.next() == Some(true), is_there.next() == Some(true));
+        if !has_own {
+            self.postgres.postgres.provision(CHECKPOINT_LIMIT).await?;
         }
-        self.postgres.postgres.provision(CHECKPOINT_LIMIT).await?;
-        if is_adopted {
-            return Ok(());
+        // in an adopted cluster `app` may be somebody's, and clients have what they need
+        if !has_app && !self.postgres.postgres.layout().is_adopted() {
+            self.postgres.postgres.provision_application("app", CHECKPOINT_LIMIT).await?;
         }
-        self.postgres.postgres.provision_application("app", CHECKPOINT_LIMIT).await.map(drop)
+        Ok(())
     }
 
     async fn prepare_switchover(self: Arc<Self>, generation: Generation, place: JobPlace) {
@@ -548,8 +551,8 @@ impl Shared {
         // the copy is consistent once it has replayed to here: the source's log ended below this when it was made
         let until =
             self.end_of(from).ok_or_else(|| StepError::Unknown("the active node's log end is not known".to_owned()))?;
-        let is_still_active = self.state().assignment.as_ref().is_some_and(|record| record.value.promoted == promoted);
-        self.postgres.note_rebuilt(Rebuilt { promoted, timeline: is_still_active.then_some(source_timeline) })?;
+        let promoted_now = self.state().assignment.as_ref().map(|record| record.value.promoted);
+        self.postgres.note_rebuilt(Rebuilt::new(promoted, source_timeline, promoted_now))?;
         self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
         self.postgres.keep_parted(None)?;
         let event = self.event_of_rebuild(generation, copied_from, why);

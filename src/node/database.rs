@@ -37,14 +37,8 @@ const SIZE_LIMIT: Duration = Duration::from_secs(5);
 /// How often a primary is written to, and how long one such write may take.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
-/// A standby that may follow has this long to begin streaming before its log is looked at, and again each time after that.
-const LOG_READ_EVERY: Duration = Duration::from_secs(3);
 /// PostgreSQL has this long to read settings again before they are found wrong.
 const LEAD_BACK_EVERY: Duration = Duration::from_secs(1);
-/// How much of the end of PostgreSQL's log is looked at.
-const LOG_TAIL_BYTES: u64 = 16 << 10;
-/// How many of its last lines: an older complaint may have been mended since.
-const LOG_TAIL_LINES: usize = 12;
 /// A PostgreSQL that ends sooner than this after its start is started again only after a pause.
 const START_PAUSE: Duration = Duration::from_secs(1);
 
@@ -77,6 +71,14 @@ pub(super) struct Rebuilt {
     pub(super) timeline: Option<Timeline>,
 }
 
+impl Rebuilt {
+    /// The data was rebuilt from the primary promoted under `promoted`, which wrote `timeline`; now that this is done, the one of
+    /// `promoted_now` is active.
+    pub(super) fn new(promoted: Generation, timeline: Timeline, promoted_now: Option<Generation>) -> Self {
+        Self { promoted, timeline: (promoted_now == Some(promoted)).then_some(timeline) }
+    }
+}
+
 /// What the node remembers about its PostgreSQL between observations.
 #[derive(Debug, Default)]
 struct Memory {
@@ -99,13 +101,13 @@ struct Memory {
     /// Log is being fetched from another standby.
     fetch: Option<followed::Fetching>,
     fetch_ended_at: Option<BootTime>,
-    /// What was last fetched, or tried to.
-    fetch_last: Option<Followed>,
     /// The receiver is being cut off: what it may follow is no longer what PostgreSQL shows.
     is_being_cut: bool,
     /// When `primary_conninfo` was last set back.
     led_back_at: BootTime,
     log_read_at: BootTime,
+    /// Where PostgreSQL's own log ended when it was last told whom to follow: what stands before is about others.
+    log_from: u64,
     /// When it last answered, and when it last took a durable write, since it is a primary.
     answered_at: Option<BootTime>,
     written_at: Option<BootTime>,
@@ -164,6 +166,8 @@ impl Database {
         {
             let mut memory = database.memory.lock();
             memory.follows = follows;
+            // what an earlier start of the daemon followed then may have been another; who lacks log says so again and again
+            memory.log_from = database.log_bytes();
             memory.lineage = rebuilt.map(|rebuilt| (rebuilt.promoted, Lineage::Follows, None));
             memory.rebuilt = rebuilt;
         }
@@ -359,7 +363,6 @@ impl Database {
             job: memory.job.take(),
             retries: std::mem::take(&mut memory.retries),
             fetch_ended_at: memory.fetch_ended_at,
-            fetch_last: memory.fetch_last,
             started_at,
             changed_at: boot_now(),
             ..Memory::default()
@@ -481,35 +484,6 @@ impl Database {
         }
     }
 
-    /// Looks, now and then, whether a standby that may follow does not stream because its source no longer has the log that it
-    /// needs: PostgreSQL would ask for ever. Then only a copy helps, as if the histories had nothing in common (L19).
-    pub(super) fn notice_missing_log(&self, active: NodeId, promoted: Generation) {
-        let now = boot_now();
-        let observation = self.last_observation();
-        let is_streaming = matches!(&observation.facts, PostgresFacts::Live(live)
-            if live.receiver.as_ref().is_some_and(|receiver| receiver.status == "streaming"));
-        {
-            let mut memory = self.memory.lock();
-            // one that has no log to fetch from is no reason to copy anything
-            let is_due = memory.follows.is_some_and(|followed| followed.node == active)
-                && !is_streaming
-                && memory.job.is_none()
-                && now.since(memory.changed_at.max(memory.log_read_at)) > LOG_READ_EVERY;
-            if !is_due {
-                return;
-            }
-            memory.log_read_at = now;
-        }
-        let text = last_bytes(&self.postgres.layout().log_file(), LOG_TAIL_BYTES);
-        if text.lines().rev().take(LOG_TAIL_LINES).any(says_log_is_gone) {
-            tracing::warn!(
-                "the active node no longer has the log that this standby needs: the database is copied anew"
-            );
-            self.memory.lock().lineage = Some((promoted, Lineage::Diverged, None));
-            self.news.notify_one();
-        }
-    }
-
     /// Notes from which primary the data was rebuilt, on disk first: it can follow that one, and cannot say more before it has.
     pub(super) fn note_rebuilt(&self, rebuilt: Rebuilt) -> Result<(), PgError> {
         let bytes = serde_json::to_vec(&rebuilt).unwrap_or_default();
@@ -625,26 +599,6 @@ pub(super) fn parse_member(name: &str) -> Option<DataMember> {
     Some(DataMember { node: NodeId(node.parse().ok()?), incarnation: DataIncarnation(incarnation.parse().ok()?) })
 }
 
-/// Returns the end of a file as text; nothing where it cannot be read.
-fn last_bytes(path: &std::path::Path, bytes: u64) -> String {
-    use std::io::{Read, Seek, SeekFrom};
-    let read = || {
-        let mut file = std::fs::File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
-        let mut text = Vec::new();
-        file.take(bytes).read_to_end(&mut text)?;
-        Ok::<_, std::io::Error>(String::from_utf8_lossy(&text).into_owned())
-    };
-    read().unwrap_or_default()
-}
-
-/// What PostgreSQL's receiver logs when its source has removed the log that it asks for. The message is the server's, in its
-/// language, which hasup's databases have set to C.
-fn says_log_is_gone(line: &str) -> bool {
-    line.contains("requested WAL segment") && line.contains("has already been removed")
-}
-
 /// Whether standbys hold more of the log than before: while a promotion waits for just that, the loop should look.
 fn has_log_moved(before: &PostgresFacts, after: &PostgresFacts) -> bool {
     match (before, after) {
@@ -672,13 +626,25 @@ fn differs(before: &PostgresFacts, after: &PostgresFacts) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::{Layout, PostgresSetup, Programs, SslPaths, StaticSettings};
 
-    #[test]
-    fn a_source_without_the_log_is_recognised() {
-        let line = "2026-01-01 LOG:  FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment \
-                    000000020000000000000003 has already been removed";
-        assert!(says_log_is_gone(line));
-        assert!(!says_log_is_gone("LOG:  started streaming WAL from primary at 0/3000000 on timeline 2"));
+    /// A database in `folder`, as a start of the daemon finds it; no PostgreSQL runs.
+    pub(super) fn database(folder: &std::path::Path) -> Database {
+        let file = |name: &str| folder.join(name);
+        let settings = StaticSettings {
+            port: 1,
+            listen_addresses: Vec::new(),
+            logical: false,
+            ssl: SslPaths { certificate: file("crt"), key: file("key"), ca: file("ca") },
+            wal_keep_mib: 1,
+            slot_keep_mib: 1,
+            local_user: "nobody".to_owned(),
+            extra: std::collections::BTreeMap::new(),
+        };
+        let layout = Layout::new(folder);
+        layout.prepare().unwrap();
+        let programs = Programs { bin_dir: file("bin"), major: 15 };
+        Database::new(Arc::new(Postgres::new(PostgresSetup { layout, programs, settings })), Arc::default())
     }
 
     #[test]
@@ -687,6 +653,19 @@ mod tests {
         assert_eq!(parse_member(&member.to_string()), Some(member));
         for other in ["", "psql", "n1", "n1_i", "nx_i1", "hasup_copy"] {
             assert_eq!(parse_member(other), None, "{other}");
+        }
+    }
+    #[test]
+    fn rebuilt_data_name_a_timeline_only_where_its_primary_is_still_active() {
+        let folder = tempfile::tempdir().unwrap();
+        let (of, timeline) = (Generation(4), Timeline(3));
+        for (now, expected) in [(Some(of), Some(timeline)), (Some(Generation(6)), None), (None, None)] {
+            let rebuilding = database(folder.path());
+            rebuilding.note_rebuilt(Rebuilt::new(of, timeline, now)).unwrap();
+            for known in [rebuilding, database(folder.path())] {
+                assert_eq!(known.rebuilt_from(), expected, "{now:?}");
+                assert_eq!(known.lineage(), Some((of, Lineage::Follows)), "it is judged no sooner than it can be");
+            }
         }
     }
 }

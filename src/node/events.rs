@@ -8,10 +8,10 @@ use super::{EVENT_LIMIT, Shared};
 use crate::ha::assign::AssignWait;
 use crate::ha::durable::DataState;
 use crate::ha::record::{Event, ResignReason, WhyRecord};
-use crate::ha::view::Lineage;
+use crate::ha::view::{Followed, Lineage};
 use crate::kv::Command;
 use crate::sys::clock::wall_now;
-use crate::types::{Generation, NodeId, Timeline, WalPosition};
+use crate::types::{Generation, Lsn, NodeId, Timeline, WalPosition};
 
 impl Shared {
     /// Returns an event of this node, now.
@@ -38,14 +38,14 @@ impl Shared {
         self.event("person_asked", generation, why)
     }
 
-    pub(super) fn event_of_fetch(&self, under: Generation, from: NodeId) -> Event {
-        let from = name_of(from, &self.state());
+    pub(super) fn event_of_fetch(&self, from: Followed, until: Lsn) -> Event {
+        let source = name_of(from.node, &self.state());
         let why = WhyRecord {
-            facts: vec![format!("{from} holds the most log and cannot become active")],
+            facts: vec![format!("{source} held the most log and could not become active")],
             rule: "L12".to_owned(),
-            step: format!("{} fetches what {from} holds", self.name),
+            step: format!("{} fetched the log of {source} up to {until}", self.name),
         };
-        self.event("fetched", under, why)
+        self.event("fetched", from.generation, why)
     }
 
     /// `copied_from` is the node whose database was copied; none where this node's own was rewound.

@@ -3,7 +3,8 @@
 //! A change of `synchronous_standby_names` and the WAL senders (L18): each sender releases waiting commits by its own copy of the
 //! setting, over all standbys that are flagged by anybody's. Where every commit released by a mixture of old and new copies is
 //! held as both sets demand, the senders stay ([`SyncNames::may_mix_with`](crate::ha::view::SyncNames::may_mix_with) tells);
-//! else all are cut first, by taking their role's right to log in, and nobody may stream until the new names are seen.
+//! else all are cut first, by taking their role's right to log in, and nobody may stream until the new names are seen. Who fetches
+//! log (L12) has a role of its own, which stays: its name is in nobody's setting, so its sender releases nothing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -258,7 +259,7 @@ impl Postgres {
         let own = &settings.ssl.key;
         let content = zeroize::Zeroizing::new(fs::read(own).map_err(file_error("read", own))?);
         layout.write_volatile(&ssl.key, &content)?;
-        Ok(follow.source.conninfo(REPLICATION_ROLE, None, &follow.reader.application(), &ssl))
+        Ok(follow.source.conninfo(follow.reader.role(), None, &follow.reader.application(), &ssl))
     }
 
     /// Takes the keys of all generations away but for one. A power cut may undo that: each start does it again.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::control::Postgres;
-use super::settings::{REPLICATION_ROLE, REWIND_ROLE};
+use super::settings::{FETCH_ROLE, REPLICATION_ROLE, REWIND_ROLE};
 use super::{PgError, file_error};
 
 /// How an application connects.
@@ -31,7 +31,9 @@ const REWIND_FUNCTIONS: [&str; 4] = [
 
 fn roles_sql() -> String {
     let mut sql = String::from("set synchronous_commit = local;\nset log_statement = 'none';\n");
-    for (role, attributes) in [(REPLICATION_ROLE, "login replication"), (REWIND_ROLE, "login")] {
+    for (role, attributes) in
+        [(REPLICATION_ROLE, "login replication"), (FETCH_ROLE, "login replication"), (REWIND_ROLE, "login")]
+    {
         sql.push_str(&format!(
             "do $$ begin if not exists (select from pg_roles where rolname = '{role}') then create role {role}; end if; end $$;\n\
              alter role {role} nosuperuser nocreatedb nocreaterole {attributes};\n"

@@ -10,8 +10,11 @@ use crate::config::is_owned;
 use crate::ha::record::{CommitSet, DataMember};
 use crate::types::{Generation, NodeName};
 
-/// The role under which standbys stream.
+/// The role under which standbys stream and databases are copied. It is shut out while names change (L18).
 pub const REPLICATION_ROLE: &str = "hasup_replication";
+/// The role under which log is fetched from another standby (L12). It is never shut out: who shut the other one out may be lost, and
+/// a standby cannot let it in again.
+pub const FETCH_ROLE: &str = "hasup_fetch";
 /// The role under which `pg_rewind` reads.
 pub const REWIND_ROLE: &str = "hasup_rewind";
 /// The superuser of clusters that hasup makes, reached over the local socket alone.
@@ -145,14 +148,12 @@ pub fn render_config(layout: &Layout, settings: &StaticSettings, adopted: Option
 
 /// Renders `hba.conf`: peers on the socket, certificates for hasup's roles, passwords over TLS for all others.
 pub fn render_hba() -> String {
+    let own = own_hba_rows();
     format!(
         "# Written by hasup.\n\
          local   all          {SUPERUSER}          peer map=hasup_local\n\
          local   all          all               peer\n\
-         hostssl replication  {REPLICATION_ROLE} all cert map=hasup\n\
-         hostssl postgres     {REWIND_ROLE}      all cert map=hasup\n\
-         host    all          {REPLICATION_ROLE} all reject\n\
-         host    all          {REWIND_ROLE}      all reject\n\
+         {own}\
          host    all          {SUPERUSER}        all reject\n\
          hostssl all          all               all scram-sha-256\n"
     )
@@ -160,14 +161,21 @@ pub fn render_hba() -> String {
 
 /// Renders `hba.conf` of an adopted cluster: hasup's own rows, then `theirs`.
 pub fn render_adopted_hba(theirs: &str) -> String {
+    let own = own_hba_rows();
     format!(
         "# Written by hasup. Its own rows first; those below are of pg_hba.conf in the data directory.\n\
          local   postgres     {SUPERUSER}          peer map=hasup_local\n\
-         hostssl replication  {REPLICATION_ROLE} all cert map=hasup\n\
-         hostssl postgres     {REWIND_ROLE}      all cert map=hasup\n\
-         host    all          {REPLICATION_ROLE} all reject\n\
-         host    all          {REWIND_ROLE}      all reject\n\
+         {own}\
          {theirs}"
+    )
+}
+
+/// The rows of hasup's own roles: by certificate, for what each is there for, and in no other way.
+fn own_hba_rows() -> String {
+    format!(
+        "hostssl replication  {REPLICATION_ROLE},{FETCH_ROLE} all cert map=hasup\n\
+         hostssl postgres     {REWIND_ROLE} all cert map=hasup\n\
+         host    all,replication {REPLICATION_ROLE},{FETCH_ROLE},{REWIND_ROLE} all reject\n"
     )
 }
 
@@ -186,7 +194,7 @@ pub fn render_ident(local_user: &str, members: &BTreeSet<NodeName>) -> String {
         row("hasup_local", user, SUPERUSER);
     }
     for member in members {
-        for role in [REPLICATION_ROLE, REWIND_ROLE] {
+        for role in [REPLICATION_ROLE, FETCH_ROLE, REWIND_ROLE] {
             row("hasup", &certificate_name(member), role);
         }
     }
@@ -231,12 +239,19 @@ pub struct Follow {
 pub enum Reader {
     /// As a standby, under the name that commit sets know it by.
     Standby(DataMember),
-    /// To fetch log under the bar (L12), under a name that commits never wait for. Its key file is another: one that an old
-    /// connection string of the generation names must not come back.
+    /// To fetch log under the bar (L12), under a name that commits never wait for, and so under a role that need not be shut out while
+    /// names change. Its key file is another: one that an old connection string of the generation names must not come back.
     Fetch,
 }
 
 impl Reader {
+    pub(super) fn role(self) -> &'static str {
+        match self {
+            Self::Standby(_) => REPLICATION_ROLE,
+            Self::Fetch => FETCH_ROLE,
+        }
+    }
+
     pub(super) fn application(self) -> String {
         match self {
             Self::Standby(member) => member.to_string(),
@@ -492,7 +507,9 @@ mod tests {
     #[test]
     fn only_members_certificates_are_mapped() {
         let text = render_ident("hasup", &BTreeSet::from(["n1".parse().unwrap()]));
-        assert!(text.contains("hasup \"hasup-node-n1\" hasup_replication\n"), "{text}");
+        for role in ["hasup_replication", "hasup_fetch", "hasup_rewind"] {
+            assert!(text.contains(&format!("hasup \"hasup-node-n1\" {role}\n")), "{text}");
+        }
         assert!(text.contains("hasup_local \"hasup\" postgres\n"), "{text}");
     }
 }

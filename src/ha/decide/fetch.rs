@@ -9,7 +9,8 @@
 //!   node writes from then on reaches it, nor this node through it. This node's one connection goes to the source; the key that its
 //!   old connection string named is gone and stays away, as a fetch has a key file of its own.
 //! - *It acknowledges nothing.* A standby that sends log on does not pass its receivers' words on to the active node. And should the
-//!   source itself be made active meanwhile, the connection's name is none that commits wait for.
+//!   source itself be made active meanwhile, the connection's name is none that commits wait for. So its role may always log in,
+//!   while that of the standbys may be shut out in the source's data: a primary that died amid a change of names (L18) wrote so.
 //! - *What was stated stays true.* By L13 a timeline has one maker, so on one timeline the shorter log is the beginning of the
 //!   longer one; on two, the record says where the later one began. A node whose log is not the beginning of the source's does not
 //!   fetch. Its log only grows, and every position that it stated before remains a lower bound. While it grows nothing is stated,
