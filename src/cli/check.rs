@@ -78,7 +78,8 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
             note(Verdict::Critical, trouble.text.clone());
         }
         for (name, check) in node.checks.iter().filter(|(_, check)| !check.is_passing) {
-            note(Verdict::Warning, format!("{} {name}: {}", node.name, check.detail));
+            let verdict = if check.moves_role { Verdict::Critical } else { Verdict::Warning };
+            note(verdict, format!("{} {name}: {}", node.name, check.detail));
         }
     }
     if let Some(days) = status.certificate_days_left.filter(|days| *days < CERTIFICATE_DAYS) {

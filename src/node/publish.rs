@@ -31,12 +31,17 @@ const RENEWAL_EVERY: Duration = Duration::from_secs(60);
 /// set by the network soon, and what it issued before would have expired for all others.
 const UNBEGUN_FOR: Duration = Duration::from_secs(600);
 
+/// A standby that has not streamed for this long is told: it is restarted, re-pointed and rewound in less.
+const IDLE_TOLD_AFTER: Duration = Duration::from_secs(10);
+
 /// Remembers what only shows over time.
 #[derive(Debug, Default)]
 pub(super) struct Publisher {
     role_changes: u64,
     promoted: Option<Generation>,
     was_removed: bool,
+    /// Since when each standby has not been streaming, by the active node's word.
+    idle_since: BTreeMap<NodeId, BootTime>,
 }
 
 impl Publisher {
@@ -64,6 +69,23 @@ impl Publisher {
         Some(told)
     }
 
+    /// Tells of the standbys that have not streamed for long.
+    fn idle_too_long(&mut self, now: BootTime, idle: &[&NodeStatus]) -> Vec<String> {
+        self.idle_since.retain(|node, _| idle.iter().any(|known| known.id == *node));
+        let mut told = Vec::new();
+        for node in idle {
+            let since = *self.idle_since.entry(node.id).or_insert(now);
+            if now.since(since) >= IDLE_TOLD_AFTER {
+                let (name, state) = (&node.name, node.state);
+                told.push(format!(
+                    "{name} ({state}) does not stream from the active node: until it does, it neither holds commits nor can take over. \
+                     `hasup status` on {name} tells why"
+                ));
+            }
+        }
+        told
+    }
+
     pub(super) fn status(&mut self, shared: &Shared, state: &State, view: &NodeView, plan: &Plan) -> Status {
         let record = state.assignment.as_ref().map(|record| &record.value);
         let promoted = record.map(|record| record.promoted);
@@ -80,7 +102,9 @@ impl Publisher {
             .map(|member| node_status(shared, view, plan, &leadership, member, active_lsn))
             .collect();
         let lease = view.pulse.lease.filter(|_| view.guard.armed.is_some());
-        let mut cluster = cluster_status(state, view, &nodes);
+        let idle = idle(shared, view, plan, &nodes);
+        let mut cluster = cluster_status(state, view, &nodes, &idle);
+        cluster.warnings.extend(self.idle_too_long(view.now, &idle));
         if is_for_a_person(shared, state, view, plan) {
             let told = AssignWait::Person { changes: changes_in_trouble(state) };
             cluster.failure_cost = format!("No node takes writes, and none will by itself. It waits for {told}.");
@@ -140,6 +164,19 @@ fn word<'a>(shared: &Shared, view: &'a NodeView, plan: &'a Plan, node: NodeId) -
         return Some((&plan.stance.report, Duration::ZERO));
     }
     view.pulse.peers.get(&node).map(|peer| (&peer.report, view.now.since(peer.proved_at)))
+}
+
+/// Returns the standbys that are heard and do not stream, by the word of the active node; none while that has none.
+fn idle<'a>(shared: &Shared, view: &NodeView, plan: &Plan, nodes: &'a [NodeStatus]) -> Vec<&'a NodeStatus> {
+    let active = view.record.as_ref().map(|record| record.assignment.node);
+    let word = active.and_then(|node| word(shared, view, plan, node));
+    let word = word.filter(|(report, age)| report.state == NodeState::Active && *age <= view.timing.report_fresh);
+    let Some(report) = word.and_then(|(report, _)| report.active.as_ref()) else { return Vec::new() };
+    let streams = |node: NodeId| report.streaming.iter().any(|member| member.node == node);
+    let is_idle = |node: &&NodeStatus| {
+        node.kind == MemberKind::Data && node.is_reachable && Some(node.id) != active && !streams(node.id)
+    };
+    nodes.iter().filter(is_idle).collect()
 }
 
 /// Returns whether the role was given up so often that the cluster waits for a person, as the leader does.
@@ -289,7 +326,7 @@ fn postgres_status(shared: &Shared, view: &NodeView) -> PostgresStatus {
     }
 }
 
-fn cluster_status(state: &State, view: &NodeView, nodes: &[NodeStatus]) -> ClusterStatus {
+fn cluster_status(state: &State, view: &NodeView, nodes: &[NodeStatus], idle: &[&NodeStatus]) -> ClusterStatus {
     let record = view.record.as_ref().map(|record| &record.assignment);
     let is_heard = |node: NodeId| nodes.iter().any(|known| known.id == node && known.is_reachable);
     let majority = record.is_some_and(|record| majority_of_every(&record.voter_sets, is_heard));
@@ -302,13 +339,13 @@ fn cluster_status(state: &State, view: &NodeView, nodes: &[NodeStatus]) -> Clust
         majority,
         durability: state.options.durability,
         lease_ms: millis(view.timing.lease),
-        failure_cost: failure_cost(record.and_then(|record| record.commit_sets.last()), nodes),
+        failure_cost: failure_cost(record.and_then(|record| record.commit_sets.last()), nodes, idle),
         warnings: warnings(state, majority, nodes),
     }
 }
 
-/// What a failure right now would cost, in one plain sentence.
-fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus]) -> String {
+/// What a failure right now would cost, in one plain sentence. `idle` are standbys that are heard and do not stream.
+fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus], idle: &[&NodeStatus]) -> String {
     let reachable = nodes.iter().filter(|node| node.is_reachable).count();
     let data = nodes.iter().filter(|node| node.kind == MemberKind::Data).count();
     match (set, data) {
@@ -322,6 +359,14 @@ fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus]) -> String {
         }
         (Some(_), _) if reachable < nodes.len() => {
             "HA is degraded: one more loss may stop writes. Repair or replace the nodes that are not heard.".to_owned()
+        }
+        (Some(_), _) if !idle.is_empty() => {
+            let names: Vec<&str> = idle.iter().map(|node| node.name.as_str()).collect();
+            let do_not = if names.len() == 1 { "does not" } else { "do not" };
+            format!(
+                "HA is degraded: one more loss may stop writes, as {} {do_not} stream from the active node.",
+                names.join(" and ")
+            )
         }
         (Some(set), _) if set.may_lose() => {
             let window = "Losing the active node loses the last commits, up to some hundred milliseconds of them or what a standby \
@@ -352,8 +397,13 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
         warnings.extend(node.troubles.iter().map(|trouble| trouble.text.clone()));
     }
     if nodes.len() > 1 && nodes.len().is_multiple_of(2) {
+        let losses = match nodes.len() / 2 - 1 {
+            0 => "no loss".to_owned(),
+            1 => "one loss".to_owned(),
+            more => format!("{more} losses"),
+        };
         warnings.push(format!(
-            "{} nodes survive no more losses than {}: add one, or a witness",
+            "an even number of nodes adds nothing to their majority: {} survive {losses}, as {} would. Add one, or a witness",
             nodes.len(),
             nodes.len() - 1
         ));
