@@ -11,3 +11,4 @@ mod readonly;
 mod renewal;
 mod settings;
 mod switchover;
+mod troubles;

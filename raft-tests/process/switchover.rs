@@ -35,4 +35,18 @@ fn active_node_and_standby_make_their_checkpoints_before_a_switchover_stops_anyt
     assert!(served.matches("checkpoint starting: immediate force wait").count() >= 2, "{first}");
     let (served, _) = second.split_once("received promote request").unwrap_or_else(|| panic!("{second}"));
     assert!(served.contains("restartpoint starting: immediate"), "{second}");
+
+    // the active one leaves: its role is handed over in order, and the other node goes on alone
+    two.sql("create table kept as select 1 as row");
+    one.until("the former active node as a standby", |status| status["postgres"]["is_streaming"] == true);
+    let ended = two.hasup(&["leave"]);
+    assert!(ended.code == Some(0) && ended.out.contains("n92 is no member any more, and has stopped"), "{ended:?}");
+    two.ends();
+    let status = one.until("one node", |status| status["nodes"].as_array().is_some_and(|nodes| nodes.len() == 1));
+    assert_eq!(status["active"], "n91", "{status}");
+    one.sql("insert into kept values (2)");
+    let history = one.json(&["history"]);
+    let kinds: Vec<&str> = history.as_array().unwrap().iter().filter_map(|event| event["kind"].as_str()).collect();
+    assert_eq!(kinds.iter().filter(|kind| **kind == "switched_over").count(), 2, "{kinds:?}");
+    assert!(!kinds.contains(&"reassigned"), "{kinds:?}");
 }

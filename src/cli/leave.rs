@@ -1,4 +1,4 @@
-//! `hasup leave`: this machine's node is taken out of the cluster and stops.
+//! `hasup leave`: this machine's node is taken out of the cluster and stops; the active one hands its role over first.
 //!
 //! The other members are asked, not this node: once it is out, nobody answers it any more, and it could not tell whether it is.
 
@@ -30,9 +30,11 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
         let text = format!("{name} is the only node of its cluster. Nothing was done. End it all by `hasup destroy`");
         return Err(CliError::Refused(text));
     }
-    local::client_of(&cli.reach, &config.data_dir, targets)?
-        .request(&Request::NodesRemove { name: name.clone() })
-        .await?;
+    let others = local::client_of(&cli.reach, &config.data_dir, targets)?;
+    if status.active.as_ref() == Some(&name) {
+        others.request(&Request::Switchover { to: None }).await?;
+    }
+    others.request(&Request::NodesRemove { name: name.clone() }).await?;
     if systemd::runs(&config.data_dir) {
         systemd::retire()?;
     } else {
