@@ -160,12 +160,9 @@ impl Leader<'_> {
         }
         self.replace(&mut assigned);
         if assigned.order.is_none()
-            && let Some(order) = self.leave_the_seat()
+            && let Some(left) = self.leave_the_seat()
         {
-            let waiting_on = std::mem::take(&mut assigned.waiting_on);
-            assigned =
-                self.done(order, "another voter hears the active node better", "L27", "hands Raft's leadership over");
-            assigned.waiting_on = waiting_on;
+            assigned = Assigned { waiting_on: std::mem::take(&mut assigned.waiting_on), ..left };
         }
         assigned
     }
@@ -252,12 +249,7 @@ impl Leader<'_> {
         if let Some(order) = voters.and_then(|voters| self.hand_over_first(voters)) {
             return self.done(order, "the leader votes no longer", "L22", "hands Raft's leadership over");
         }
-        match self.leave_the_seat() {
-            Some(order) => {
-                self.done(order, "the leader's machine is the active node's", "L27", "hands Raft's leadership over")
-            }
-            None => Assigned::default(),
-        }
+        self.leave_the_seat().unwrap_or_default()
     }
 
     /// Ends a change of commit sets, and opens the record with it, once k of the newest set hold all log up to then (L16, L18).

@@ -382,7 +382,6 @@ impl Shared {
             rule: "an operator's order".to_owned(),
             step: format!("removes {name}"),
         };
-        let generation = state.assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
         self.change_goals(None, |goals| goals.removing(id)).await?;
         // the leader takes the node out of voters and commit set first; then nothing counts on it any more
         let mut states = self.consensus.state();
@@ -403,6 +402,8 @@ impl Shared {
                 ),
             ));
         }
+        // taking it out has made generations of its own
+        let generation = self.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
         let event = self.event("member_removed", generation, why);
         self.write(Command::RemoveMember { id }, Some(event), WRITE_LIMIT).await?;
         let goals = self.state().goals.clone();

@@ -86,17 +86,18 @@ impl Leader<'_> {
     }
 
     /// Leadership belongs with a standby that hears the active node, so that one death takes one of the two (L27).
-    pub(super) fn leave_the_seat(&self) -> Option<Order> {
+    pub(super) fn leave_the_seat(&self) -> Option<Assigned> {
         let voters = self.a.voter_sets.last()?;
         let hears_holder = |report: &Report| report.hears.contains(&self.a.node);
         // where the active node has died, all fall silent about it within a promise of each other, and an election would only be
         // in the way of its replacement
         let timing = &self.view.timing;
         let alone_is_deaf = self.view.holder_unheard_for > timing.promise() + timing.lease / 4;
-        let should_leave = self.view.me == self.a.node || alone_is_deaf;
-        if !should_leave {
-            return None;
-        }
+        let fact = match self.view.me == self.a.node {
+            true => "the leader's machine is the active node's",
+            false if alone_is_deaf => "another voter hears the active node better",
+            false => return None,
+        };
         let is_better = |node: NodeId, member: &MemberView, report: &Report| {
             node != self.view.me
                 && node != self.a.node
@@ -108,6 +109,6 @@ impl Leader<'_> {
         };
         self.reports()
             .find(|(node, member, report)| is_better(*node, member, report))
-            .map(|(node, ..)| Order::TransferLeadership(node))
+            .map(|(node, ..)| self.done(Order::TransferLeadership(node), fact, "L27", "hands Raft's leadership over"))
     }
 }

@@ -10,7 +10,10 @@ use crate::ha::rules::Mutation;
 use crate::ha::state::NodeState;
 use crate::ha::timing::Timing;
 use crate::ha::view::{Followed, Lineage, NodeView};
-use crate::types::{BootTime, Generation, NodeId, WalPosition};
+use crate::types::{BootTime, DataIncarnation, Generation, NodeId, WalPosition};
+
+/// The first life of a node's data: what is made of it before it has been whole is what the node joined for.
+const FIRST_LIFE: DataIncarnation = DataIncarnation(1);
 
 /// A node that the newest record does not name, or that has resigned what it named it for.
 pub(super) struct Helper<'a> {
@@ -68,10 +71,16 @@ impl Helper<'_> {
         });
         match view.durable.data {
             DataState::Empty => NodeState::Joining,
-            DataState::Rebuilding { .. } => NodeState::Rejoining,
+            DataState::Rebuilding { .. } => self.rebuilding(),
             DataState::Intact if !hears_majority => NodeState::Minority,
             DataState::Intact => NodeState::Standby,
         }
+    }
+
+    /// What a node is whose data is being made: one that never had any is still joining.
+    fn rebuilding(&self) -> NodeState {
+        let is_first_life = self.view.durable.data != DataState::Intact && self.view.durable.incarnation <= FIRST_LIFE;
+        if is_first_life { NodeState::Joining } else { NodeState::Rejoining }
     }
 
     /// Suspicion is revocable and costs nothing: the promise to the active node has ended (L8).
@@ -234,7 +243,7 @@ impl Helper<'_> {
     /// promotion with others, so that no record before counts on this node's data any more; or nobody else can follow, so that the
     /// record would never be opened (L19).
     fn rejoin(&self, draft: &mut Draft<'_>) {
-        draft.state = NodeState::Rejoining;
+        draft.state = self.rebuilding();
         if !self.has_live_primary() {
             draft.wait(WaitingOn::Source { node: self.a.node });
         } else if self.view.durable.data != DataState::Intact || self.a.opened || self.has_to_be_rebuilt() {
