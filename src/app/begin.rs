@@ -18,6 +18,11 @@ use crate::node::NodeError;
 use crate::peer::join::JoinError;
 use crate::postgres::adopt::AdoptRefused;
 
+/// What `start` and `join` were told, kept in the data directory; its presence marks a folder of hasup's.
+pub const REMEMBERED: &str = "node.toml";
+/// What is left of it when the try was refused: the mark alone, as nothing that was said then counts any more.
+const REFUSED_MARK: &str = "# A node was to begin here and was refused. Nothing that it was told is kept.\n";
+
 /// How a node begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -112,6 +117,20 @@ impl Begin {
             _ => Ok(()),
         }
     }
+
+    /// Forgets it after a refusal, and with it what the node was told beside: the next try says anew what it wants. A node that
+    /// has its identity keeps its settings.
+    ///
+    /// # Errors
+    /// A file cannot be removed or written.
+    pub fn withdraw(data_dir: &Path, owner: Option<(Uid, Gid)>) -> Result<(), BeginError> {
+        Self::forget(data_dir)?;
+        let remembered = data_dir.join(REMEMBERED);
+        if super::is_member(data_dir) || !remembered.exists() {
+            return Ok(());
+        }
+        keep(&remembered, REFUSED_MARK.as_bytes(), 0o644, owner)
+    }
 }
 
 /// Whether somebody else has one of the node's ports, or no interface its address.
@@ -190,7 +209,7 @@ impl Failure {
         let bytes = serde_json::to_vec(&failure).map_err(|source| BeginError::Broken { path: path.clone(), source })?;
         keep(&path, &bytes, 0o600, None)?;
         match failure.kind {
-            FailureKind::Refused => Begin::forget(data_dir),
+            FailureKind::Refused => Begin::withdraw(data_dir, None),
             FailureKind::Unknown | FailureKind::Other => Ok(()),
         }
     }
@@ -276,17 +295,21 @@ mod tests {
     #[test]
     fn what_the_cluster_refused_is_told_and_not_tried_again() {
         let folder = tempfile::tempdir().unwrap();
+        let remembered = folder.path().join(REMEMBERED);
+        fs::write(&remembered, "witness = true\n").unwrap();
         let begin = Begin::Start { options: BTreeMap::new(), adopt: false };
         begin.save(folder.path(), None).unwrap();
         let lost = anyhow::Error::new(JoinError::NotReached { tried: "a".to_owned() }).context("join");
         Failure::note(folder.path(), &lost).unwrap();
         assert_eq!(Begin::load(folder.path()).unwrap(), begin, "a member that was down may be up again");
+        assert_eq!(fs::read_to_string(&remembered).unwrap(), "witness = true\n", "and the node goes on as it was told");
         let refused = JoinError::Refused(crate::peer::join::JoinRefusal::WrongToken);
         Failure::note(folder.path(), &anyhow::Error::new(refused).context("join the cluster")).unwrap();
         let told = Failure::load(folder.path()).unwrap().unwrap();
         assert_eq!(told.kind, FailureKind::Refused);
         assert!(told.message.contains("token"), "{}", told.message);
         assert_eq!(Begin::load(folder.path()).unwrap(), Begin::Run);
+        assert_eq!(fs::read_to_string(&remembered).unwrap(), REFUSED_MARK, "what was refused stays in force for nobody");
         Failure::forget(folder.path()).unwrap();
         Failure::note(folder.path(), &lost).unwrap();
         assert_eq!(Failure::load(folder.path()).unwrap(), None, "it has begun before");

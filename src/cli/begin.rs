@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::args::{BeginFlags, Cli, Command, NodeFlags};
-use super::local::{Local, NODE_FILE, REMEMBERED, make_folders, owner};
+use super::local::{Local, NODE_FILE, REMEMBERED, is_left_over, make_folders, own_node_file, owner, remove_left_over};
 use super::show::Out;
 use super::{CliError, cluster, systemd};
 use crate::app::begin::{self, Failure, FailureKind};
@@ -149,7 +149,7 @@ fn set_out(
                 .to_owned(),
         ));
     }
-    let Local { config, sources, .. } = Local::load(&cli.reach, node)?;
+    let Local { config, sources, .. } = Local::load_to_begin(&cli.reach, node)?;
     let begin_before = Begin::load(&config.data_dir).context("see how the node began")?;
     if begin_before == Begin::Run && app::is_member(&config.data_dir) {
         let text = format!(
@@ -206,7 +206,10 @@ fn set_out(
     begin::keep(&config.data_dir.join(REMEMBERED), remembered.as_bytes(), 0o644, owner)
         .context("remember the flags")?;
     if let Some(Err(refused)) = adoption.map(|adoption| adoption.stop_server(STOP_LIMIT)) {
-        Begin::forget(&config.data_dir).context("forget what was asked for")?;
+        Begin::withdraw(&config.data_dir, owner).context("forget what was asked for")?;
+        if !flags.foreground {
+            remove_left_over()?;
+        }
         return Err(CliError::Refused(refused.to_string()));
     }
     let announce = (!flags.no_wait).then_some(cli.reach.json);
@@ -256,17 +259,17 @@ fn first_entry(folder: &Path) -> Option<String> {
 /// node file.
 fn write_node_file(config: &Config, sources: &Sources) -> Result<bool, CliError> {
     let path = Path::new(NODE_FILE);
-    if !path.exists() {
+    let remembered = config.data_dir.join(REMEMBERED).display().to_string();
+    if !path.exists() || fs::read_to_string(path).is_ok_and(|text| is_left_over(&text)) {
         let folder = path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         // A file named by --config is copied whole; the flags beside it stay remembered in the data directory.
-        let named = sources.files.iter().find(|layer| !layer.name.ends_with(REMEMBERED));
+        let named = sources.files.iter().find(|layer| layer.name != remembered);
         let text = named.map_or_else(|| config::render(sources), |layer| Ok(layer.text.clone()))?;
-        begin::keep(path, text.as_bytes(), 0o644, None).context("write the node file")?;
+        begin::keep(path, own_node_file(&text).as_bytes(), 0o644, None).context("write the node file")?;
         return Ok(named.is_none());
     }
-    if let Some(other) = sources.files.iter().find(|layer| layer.name != NODE_FILE && !layer.name.ends_with(REMEMBERED))
-    {
+    if let Some(other) = sources.files.iter().find(|layer| layer.name != NODE_FILE && layer.name != remembered) {
         let text = format!(
             "the unit reads {NODE_FILE}, which exists, and this command {}. Nothing was started. Move one over the other, or \
              say --foreground",
@@ -361,6 +364,9 @@ pub async fn run_daemon(daemon: Daemon) -> Result<(), CliError> {
                 error = until_failed(&config) => {
                     // Whoever is told that it failed must not find it running later.
                     systemd::retire()?;
+                    if matches!(error, CliError::Refused(_)) {
+                        remove_left_over()?;
+                    }
                     Err(error)
                 }
             }
@@ -482,12 +488,16 @@ mod tests {
     use crate::cli::show::tests::example;
 
     fn prepare(folder: &Path, words: &str) -> Result<Begin, CliError> {
+        prepared(folder, words).map(|(_, begin)| begin)
+    }
+
+    fn prepared(folder: &Path, words: &str) -> Result<(Config, Begin), CliError> {
         let data_dir = folder.join("n1").display().to_string();
         let run_dir = folder.join("run").display().to_string();
         let places = ["--data-dir", &data_dir, "--run-dir", &run_dir, "--user", "nobody"].map(str::to_owned);
         let words = std::iter::once("hasup").chain(words.split(' ')).map(str::to_owned).chain(places);
         match prepare_daemon(&Cli::try_parse_from(words).unwrap())? {
-            Some(Daemon::Node { begin, .. }) => Ok(begin),
+            Some(Daemon::Node { config, begin, .. }) => Ok((config, begin)),
             other => panic!("prepared {other:?}"),
         }
     }
@@ -506,9 +516,11 @@ mod tests {
         assert_eq!(code("run"), Ok(began));
         Begin::forget(&path.join("n1")).unwrap();
         assert_eq!(code("run"), Err(3), "it was refused, and belongs to no cluster");
-        code("join ::1 --token t --foreground").expect("another try");
+        code("join ::1 --token t --foreground --node-name n1 --host-ip ::1 --witness").expect("another try");
         Begin::forget(&path.join("n1")).unwrap();
-        code("start --foreground").expect("another try");
+        let again = "start --foreground --node-name n1 --host-ip ::1";
+        code(again).expect("another try");
+        assert!(!prepared(path, again).unwrap().0.is_witness, "what the try before was told counts no more");
         fs::write(path.join("n1/identity.json"), "{}").unwrap();
         code("start --foreground").expect("the same again");
         assert_eq!(code("join ::1 --token t --foreground"), Err(3), "it would be both");

@@ -15,6 +15,8 @@ use nix::unistd::{Gid, Uid, User, geteuid, initgroups, setgid, setuid};
 use super::CliError;
 use super::args::{Cli, NodeFlags, Reach};
 use super::show::{Out, table};
+use crate::app;
+pub(super) use crate::app::begin::REMEMBERED;
 use crate::config::{self, Address, Config, Effective, Facts, Layer, Secret, Sources};
 use crate::http::client::{Client, Members, Target};
 use crate::node::status::Status;
@@ -22,8 +24,9 @@ use crate::sys::fs::{is_read_only, try_to_write};
 
 /// The node file that is read where none is named.
 pub(super) const NODE_FILE: &str = "/etc/hasup/hasup.toml";
-/// What `start` and `join` were told, kept in the data directory; its presence marks a node that has begun.
-pub(super) const REMEMBERED: &str = "node.toml";
+/// How the node file begins where no person wrote it; what follows names its contents, so that an edited one is a person's.
+const NODE_FILE_MARK: &str =
+    "# Written when this machine's node began; while it is unchanged, `hasup destroy` removes it. ";
 
 /// This machine's settings.
 #[derive(Debug, Clone)]
@@ -42,7 +45,24 @@ impl Local {
     /// # Errors
     /// A file cannot be read, or the configuration has problems.
     pub fn load(reach: &Reach, node: &NodeFlags) -> Result<Self, CliError> {
-        let sources = sources(reach, node)?;
+        Self::of(sources(reach, node)?)
+    }
+
+    /// As [`Local::load`], for a node that is to begin: what hasup kept of a try that did not come to an identity does not count.
+    ///
+    /// # Errors
+    /// As for [`Local::load`].
+    pub(super) fn load_to_begin(reach: &Reach, node: &NodeFlags) -> Result<Self, CliError> {
+        let mut sources = named_sources(reach, node)?;
+        sources.files.retain(|layer| layer.name != NODE_FILE || !is_left_over(&layer.text));
+        let folder = data_dir(&sources);
+        if app::is_member(&folder) {
+            sources.files.extend(read_layer(&folder.join(REMEMBERED), false)?);
+        }
+        Self::of(sources)
+    }
+
+    fn of(sources: Sources) -> Result<Self, CliError> {
         let facts = Facts { host_name: host_name(), address: address() };
         let config::Loaded { config, effective } = config::load(&sources, &facts)?;
         Ok(Self { config, effective, sources })
@@ -51,6 +71,13 @@ impl Local {
 
 /// Gathers all layers of the configuration.
 fn sources(reach: &Reach, node: &NodeFlags) -> Result<Sources, CliError> {
+    let mut sources = named_sources(reach, node)?;
+    sources.files.extend(read_layer(&data_dir(&sources).join(REMEMBERED), false)?);
+    Ok(sources)
+}
+
+/// Gathers the layers beside what the node remembers.
+fn named_sources(reach: &Reach, node: &NodeFlags) -> Result<Sources, CliError> {
     let mut files = Vec::new();
     match &reach.config {
         Some(path) => files.extend(read_layer(path, true)?),
@@ -60,10 +87,36 @@ fn sources(reach: &Reach, node: &NodeFlags) -> Result<Sources, CliError> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with("HASUP_"))
         .collect();
-    let mut sources = Sources { files, env, flags: flags(reach, node) };
-    let data_dir = config::peek(&sources, "data_dir").unwrap_or_else(|| "/var/lib/hasup".to_owned());
-    sources.files.extend(read_layer(&Path::new(&data_dir).join(REMEMBERED), false)?);
-    Ok(sources)
+    Ok(Sources { files, env, flags: flags(reach, node) })
+}
+
+fn data_dir(sources: &Sources) -> PathBuf {
+    config::peek(sources, "data_dir").unwrap_or_else(|| "/var/lib/hasup".to_owned()).into()
+}
+
+/// Returns `text` as hasup writes it to the node file, so that it knows its own again.
+pub(super) fn own_node_file(text: &str) -> String {
+    format!("{NODE_FILE_MARK}{}\n{text}", blake3::hash(text.as_bytes()).to_hex())
+}
+
+/// Returns whether `text` is byte for byte what hasup once wrote to the node file.
+pub(super) fn is_own_node_file(text: &str) -> bool {
+    text.split_once('\n').is_some_and(|(_, rest)| own_node_file(rest) == text)
+}
+
+/// Returns whether hasup wrote the node file `text` for a node that did not come to be.
+pub(super) fn is_left_over(text: &str) -> bool {
+    let layer = Layer { name: NODE_FILE.to_owned(), text: text.to_owned() };
+    let alone = Sources { files: vec![layer], ..Sources::default() };
+    is_own_node_file(text) && !app::is_member(&data_dir(&alone))
+}
+
+/// Removes a node file that hasup wrote for a node that did not come to be; an operator's own stays.
+pub(super) fn remove_left_over() -> Result<(), CliError> {
+    match fs::read_to_string(NODE_FILE) {
+        Ok(text) if is_left_over(&text) => remove_if_there(Path::new(NODE_FILE)),
+        _ => Ok(()),
+    }
 }
 
 /// Reads a file of settings; one that nobody named may be absent, or closed to the user of a plain command.
@@ -322,5 +375,20 @@ pub(super) fn remove_if_there(path: &Path) -> Result<(), CliError> {
             Err(anyhow::Error::new(error).context(format!("remove {}", path.display())).into())
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_file_that_a_person_edited_is_that_persons() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = own_node_file(&format!("data_dir = \"{}\"\n", folder.path().display()));
+        assert!(is_own_node_file(&text) && is_left_over(&text));
+        assert!(!is_own_node_file(&format!("{text}witness = true\n")) && !is_own_node_file("witness = true\n"));
+        fs::write(folder.path().join("identity.json"), "{}").unwrap();
+        assert!(!is_left_over(&text), "a node came to be");
     }
 }
