@@ -213,6 +213,7 @@ fn joins_refused(first: &Node, good: &str) {
     let (id, revoked) = token(first, "1h");
     assert!(first.hasup(&["token", "list"]).out.contains(&id));
     first.json(&["token", "revoke", &id]);
+    first.hasup(&["token", "revoke", "0badc0de"]).fails(1, &["no join token 0badc0de", "Nothing was revoked", &id]);
     assert!(!first.hasup(&["token", "list"]).out.contains(&id));
     refused(&other, first, &revoked, &["not one of this cluster's", "revoked"]);
 

@@ -162,6 +162,7 @@ impl Shared {
                 Ok(Answer::Tokens(state.tokens.values().map(|token| info(token)).collect()))
             }
             Request::TokenRevoke { id } => {
+                require_token(&*self.read(true).await?, &id)?;
                 self.write(Command::RevokeToken { id: id.clone() }, None, WRITE_LIMIT).await?;
                 Ok(Done::answer(format!("Join token {id} admits nobody any more")))
             }
@@ -554,6 +555,20 @@ fn find<'a>(state: &'a State, name: &str) -> Result<&'a Member, HandleError> {
         let text = format!("There is no node {name}; members are {}. Nothing was done", names.join(", "));
         HandleError::new(ErrorCode::NotFound, text)
     })
+}
+
+/// A mistyped id must not pass for done: the token that was meant would go on admitting nodes.
+fn require_token(state: &State, id: &str) -> Result<(), HandleError> {
+    if state.tokens.contains_key(id) {
+        return Ok(());
+    }
+    let ids: Vec<&str> = state.tokens.keys().map(AsRef::as_ref).collect();
+    let known = if ids.is_empty() { "there are none".to_owned() } else { format!("there are {}", ids.join(", ")) };
+    let text = format!(
+        "There is no join token {id}. Nothing was revoked. `hasup token list` lists the ids that count; {known}. The id is the part \
+         of a token between the first two hyphens"
+    );
+    Err(HandleError::new(ErrorCode::NotFound, text))
 }
 
 fn to_entry(key: &Bytes, entry: &crate::kv::Entry) -> KvEntry {
