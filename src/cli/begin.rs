@@ -25,6 +25,7 @@ use crate::node::error::{ErrorCode, HandleError};
 use crate::node::handle::{Answer, Request};
 use crate::node::options;
 use crate::node::status::{RaftRole, Status};
+use crate::peer::join::TokenText;
 use crate::postgres::adopt::Adoption;
 use crate::sys::fs::PROBE;
 
@@ -313,7 +314,10 @@ fn join_token(flag: Option<&str>, file: Option<&Path>) -> Result<Secret, CliErro
              --token-file, HASUP_TOKEN or the prompt"
                 .to_owned(),
         )),
-        token => Ok(Secret::new(token)),
+        token => match token.parse::<TokenText>() {
+            Ok(_) => Ok(Secret::new(token)),
+            Err(error) => Err(CliError::Usage(error.to_string())),
+        },
     }
 }
 
@@ -487,6 +491,9 @@ mod tests {
     use super::*;
     use crate::cli::show::tests::example;
 
+    /// A token right in form.
+    const TOKEN: &str = "hasup1-00000000-00000000000000000000000000000000-0000000000000000000000000000000000000000000000000000000000000000";
+
     fn prepare(folder: &Path, words: &str) -> Result<Begin, CliError> {
         prepared(folder, words).map(|(_, begin)| begin)
     }
@@ -516,18 +523,21 @@ mod tests {
         assert_eq!(code("run"), Ok(began));
         Begin::forget(&path.join("n1")).unwrap();
         assert_eq!(code("run"), Err(3), "it was refused, and belongs to no cluster");
-        code("join ::1 --token t --foreground --node-name n1 --host-ip ::1 --witness").expect("another try");
+        let join = format!("join ::1 --foreground --token {TOKEN}");
+        assert_eq!(code("join ::1 --token t --foreground --node-name n1 --host-ip ::1"), Err(2), "it is no token");
+        let joining = format!("{join} --node-name n1 --host-ip ::1 --witness");
+        code(&joining).expect("another try");
         Begin::forget(&path.join("n1")).unwrap();
         let again = "start --foreground --node-name n1 --host-ip ::1";
         code(again).expect("another try");
         assert!(!prepared(path, again).unwrap().0.is_witness, "what the try before was told counts no more");
         fs::write(path.join("n1/identity.json"), "{}").unwrap();
         code("start --foreground").expect("the same again");
-        assert_eq!(code("join ::1 --token t --foreground"), Err(3), "it would be both");
+        assert_eq!(code(&join), Err(3), "it would be both");
         Begin::forget(&path.join("n1")).unwrap();
         assert_eq!(code("run"), Ok(Begin::Run));
         assert_eq!(code("start --foreground"), Err(3), "it has begun");
-        assert_eq!(code("join ::1 --token t --foreground"), Err(3), "it has begun");
+        assert_eq!(code(&join), Err(3), "it has begun");
     }
 
     #[test]
