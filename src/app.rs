@@ -32,7 +32,7 @@ use crate::ha::record::MemberKind;
 use crate::http::{self, Access, Api, BasicCredentials};
 use crate::node::tasks::Tasks;
 use crate::node::{Node, NodeParts, default_timing};
-use crate::peer::{self, PeerAddress, PeerClient};
+use crate::peer::{self, Addresses, PeerAddress, PeerClient};
 use crate::postgres::adopt::{self, AdoptRefused, Adoption};
 use crate::postgres::slots::keep_limit_mib;
 use crate::postgres::{Layout, Postgres, PostgresSetup, Programs, SslPaths, StaticSettings};
@@ -138,6 +138,12 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
         copy_rate_kib: config.postgres.copy_rate_kib,
         guard_program: guard_program(),
         first_peers: identity.peers.iter().map(|member| (member.name.to_string(), member.id)).collect(),
+        addresses: Addresses {
+            peer: config.peer.advertise.iter().map(ToString::to_string).collect(),
+            api: config.api.advertise.first().map(ToString::to_string).unwrap_or_default(),
+            postgres_host: config.postgres.advertise.host.to_string(),
+            postgres_port: config.postgres.advertise.port,
+        },
         peers,
         consensus: consensus.clone(),
         postgres: Arc::new(Postgres::new(PostgresSetup {

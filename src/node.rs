@@ -27,6 +27,7 @@ mod events;
 mod guard_link;
 pub mod handle;
 mod leader;
+mod moved;
 mod names;
 pub mod options;
 mod propose;
@@ -63,7 +64,7 @@ use crate::ha::record::MemberKind;
 use crate::ha::timing::Timing;
 use crate::ha::trouble::Trouble;
 use crate::kv::State;
-use crate::peer::{PeerClient, PeerService};
+use crate::peer::{Addresses, PeerClient, PeerService};
 use crate::postgres::Postgres;
 use crate::pulse::{PulseConfig, Pulses};
 use crate::raft::{Consensus, LogMark, RaftTransport};
@@ -97,6 +98,8 @@ pub struct NodeParts {
     pub guard_program: Option<PathBuf>,
     /// The members by name as this node was told of them when it joined.
     pub first_peers: BTreeMap<String, NodeId>,
+    /// Where it is to be found.
+    pub addresses: Addresses,
     /// The peers.
     pub peers: PeerClient,
     /// Raft.
@@ -159,6 +162,7 @@ pub(crate) struct Shared {
     data_dir: PathBuf,
     copy_rate_kib: Option<u32>,
     first_peers: BTreeMap<String, NodeId>,
+    addresses: Addresses,
     consensus: Consensus,
     peers: PeerClient,
     pulses: Pulses,
@@ -235,6 +239,7 @@ impl Node {
             data_dir: parts.data_dir,
             copy_rate_kib: parts.copy_rate_kib,
             first_peers: parts.first_peers,
+            addresses: parts.addresses,
             postgres: Arc::new(Database::new(parts.postgres, Arc::clone(&news))),
             consensus: parts.consensus,
             peers: parts.peers,
@@ -274,6 +279,7 @@ impl Node {
         tasks.spawn("wake on guard", wake_on_guard(Arc::clone(&shared)));
         tasks.spawn("disk", disk::watch(Arc::clone(&shared)));
         tasks.spawn("standing", standing::ask(Arc::clone(&shared)));
+        tasks.spawn("addresses", moved::tell(Arc::clone(&shared)));
         tasks.spawn("log mark", keep_mark(Arc::clone(&shared)));
         tasks.spawn("certificates", publish::keep_certificate(Arc::clone(&shared)));
         Ok(Self { shared, handle })

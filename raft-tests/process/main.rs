@@ -6,6 +6,7 @@ mod begin;
 mod clock;
 mod cluster;
 mod full;
+mod moved;
 mod node;
 mod readonly;
 mod renewal;

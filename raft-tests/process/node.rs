@@ -237,9 +237,14 @@ impl Node {
 
     /// Runs the daemon again after [`stop`](Self::stop).
     pub(crate) fn run(&mut self) {
+        self.run_with(&[]);
+    }
+
+    /// As [`run`](Self::run), with more flags.
+    pub(crate) fn run_with(&mut self, more: &[&str]) {
         let log = File::options().append(true).open(self.folder.path().join("log")).unwrap();
         let mut command = Command::new(hasup());
-        command.args(["run", "--foreground"]).args(self.place());
+        command.args(["run", "--foreground"]).args(more).args(self.place());
         clean(&mut command).envs(self.environment.iter().cloned()).stdout(Stdio::null()).stderr(log);
         self.daemon = Some(command.spawn().unwrap());
     }

@@ -478,7 +478,7 @@ impl Shared {
     }
 
     /// Returns the state: as this node has it, or with every write acknowledged before in it.
-    async fn read(&self, consistent: bool) -> Result<Arc<State>, HandleError> {
+    pub(super) async fn read(&self, consistent: bool) -> Result<Arc<State>, HandleError> {
         if !consistent {
             return Ok(self.state());
         }

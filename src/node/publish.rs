@@ -19,9 +19,11 @@ use crate::ha::state::NodeState;
 use crate::ha::trouble::Trouble;
 use crate::ha::view::NodeView;
 use crate::kv::State;
+use crate::peer::Addresses;
 use crate::postgres::PostgresFacts;
 use crate::raft::Leadership;
 use crate::sys::clock::{boot_now, wall_now};
+use crate::tls::facts::certificate_names;
 use crate::tls::{CertificateFacts, NodeIdentity, NodeTrust};
 use crate::types::{BootTime, Generation, Lsn, NodeId, Size};
 
@@ -424,7 +426,8 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
     warnings
 }
 
-/// Renews this node's certificate at two thirds of its life, and whenever the cluster's authorities have changed.
+/// Renews this node's certificate at two thirds of its life, and whenever the cluster's authorities or the node's
+/// addresses have changed.
 pub(super) async fn keep_certificate(shared: Arc<Shared>) {
     let mut states = shared.consensus.state();
     let mut unbegun_since = None;
@@ -432,9 +435,9 @@ pub(super) async fn keep_certificate(shared: Arc<Shared>) {
         if let Err(error) = renew_if_due(&shared, &mut unbegun_since) {
             tracing::warn!(error = %super::act::chain(&error), "this node's certificate was not renewed; tried again each minute");
         }
-        let trust_index = |state: &State| state.trust.as_ref().map_or(0, |trust| trust.index);
-        let known = trust_index(&shared.state());
-        let changed = states.wait_for(|applied| trust_index(&applied.state) != known);
+        let indexes = |state: &State| (state.trust.as_ref().map_or(0, |trust| trust.index), state.members_index);
+        let known = indexes(&shared.state());
+        let changed = states.wait_for(|applied| indexes(&applied.state) != known);
         // the minute's end is as good a reason to look as a change
         if let Ok(Err(_)) = tokio::time::timeout(RENEWAL_EVERY, changed).await.map(|changed| changed.map(drop)) {
             return;
@@ -459,17 +462,17 @@ fn renew_if_due(shared: &Shared, unbegun_since: &mut Option<BootTime>) -> Result
     let state = shared.state();
     let Some(trust) = state.trust.as_ref() else { return Ok(()) };
     let Some(member) = state.members.get(&shared.me) else { return Ok(()) };
+    let hosts = Addresses::of(member).certificate_hosts();
     let current = NodeTrust::load(&shared.data_dir)?;
     let (facts, now) = (current.facts()?, wall_now());
     let is_due = is_due_by_its_dates(&facts, now, unbegun_since, boot_now())
         || current.ca_certificates != trust.value.ca_certificates
-        || !current.is_of_newest_authority()?;
+        || !current.is_of_newest_authority()?
+        || !certificate_names(&current.certificate, &hosts)?;
     if !is_due {
         return Ok(());
     }
     let identity = NodeIdentity { node: shared.me, name: shared.name.clone(), cluster_id: shared.cluster_id.clone() };
-    let mut hosts = member.peer_addresses.clone();
-    hosts.extend([member.api_address.clone(), member.postgres_host.clone()]);
     let renewed = NodeTrust::reissue(&shared.data_dir, &trust.value, identity, hosts, wall_now())?;
     renewed.save_certificates(&shared.data_dir)?;
     shared.tls.reload(&renewed)?;

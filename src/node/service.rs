@@ -13,7 +13,7 @@ use crate::codec;
 use crate::ha::record::{Member, MemberKind, Trust};
 use crate::kv::{Command, NewMember, Proposal, Refusal, Reply, State};
 use crate::peer::join::{JoinGrant, JoinRefusal, JoinRequest, dial_back};
-use crate::peer::{PeerError, PeerRefusal, PeerRequest, PeerResponse, PeerService};
+use crate::peer::{Addresses, PeerError, PeerRefusal, PeerRequest, PeerResponse, PeerService};
 use crate::raft::{Lane, ProposeError, RaftRpc, RaftTransport, TransportError};
 use crate::sys::clock::wall_now;
 use crate::tls::config::MemberProtocol;
@@ -127,6 +127,10 @@ impl Service {
                 let certificate = shared.issue(&trust.value, member, csr, Vec::new()).map_err(unable)?;
                 let ca_certificates = trust.value.ca_certificates.clone();
                 Ok(PeerResponse::Renewed { certificate, ca_certificates })
+            }
+            PeerRequest::Moved(addresses) => {
+                shared.take_addresses(from, addresses).await.map_err(unable)?;
+                Ok(PeerResponse::Moved)
             }
             PeerRequest::Admin(_) => Err(PeerRefusal::Unsupported),
         }
@@ -276,8 +280,7 @@ impl Shared {
         extra: Vec<String>,
     ) -> Result<String, crate::tls::TlsError> {
         let authority = CertificateAuthority::open(trust, &self.cluster_secret)?;
-        let mut hosts = member.peer_addresses.clone();
-        hosts.extend([member.api_address.clone(), member.postgres_host.clone()]);
+        let mut hosts = Addresses::of(member).certificate_hosts();
         hosts.extend(extra);
         let identity = NodeIdentity { node: member.id, name: member.name.clone(), cluster_id: self.cluster_id.clone() };
         authority.issue(&LeafRequest { identity, csr, hosts }, wall_now())

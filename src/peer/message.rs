@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ha::record::Member;
 use crate::types::{Generation, NodeId, NodeName, Timeline};
 
 /// The first thing a server says on a member's connection.
@@ -55,6 +56,46 @@ pub enum PeerRequest {
     },
     /// A request of the API, handed on to the node that can answer it; in the encoding of the API.
     Admin(Vec<u8>),
+    /// The asking node is to be found here from now on: change its record. Asked again, it is no change.
+    Moved(Addresses),
+}
+
+/// Where a member is to be found, as it says itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// `host:port` of its peer and pulse port.
+    pub peer: Vec<String>,
+    /// `host:port` of its API.
+    pub api: String,
+    /// Host of its PostgreSQL.
+    pub postgres_host: String,
+    /// Port of its PostgreSQL.
+    pub postgres_port: u16,
+}
+
+impl Addresses {
+    /// Returns where `member` is to be found by its record.
+    pub fn of(member: &Member) -> Self {
+        Self {
+            peer: member.peer_addresses.clone(),
+            api: member.api_address.clone(),
+            postgres_host: member.postgres_host.clone(),
+            postgres_port: member.postgres_port,
+        }
+    }
+
+    /// Returns `member` as it is once it is found here.
+    pub fn moves(self, member: &Member) -> Member {
+        let Self { peer: peer_addresses, api: api_address, postgres_host, postgres_port } = self;
+        Member { peer_addresses, api_address, postgres_host, postgres_port, ..member.clone() }
+    }
+
+    /// Returns every host under which the node's certificate must hold.
+    pub fn certificate_hosts(&self) -> Vec<String> {
+        let mut hosts = self.peer.clone();
+        hosts.extend([self.api.clone(), self.postgres_host.clone()]);
+        hosts
+    }
 }
 
 /// What a member answers.
@@ -96,6 +137,8 @@ pub enum PeerResponse {
     Admin(Vec<u8>),
     /// To any: the request was not carried out.
     Refused(PeerRefusal),
+    /// To `Moved`, once it is written.
+    Moved,
 }
 
 impl PeerResponse {
@@ -110,7 +153,8 @@ impl PeerResponse {
             | Self::TimelineHistory { .. }
             | Self::Checkpointed
             | Self::Renewed { .. }
-            | Self::Admin(_) => "it answered something else than was asked".to_owned(),
+            | Self::Admin(_)
+            | Self::Moved => "it answered something else than was asked".to_owned(),
         }
     }
 }

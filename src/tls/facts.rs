@@ -1,5 +1,6 @@
 //! What a certificate says.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
@@ -7,6 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use x509_parser::extensions::GeneralName;
 
 use super::TlsError;
+use super::issue::host_of;
 use crate::types::{NodeId, NodeName};
 
 /// The top label of all names that only the cluster's authority gives out.
@@ -117,6 +119,26 @@ impl CertificateFacts {
         let days = |seconds: u64| i64::try_from(seconds / 86_400).unwrap_or(i64::MAX);
         if end >= now { days(end - now) } else { -1 - days(now - end) }
     }
+}
+
+/// Tells whether a certificate in PEM holds under every one of `hosts`: IP addresses or DNS names, with or without `:port`.
+pub fn certificate_names(pem: &str, hosts: &[String]) -> Result<bool, TlsError> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| damaged(error.to_string()))?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|error| damaged(error.to_string()))?;
+    let names = parsed.subject_alternative_name().map_err(|error| damaged(error.to_string()))?;
+    let names: Vec<&GeneralName> = names.iter().flat_map(|extension| &extension.value.general_names).collect();
+    Ok(hosts.iter().all(|host| {
+        let host = host_of(host).trim_end_matches('.');
+        let octets = host.parse::<IpAddr>().ok().map(|address| match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        });
+        names.iter().any(|name| match (name, &octets) {
+            (GeneralName::IPAddress(named), Some(octets)) => named == octets,
+            (GeneralName::DNSName(named), None) => named.eq_ignore_ascii_case(host),
+            _ => false,
+        })
+    }))
 }
 
 fn damaged(because: String) -> TlsError {

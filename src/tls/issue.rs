@@ -112,6 +112,7 @@ fn bad_csr(because: String) -> TlsError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::facts::certificate_names;
     use crate::tls::{CertificateFacts, NodeKeys};
     use crate::types::NodeId;
 
@@ -138,6 +139,11 @@ mod tests {
         let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
         assert_eq!(parsed.subject().to_string(), "CN=hasup-node-n3");
         let names = parsed.subject_alternative_name().unwrap().unwrap().value.general_names.len();
+        let named =
+            |hosts: &[&str]| certificate_names(&pem, &hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>());
+        assert!(named(&["10.0.0.3:7400", "[fd00::3]:7401", "DB3.example.org."]).unwrap());
+        assert!(!named(&["10.0.0.3:7400", "10.0.0.4:7400"]).unwrap() && !named(&["fd00::4"]).unwrap());
+        assert!(!named(&["db4.example.org"]).unwrap());
         assert_eq!(names, 6, "two of the cluster, localhost, two addresses, one host name once");
     }
 
