@@ -158,6 +158,7 @@ fn amp_state(state: NodeState, is_active: bool, reads_as_standby: bool) -> &'sta
         | NodeState::Minority
         | NodeState::ActiveMinority
         | NodeState::Fenced
+        | NodeState::Unknown
         | NodeState::Witness
         | NodeState::Paused => "STANDBY",
     }
@@ -221,7 +222,8 @@ mod tests {
         let mut status = Status::starting("n1");
         status.state = state;
         status.published_at = BootTime::from_millis(1000);
-        let runs = !matches!(state, NodeState::Empty | NodeState::Joining | NodeState::Witness | NodeState::Failed);
+        let runs = !matches!(state, NodeState::Empty | NodeState::Joining | NodeState::Witness | NodeState::Failed)
+            && state != NodeState::Unknown;
         status.postgres.is_running = runs;
         status.postgres.is_accepting = runs;
         status.postgres.is_in_recovery = runs.then_some(state != NodeState::Active);
@@ -267,6 +269,7 @@ fenced          400 503 503 503 200 200 503 \"STANDBY\"
 witness         400 503 503 503 503 200 503 \"STANDBY\"
 paused          400 503 200 200 200 200 503 \"HOT_STANDBY\"
 failed          400 503 503 503 503 200 503 \"FAILED\"
+unknown         400 503 503 503 503 200 503 \"STANDBY\"
 ";
         assert_eq!(table, expected);
     }

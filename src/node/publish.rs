@@ -205,7 +205,7 @@ fn node_status(
     let is_reachable = member.id == shared.me
         || view.pulse.peers.get(&member.id).is_some_and(|peer| peer.is_fresh(view.now, &view.timing));
     let report = word.map(|(report, _)| report);
-    let said = report.map_or(NodeState::Empty, |report| report.state);
+    let said = report.map_or(NodeState::Unknown, |report| report.state);
     // who is not heard may be anything but is no longer believed to be active
     let state = match said {
         NodeState::Active | NodeState::Promoting if !is_reachable => NodeState::Minority,
@@ -390,10 +390,13 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
     for node in nodes.iter().filter(|node| !node.is_reachable) {
         let kept = node.kept_log_bytes.filter(|bytes| *bytes > 0);
         let kept = kept.map(|bytes| format!(". A slot here keeps {} of log for it", Size(bytes))).unwrap_or_default();
-        warnings.push(format!(
-            "{} is not heard: repair it, or remove it with `hasup nodes remove {}` and add another{kept}",
-            node.name, node.name
-        ));
+        // whoever stands in a minority may itself be what is cut off, and can remove nobody
+        let cure = if majority {
+            format!("repair it, or remove it with `hasup nodes remove {}` and add another", node.name)
+        } else {
+            "look whether it runs, and at the network between".to_owned()
+        };
+        warnings.push(format!("{} is not heard: {cure}{kept}", node.name));
     }
     for node in nodes.iter().filter(|node| node.is_reachable) {
         warnings.extend(node.troubles.iter().map(|trouble| trouble.text.clone()));
