@@ -101,7 +101,9 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     let identity = match (identity, &begin) {
         (Some(identity), _) => identity,
         (None, Begin::Start { adopt, .. }) => found::prepare(config, &programs, &layout, *adopt).await?,
-        (None, Begin::Join { targets, token, .. }) => join::join(config, &programs, targets, token).await?,
+        (None, Begin::Join { targets, token, options }) => {
+            join::join(config, &programs, targets, token, options).await?
+        }
         (None, Begin::Run) => anyhow::bail!(
             "{} belongs to no cluster yet: run `hasup start` on the first node, `hasup join` on the others",
             config.data_dir.display()

@@ -228,6 +228,9 @@ fn joins_refused(first: &Node, good: &str) {
     }
     refused(&other, first, &expired, &["expired", "hasup token create"]);
 
+    let ended = other.refused(&["join", &first.peer(), "--token", good, "--options", "durability=one_node"]);
+    ended.fails(3, &["durability is two_nodes in the cluster", "hasup options set durability=one_node"]);
+
     other.name = "n51".to_owned();
     refused(&other, first, good, &["already called `n51`", "--node-name"]);
     other.name = "n52".to_owned();

@@ -1,5 +1,6 @@
 //! A further node: asks a member to be taken, and keeps what it is given. Nothing is touched before the grant.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,12 +20,13 @@ use crate::tls::NodeKeys;
 /// How long the members may take to decide.
 const JOIN_LIMIT: Duration = Duration::from_secs(90);
 
-/// Asks `targets` to take this node.
+/// Asks `targets` to take this node; its operator takes `options` for the cluster's.
 pub(super) async fn join(
     config: &Config,
     programs: &Programs,
     targets: &[String],
     token: &Secret,
+    options: &BTreeMap<String, String>,
 ) -> anyhow::Result<Identity> {
     refuse_unless_empty(config)?;
     let token: TokenText = token.expose().parse().map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -45,6 +47,7 @@ pub(super) async fn join(
         postgres_major: (!config.is_witness).then_some(programs.major),
         free_disk_bytes: free_bytes(existing(&config.postgres.data_dir)).context("measure the free disk")?,
         probe_key: probe_key.clone(),
+        options: options.clone(),
     };
     let listeners = ports::listen(&config.peer, ports::PEER).await?;
     let mut sockets = Vec::new();

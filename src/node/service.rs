@@ -1,5 +1,6 @@
 //! What this node answers on its peer port: Raft, writes for the leader, history for rejoining nodes, certificates, joins.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +9,12 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::Shared;
+use super::options;
 use super::propose::WriteError;
 use crate::codec;
-use crate::ha::record::{Member, MemberKind, Trust};
+use crate::ha::record::{Member, MemberKind, Options, Trust};
 use crate::kv::{Command, NewMember, Proposal, Refusal, Reply, State};
-use crate::peer::join::{JoinGrant, JoinRefusal, JoinRequest, dial_back};
+use crate::peer::join::{JoinGrant, JoinRefusal, JoinRequest, OptionDiffers, dial_back};
 use crate::peer::{Addresses, PeerError, PeerRefusal, PeerRequest, PeerResponse, PeerService};
 use crate::raft::{Lane, ProposeError, RaftRpc, RaftTransport, TransportError};
 use crate::sys::clock::wall_now;
@@ -198,6 +200,10 @@ impl Service {
                 return Err(JoinRefusal::AddressTaken { address: address.clone(), member: member.name.clone() });
             }
         }
+        let differing = differing_options(&state.options, &request.options)?;
+        if !differing.is_empty() {
+            return Err(JoinRefusal::OptionsDiffer { differing });
+        }
         if request.kind == MemberKind::Data {
             if let Some(cluster) = shared.postgres.major_version()
                 && request.postgres_major != Some(cluster)
@@ -264,6 +270,18 @@ fn new_member(request: &JoinRequest, priority: u32) -> NewMember {
     }
 }
 
+/// Returns which of the options that a joiner's operator said are not the cluster's.
+fn differing_options(present: &Options, asked: &BTreeMap<String, String>) -> Result<Vec<OptionDiffers>, JoinRefusal> {
+    let asked =
+        options::apply(present, asked).map_err(|error| JoinRefusal::BadRequest { because: error.to_string() })?;
+    let asked = options::list(&asked);
+    let differ = options::list(present).into_iter().filter_map(|(name, present)| {
+        let asked = asked.get(&name).filter(|asked| **asked != present)?.clone();
+        Some(OptionDiffers { name, asked, present })
+    });
+    Ok(differ.collect())
+}
+
 /// Versions work together when they share major and minor number; later releases will widen this to the one before.
 fn is_compatible(joiner: &str, cluster: &str) -> bool {
     let release = |version: &str| version.splitn(3, '.').take(2).map(str::to_owned).collect::<Vec<_>>();
@@ -284,5 +302,25 @@ impl Shared {
         hosts.extend(extra);
         let identity = NodeIdentity { node: member.id, name: member.name.clone(), cluster_id: self.cluster_id.clone() };
         authority.issue(&LeafRequest { identity, csr, hosts }, wall_now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joiner_names_the_clusters_own_options_or_is_told_which_differ() {
+        let present = Options::default();
+        let differ = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            differing_options(&present, &options::parse(&texts).unwrap()).unwrap()
+        };
+        assert_eq!(differ(&[]), []);
+        assert_eq!(differ(&["durability=two_nodes,check_ttl_multiplier=1.0"]), []);
+        let differing = differ(&["durability=one_node"]);
+        let told = JoinRefusal::OptionsDiffer { differing }.to_string();
+        assert!(told.contains("durability is two_nodes in the cluster, and one_node was asked for"), "{told}");
+        assert!(told.contains("`hasup options set durability=one_node`"), "{told}");
     }
 }

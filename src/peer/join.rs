@@ -18,6 +18,6 @@ mod probe;
 mod token;
 
 pub use ask::{JoinError, join};
-pub use grant::{JoinGrant, JoinRefusal, JoinRequest, Transport, UnreachableAddress};
+pub use grant::{JoinGrant, JoinRefusal, JoinRequest, OptionDiffers, Transport, UnreachableAddress};
 pub use probe::{ProbeKey, answer_probes, dial_back};
 pub use token::{TokenProof, TokenText, TokenTextError};

@@ -461,6 +461,7 @@ async fn joiner(token: &TokenText) -> (JoinRequest, NodeKeys, TcpListener, UdpSo
         postgres_major: Some(15),
         free_disk_bytes: 1 << 40,
         probe_key: ProbeKey::generate().unwrap(),
+        options: BTreeMap::new(),
     };
     (request, keys, tcp, udp)
 }

@@ -1,5 +1,6 @@
 //! What a joiner says, and what it is told.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,8 @@ pub struct JoinRequest {
     pub free_disk_bytes: u64,
     /// The key by which it answers when members dial back.
     pub probe_key: ProbeKey,
+    /// Options that its operator takes the cluster to have, names and values as written.
+    pub options: BTreeMap<String, String>,
 }
 
 impl JoinRequest {
@@ -223,6 +226,40 @@ pub enum JoinRefusal {
         /// What is wrong with it, as a clause.
         because: String,
     },
+    /// The cluster has other options than the joiner's operator said.
+    #[error(
+        "options are the whole cluster's, and a join changes none: {}. Leave --options out here; to change one for all nodes, run \
+         `hasup options set {}` on a member first",
+        differing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        differing.iter().map(OptionDiffers::wish).collect::<Vec<_>>().join(" ")
+    )]
+    OptionsDiffer {
+        /// Which.
+        differing: Vec<OptionDiffers>,
+    },
+}
+
+/// An option that is not what a joiner's operator said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OptionDiffers {
+    /// Its name.
+    pub name: String,
+    /// What the joiner's operator said.
+    pub asked: String,
+    /// What it is.
+    pub present: String,
+}
+
+impl OptionDiffers {
+    fn wish(&self) -> String {
+        format!("{}={}", self.name, self.asked)
+    }
+}
+
+impl fmt::Display for OptionDiffers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {} in the cluster, and {} was asked for", self.name, self.present, self.asked)
+    }
 }
 
 impl JoinRefusal {
@@ -241,6 +278,7 @@ impl JoinRefusal {
             Self::AskInstead { .. } => "ask_instead",
             Self::NotNow { .. } => "not_now",
             Self::BadRequest { .. } => "bad_request",
+            Self::OptionsDiffer { .. } => "options_differ",
         }
     }
 }
