@@ -86,6 +86,18 @@ pub enum TlsError {
         #[source]
         source: io::Error,
     },
+    /// A file that the node cannot do without is gone.
+    #[error(
+        "{} is missing: {what}. The node was not started and nothing was changed. {cure}", path.display()
+    )]
+    Missing {
+        /// Which file.
+        path: PathBuf,
+        /// What the node cannot do without it.
+        what: &'static str,
+        /// What to do.
+        cure: &'static str,
+    },
     /// rustls does not accept the settings.
     #[error("{action}")]
     Settings {

@@ -17,6 +17,7 @@ use crate::config::Secret;
 use crate::node::NodeError;
 use crate::peer::join::JoinError;
 use crate::postgres::adopt::AdoptRefused;
+use crate::tls::TlsError;
 
 /// What `start` and `join` were told, kept in the data directory; its presence marks a folder of hasup's.
 pub const REMEMBERED: &str = "node.toml";
@@ -160,6 +161,7 @@ impl FailureKind {
         let is_refusal = |cause: &(dyn std::error::Error + 'static)| {
             cause.is::<AdoptRefused>()
                 || cause.is::<ForgottenError>()
+                || matches!(cause.downcast_ref(), Some(TlsError::Missing { .. }))
                 || matches!(cause.downcast_ref(), Some(LockError::Taken { .. }))
                 || matches!(cause.downcast_ref(), Some(NodeError::Forgotten { .. }))
         };
@@ -309,7 +311,11 @@ mod tests {
         assert_eq!(told.kind, FailureKind::Refused);
         assert!(told.message.contains("token"), "{}", told.message);
         assert_eq!(Begin::load(folder.path()).unwrap(), Begin::Run);
-        assert_eq!(fs::read_to_string(&remembered).unwrap(), REFUSED_MARK, "what was refused stays in force for nobody");
+        assert_eq!(
+            fs::read_to_string(&remembered).unwrap(),
+            REFUSED_MARK,
+            "what was refused stays in force for nobody"
+        );
         Failure::forget(folder.path()).unwrap();
         Failure::note(folder.path(), &lost).unwrap();
         assert_eq!(Failure::load(folder.path()).unwrap(), None, "it has begun before");

@@ -145,7 +145,7 @@ fn damaged(because: String) -> TlsError {
     TlsError::Damaged {
         what: "the node certificate",
         because,
-        cure: "Remove `tls/node.crt` and restart: the node issues itself a new one from its copy of the cluster's record",
+        cure: "Put back `tls/node.crt` of this node from a backup; if it is lost, remove the node and join again empty",
     }
 }
 

@@ -266,12 +266,34 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), TlsError> {
 }
 
 fn read(path: &Path) -> Result<String, TlsError> {
-    let bytes = fs::read(path).map_err(|source| TlsError::File { action: "read", path: path.to_owned(), source })?;
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Err(missing(path)),
+        Err(source) => return Err(TlsError::File { action: "read", path: path.to_owned(), source }),
+    };
     String::from_utf8(bytes).map_err(|_| TlsError::File {
         action: "read",
         path: path.to_owned(),
         source: io::Error::new(io::ErrorKind::InvalidData, "the file holds no text; restore it, or join again empty"),
     })
+}
+
+/// Says what a file of a node's trust is for, now that it is gone.
+fn missing(path: &Path) -> TlsError {
+    let own = "Put it back from where it was moved to, or from a backup of this node; if it is lost, run `hasup nodes remove` for this \
+               node on another member, `hasup destroy` here, and join again";
+    let shared = "It is the same on every member: copy it from there, or put it back from a backup. Give it to the user that hasup \
+                  runs as, closed to others";
+    let (what, cure) = match path.file_name().and_then(|name| name.to_str()) {
+        Some("node.key") => ("without its key the node cannot prove to the others who it is", own),
+        Some("node.crt") => ("without its certificate the node cannot prove to the others who it is", own),
+        Some("pulse.key") => ("without it no other node can tell that a pulse is this node's", own),
+        Some("cluster.secret") => {
+            ("it opens the cluster's certificate authority, and all passwords follow from it", shared)
+        }
+        _ => ("without the authorities' certificates the node cannot tell who is a member", shared),
+    };
+    TlsError::Missing { path: path.to_owned(), what, cure }
 }
 
 fn damaged(what: &'static str, because: &str) -> TlsError {
