@@ -89,6 +89,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     let identity = Identity::load(&config.data_dir)?;
     // all ports before anything is made: a try that cannot end well leaves nothing behind
     let api_listeners = ports::listen(&config.api, ports::API).await?;
+    ports::require_free_for_pulses(&config.peer).await?;
     if identity.is_none() {
         drop(ports::listen(&config.peer, ports::PEER).await?);
         if !config.is_witness {

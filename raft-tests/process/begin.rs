@@ -1,7 +1,7 @@
 //! Beginning: what is refused, before anything is touched.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use raft_tests::program::{alone, lacks_postgres, skip};
 
-use crate::node::{Node, contents};
+use crate::node::{Node, TOKEN, contents};
 
 /// What a start may take until the node has its identity, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -68,6 +68,64 @@ fn nothing_begins_where_a_port_of_hasup_is_taken() {
 }
 
 #[test]
+fn nothing_begins_where_the_port_of_the_pulses_is_taken() {
+    let name = "nothing_begins_where_the_port_of_the_pulses_is_taken";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let node = Node::new(43);
+    let taken = UdpSocket::bind((node.host.as_str(), node.ports[0])).unwrap();
+    let words = [&node.ports[0].to_string(), "UDP", "ss -lunp", "--peer-port"];
+    node.refused(&["start"]).fails(3, &words);
+    node.refused(&["join", "127.0.0.42:9", "--token", TOKEN]).fails(3, &words);
+    assert!(!node.data_dir().join("pgdata").exists(), "a database was made for nothing");
+    drop(taken);
+}
+
+#[test]
+fn a_name_that_nobody_has_is_told_as_that() {
+    let name = "a_name_that_nobody_has_is_told_as_that";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let mut node = Node::new(43);
+    node.host = "nohost.invalid".to_owned();
+    let ended = node.refused(&["start"]);
+    ended.fails(3, &["does not know the name nohost.invalid", "getent hosts", "--host-ip"]);
+    assert!(!ended.err.contains("is taken"), "{ended:?}");
+    assert!(!node.data_dir().join("identity.json").exists(), "nothing was begun");
+}
+
+#[test]
+fn a_node_without_a_file_of_its_trust_says_which_and_what_to_do() {
+    let name = "a_node_without_a_file_of_its_trust_says_which_and_what_to_do";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let mut node = Node::new(48);
+    node.start(&[]);
+    assert_eq!(node.stop(), Some(0), "{}", node.log());
+    let aside = node.folder.path().join("aside");
+    for (missing, cure) in [
+        ("node.key", "hasup nodes remove"),
+        ("node.crt", "hasup nodes remove"),
+        ("pulse.key", "hasup nodes remove"),
+        ("cluster.secret", "the same on every member"),
+        ("ca.crt", "the same on every member"),
+    ] {
+        let path = node.data_dir().join("tls").join(missing);
+        fs::rename(&path, &aside).unwrap();
+        node.hasup(&["run", "--foreground"]).fails(3, &[&path.display().to_string(), "is missing", cure]);
+        assert!(!path.exists(), "{missing} was made anew");
+        fs::rename(&aside, &path).unwrap();
+    }
+    node.run();
+    node.until("the node active with its own files", |status| status["active_ready"] == true);
+}
+
+#[test]
 fn nothing_begins_where_the_port_of_postgresql_is_taken() {
     start_on_a_taken_port("nothing_begins_where_the_port_of_postgresql_is_taken", 2);
 }
@@ -95,7 +153,7 @@ fn an_address_that_no_interface_has_is_told_as_that() {
     // set apart for documentation
     node.host = "192.0.2.77".to_owned();
     let told = ["no interface of this machine has the address 192.0.2.77", "`ip address`", "--host-ip"];
-    for words in [&["start"][..], &["join", "127.0.0.1:1", "--token", "x"][..]] {
+    for words in [&["start"][..], &["join", "127.0.0.1:1", "--token", TOKEN][..]] {
         let ended = node.refused(words);
         ended.fails(3, &told);
         assert!(!ended.err.contains("is taken"), "{ended:?}");
@@ -190,9 +248,7 @@ fn a_node_that_has_forgotten_its_votes_or_promises_does_not_start() {
 fn a_member_that_is_not_there_is_told() {
     let node = Node::new(42);
     let file = node.folder.path().join("token");
-    // Right in form: the prefix, an id, a secret and a fingerprint.
-    let zeros = "0".repeat(64);
-    fs::write(&file, format!("hasup1-00000000-{}-{zeros}\n", &zeros[..32])).unwrap();
+    fs::write(&file, format!("{TOKEN}\n")).unwrap();
     let ended = node.refused(&["join", "127.0.0.42:9", "--token-file", &file.display().to_string()]);
     ended.fails(1, &["no member could be asked", "127.0.0.42:9"]);
 }

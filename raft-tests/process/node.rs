@@ -20,6 +20,10 @@ const CHECK_LIMIT: Duration = Duration::from_secs(90);
 /// What one command may take.
 const COMMAND_LIMIT: &str = "70";
 
+/// A join token right in form: the prefix, an id, a secret and a fingerprint.
+pub(crate) const TOKEN: &str =
+    "hasup1-00000000-00000000000000000000000000000000-0000000000000000000000000000000000000000000000000000000000000000";
+
 /// How a command ended.
 #[derive(Debug)]
 pub(crate) struct Ended {

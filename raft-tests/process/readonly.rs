@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use raft_tests::program::{alone, lacks_postgres, skip};
 use serde_json::Value;
 
-use crate::node::{Node, is_whole, pause, until_check};
+use crate::node::{Node, TOKEN, is_whole, pause, until_check};
 
 /// What may pass until it is seen and the role has moved, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -75,7 +75,7 @@ fn nothing_begins_on_a_read_only_disk_and_a_node_on_one_says_so() {
     let words = ["read-only", "Nothing was begun", "remount,rw"];
     disk.remount("ro");
     node.refused(&["start"]).fails(3, &words);
-    node.refused(&["join", "127.0.0.86:9", "--token", "x"]).fails(3, &words);
+    node.refused(&["join", "127.0.0.86:9", "--token", TOKEN]).fails(3, &words);
     disk.remount("rw");
     node.start(&[]);
     assert_eq!(node.stop(), Some(0), "{}", node.log());

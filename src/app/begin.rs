@@ -134,10 +134,11 @@ impl Begin {
     }
 }
 
-/// Whether somebody else has one of the node's ports, or no interface its address.
+/// Whether somebody else has one of the node's ports, or no interface its address, or nobody its name.
 fn is_of_a_port(error: &anyhow::Error) -> bool {
     let is_taken = |cause: &io::Error| cause.kind() == io::ErrorKind::AddrInUse;
-    let is_nowhere = |cause: &PortError| matches!(cause, PortError::NoSuchAddress { .. });
+    let is_nowhere =
+        |cause: &PortError| matches!(cause, PortError::NoSuchAddress { .. } | PortError::NoSuchName { .. });
     error.chain().any(|cause| {
         cause.downcast_ref().is_some_and(is_taken) || cause.downcast_ref::<PortError>().is_some_and(is_nowhere)
     })

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket, lookup_host};
 
 use crate::config::{Config, Endpoint, Host, PostgresConfig};
 
@@ -13,8 +13,9 @@ use crate::config::{Config, Endpoint, Host, PostgresConfig};
 pub enum PortError {
     /// Another process does.
     #[error(
-        "{place} is taken, so {what} cannot be opened. Nothing was begun. Is another hasup running here? `ss -ltnp` tells who has the \
-         port; another one can be set with {flag}"
+        "{place} is taken, so {what} cannot be opened. Nothing was begun. Is another hasup running here? `ss {}` tells who has the \
+         port; another one can be set with {flag}",
+        if *what == PULSES.0 { "-lunp" } else { "-ltnp" }
     )]
     Taken {
         /// The address and port.
@@ -35,6 +36,20 @@ pub enum PortError {
     NoSuchAddress {
         /// The address.
         host: String,
+        /// What for.
+        what: &'static str,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
+    /// The name is nobody's, as far as this machine knows.
+    #[error(
+        "this machine does not know the name {name} (`getent hosts {name}` asks for it), so {what} cannot be opened there. Nothing was \
+         begun. Give one of this machine's addresses by --host-ip, or make the name known"
+    )]
+    NoSuchName {
+        /// The name.
+        name: String,
         /// What for.
         what: &'static str,
         /// The system's word.
@@ -76,10 +91,19 @@ type Purpose = (&'static str, &'static str);
 pub(super) const PEER: Purpose = ("the peer port", "--peer-port");
 /// The API port.
 pub(super) const API: Purpose = ("the API port", "--api-port");
+/// The port of the pulses: the number of the peer port, for UDP.
+const PULSES: Purpose = ("the peer port for UDP, which carries the pulses,", "--peer-port");
 const POSTGRES: Purpose = ("PostgreSQL's port", "--postgres-port");
 
+async fn look_up(host: &Host, port: u16, (what, _): Purpose) -> Result<Vec<SocketAddr>, PortError> {
+    let name = host.to_string();
+    let found = lookup_host((name.as_str(), port)).await.map(Iterator::collect);
+    found.map_err(|source| PortError::NoSuchName { name, what, source })
+}
+
 async fn bind(host: &Host, port: u16, purpose: Purpose) -> Result<TcpListener, PortError> {
-    let bound = TcpListener::bind((host.to_string(), port)).await;
+    let addresses = look_up(host, port, purpose).await?;
+    let bound = TcpListener::bind(addresses.as_slice()).await;
     bound.map_err(|error| PortError::new(host, port, purpose, error))
 }
 
@@ -96,6 +120,16 @@ pub(super) async fn listen(endpoint: &Endpoint, purpose: Purpose) -> Result<Vec<
 pub(super) async fn require_free(postgres: &PostgresConfig) -> Result<(), PortError> {
     for host in &postgres.listen {
         bind(host, postgres.port, POSTGRES).await?;
+    }
+    Ok(())
+}
+
+/// A node whose pulses nobody hears takes no part, and its database would be made for nothing.
+pub(super) async fn require_free_for_pulses(peer: &Endpoint) -> Result<(), PortError> {
+    for host in &peer.listen {
+        let addresses = look_up(host, peer.port, PULSES).await?;
+        let bound = UdpSocket::bind(addresses.as_slice()).await;
+        bound.map_err(|error| PortError::new(host, peer.port, PULSES, error))?;
     }
     Ok(())
 }
