@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::args::{Cli, NodeFlags};
-use super::local::{Local, NODE_FILE, REMEMBERED};
+use super::local::{Local, NODE_FILE, REMEMBERED, data_dir_of, is_own_node_file};
 use super::show::Out;
 use super::{CliError, local, systemd};
 use crate::http::client::{Client, Target};
@@ -61,6 +61,9 @@ pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliE
     for socket in [socket.as_path(), &data_dir.join("guard.sock")] {
         wait_until_silent(socket).await?;
     }
+    // read before anything is gone
+    let node_file = fs::read_to_string(NODE_FILE).unwrap_or_default();
+    let is_of_this_node = is_own_node_file(&node_file) && data_dir_of(&node_file) == *data_dir;
     let originals = if is_inside { None } else { keep_originals(data_dir, &config.postgres.data_dir)? };
     fs::remove_dir_all(data_dir).with_context(|| format!("delete {}", data_dir.display()))?;
     let mut text = format!("{} and everything in it was deleted", data_dir.display());
@@ -73,7 +76,10 @@ pub(super) async fn run(cli: &Cli, yes: bool, out: Out) -> Result<ExitCode, CliE
     if let Some(folder) = &originals {
         text += &format!(". Its settings of before the adoption are in {}", folder.display());
     }
-    if Path::new(NODE_FILE).exists() {
+    if is_of_this_node {
+        local::remove_if_there(Path::new(NODE_FILE))?;
+        text += &format!(". {NODE_FILE}, which was written when the node began, was removed");
+    } else if Path::new(NODE_FILE).exists() {
         text += &format!(". {NODE_FILE} stays, and counts for whatever begins here next");
     }
     local::remove_if_there(&config.admin_socket())?;

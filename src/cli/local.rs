@@ -106,9 +106,13 @@ pub(super) fn is_own_node_file(text: &str) -> bool {
 
 /// Returns whether hasup wrote the node file `text` for a node that did not come to be.
 pub(super) fn is_left_over(text: &str) -> bool {
+    is_own_node_file(text) && !app::is_member(&data_dir_of(text))
+}
+
+/// Returns the data directory that the node file `text` names, or that is meant where it names none.
+pub(super) fn data_dir_of(text: &str) -> PathBuf {
     let layer = Layer { name: NODE_FILE.to_owned(), text: text.to_owned() };
-    let alone = Sources { files: vec![layer], ..Sources::default() };
-    is_own_node_file(text) && !app::is_member(&data_dir(&alone))
+    data_dir(&Sources { files: vec![layer], ..Sources::default() })
 }
 
 /// Removes a node file that hasup wrote for a node that did not come to be; an operator's own stays.
@@ -388,6 +392,7 @@ mod tests {
         let text = own_node_file(&format!("data_dir = \"{}\"\n", folder.path().display()));
         assert!(is_own_node_file(&text) && is_left_over(&text));
         assert!(!is_own_node_file(&format!("{text}witness = true\n")) && !is_own_node_file("witness = true\n"));
+        assert_eq!(data_dir_of(&text), folder.path());
         fs::write(folder.path().join("identity.json"), "{}").unwrap();
         assert!(!is_left_over(&text), "a node came to be");
     }

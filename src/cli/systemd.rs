@@ -15,9 +15,9 @@ use anyhow::Context;
 use nix::unistd::{Gid, Group, Uid, geteuid};
 
 use super::CliError;
-use super::local::{NODE_FILE, remove_if_there};
+use super::local::{NODE_FILE, data_dir_of, remove_if_there};
 use crate::app::begin;
-use crate::config::{self, Config, Layer, Sources};
+use crate::config::Config;
 
 /// The daemon's unit.
 const DAEMON: &str = "hasup.service";
@@ -175,9 +175,7 @@ pub(super) fn retire() -> Result<(), CliError> {
 /// Returns whether the units run the node of `data_dir`.
 pub(super) fn runs(data_dir: &Path) -> bool {
     let text = fs::read_to_string(NODE_FILE).unwrap_or_default();
-    let alone = Sources { files: vec![Layer { name: NODE_FILE.to_owned(), text }], ..Sources::default() };
-    let theirs = config::peek(&alone, "data_dir").unwrap_or_else(|| "/var/lib/hasup".to_owned());
-    is_here() && Path::new(&theirs) == data_dir
+    is_here() && data_dir_of(&text) == data_dir
 }
 
 /// Returns whether the daemon ends again and again without coming to speak.
