@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use hasup::postgres::rewind::{self, Rewind};
-use hasup::postgres::{Divergence, PgError, SyncNames, diverged};
+use hasup::postgres::rewind::{self, Rewind, RewindStep};
+use hasup::postgres::{ControlData, Divergence, PgError, Source, SyncNames, diverged};
 use hasup::types::{Lsn, Timeline, WalPosition};
 
 use crate::fixture::{Cluster, LIMIT, Node, eventually, goes_on};
 
-async fn promoted_alone(node: &Node) {
-    node.arm(2, Duration::from_secs(600)).await;
+async fn promoted_alone(node: &Node, generation: u64, timeline: u32) {
+    node.arm(generation, Duration::from_secs(600)).await;
     node.postgres.write_sync_names(&SyncNames::Empty).unwrap();
     node.postgres.set_sync_names(&SyncNames::Empty, false, LIMIT).await.unwrap();
-    node.promote(2, Timeline(4)).await;
+    node.promote(generation, Timeline(timeline)).await;
 }
 
 async fn has_all_of(standby: &Node, primary: &Node) {
@@ -46,7 +46,7 @@ async fn a_timeline_number_reached_twice_is_never_taken_for_one_history() {
     third.stated().await;
     first.guard.fence(Duration::from_millis(100)).await.unwrap();
     for node in [&second, &third] {
-        promoted_alone(node).await;
+        promoted_alone(node, 2, 4).await;
     }
     second.sql("insert into t select generate_series(20001, 20100)").await;
     third.sql("insert into t select generate_series(5001, 10000)").await;
@@ -82,4 +82,88 @@ async fn a_timeline_number_reached_twice_is_never_taken_for_one_history() {
     third.streams(2).await;
     has_all_of(&third, &second).await;
     assert_eq!(third.sql("select count(*) || ' ' || min(id) from t").await, "100 20001");
+}
+
+/// Aim: a primary that dies before PostgreSQL has ended the first checkpoint after its promotion is rewound, not copied. Its control
+/// file names the timeline before, whose last file of the log was renamed by the promotion. Method: two failovers within moments,
+/// the first without a divergence, the second with a tail of several files. The rewind is broken off before, also midway.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_died_before_its_first_checkpoint_is_rewound() {
+    if !goes_on("rejoin::a_primary_that_died_before_its_first_checkpoint_is_rewound") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let first = cluster.primary(1).await;
+    let second = cluster.standby(2, &first).await;
+    first.sql("create table t (id bigint primary key, filler text)").await;
+    has_all_of(&second, &first).await;
+    first.stop().await;
+    second.postgres.bar(LIMIT).await.unwrap();
+    second.stated().await;
+    promoted_alone(&second, 2, 4).await;
+    first.start(Some(&first.follow(&second, 2))).await;
+    first.streams(2).await;
+    second.sql("insert into t select n, 'common' from generate_series(1, 1000) n").await;
+    has_all_of(&first, &second).await;
+    first.postgres.bar(LIMIT).await.unwrap();
+    first.stated().await;
+    second.sql("insert into t select n, repeat('x', 500) from generate_series(10001, 80000) n").await;
+    second.sql("update t set filler = 'dropped' where id <= 500").await;
+    second.guard.fence(Duration::from_millis(100)).await.unwrap();
+    promoted_alone(&first, 3, 6).await;
+    first.sql("insert into t select n, 'kept' from generate_series(1001, 1100) n").await;
+    first.postgres.checkpoint(LIMIT).await.unwrap();
+
+    second.start(None).await;
+    let own = second.stated().await;
+    assert_eq!(own.timeline, Timeline(4));
+    let mine = second.postgres.history(Timeline(4)).unwrap().unwrap();
+    let theirs = first.postgres.history(Timeline(6)).unwrap().unwrap();
+    let Divergence::At(fork) = diverged(own, &mine, &theirs) else { panic!("{own} {mine:?} against {theirs:?}") };
+    assert!(own.lsn.0 > fork.0 + (32 << 20), "{own} {fork}");
+    second.stop().await;
+    let layout = second.postgres.layout();
+    let data = ControlData::read(second.postgres.programs(), layout).await.unwrap();
+    assert_eq!(data.timeline, Timeline(2), "no checkpoint since its promotion: {data:?}");
+    let plan = Rewind {
+        source: first.source(),
+        ssl: second.postgres.settings().ssl.clone(),
+        source_timeline: Timeline(6),
+        fork,
+        own,
+        label: "soon".to_owned(),
+        limit: LIMIT,
+    };
+    // one that was begun from another primary is not gone on with from this one
+    let other = Rewind { source_timeline: Timeline(5), ..plan.clone() };
+    let stop_at = |wanted: RewindStep| {
+        move |step: RewindStep| match step == wanted {
+            true => Err(PgError::Refused(format!("stopped at {step:?}"))),
+            false => Ok(()),
+        }
+    };
+    let stopped = other.run_observed(second.postgres.programs(), layout, stop_at(RewindStep::Rewinding)).await;
+    assert!(stopped.is_err_and(|error| error.to_string().contains("stopped at")));
+    let mixed = plan.run(second.postgres.programs(), layout).await.unwrap_err();
+    assert!(mixed.to_string().contains("another primary"), "{mixed}");
+    rewind::forget(layout).unwrap();
+
+    // what a `pg_rewind` leaves that was killed when it had copied the log
+    let nobody = Rewind { source: Source { port: 1, ..first.source() }, ..plan.clone() };
+    nobody.run(second.postgres.programs(), layout).await.unwrap_err();
+    assert_eq!(rewind::pending(layout).unwrap().step, RewindStep::Rewinding);
+    for entry in std::fs::read_dir(first.postgres.layout().wal_dir()).unwrap().flatten() {
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), layout.wal_dir().join(entry.file_name())).unwrap();
+        }
+    }
+    let salvage = plan.run(second.postgres.programs(), layout).await.unwrap();
+    assert_eq!((salvage.from, salvage.to, salvage.timeline), (fork, own.lsn, Timeline(4)));
+
+    second.start(Some(&second.follow(&first, 3))).await;
+    second.streams(3).await;
+    has_all_of(&second, &first).await;
+    let rows = "select count(*) || ' ' || count(*) filter (where filler = 'common') || ' ' || max(id) from t";
+    assert_eq!(second.sql(rows).await, "1100 1000 1100");
+    assert_eq!(second.sql(rows).await, first.sql(rows).await);
 }
