@@ -381,14 +381,17 @@ impl Shared {
         self.event("fetched", under, why)
     }
 
-    /// `copied_from` is the node whose database was copied; none where this node's own was rewound.
-    fn event_of_rebuild(&self, generation: Generation, copied_from: Option<NodeId>) -> Event {
-        let how = match copied_from {
-            Some(node) => format!("copied from {}", names::name_of(node, &self.state())),
-            None => "rewound to the active node's history".to_owned(),
+    /// `copied` is the node whose database was copied, and why; none where this node's own was rewound.
+    fn event_of_rebuild(&self, generation: Generation, copied: Option<(NodeId, String)>) -> Event {
+        let (how, because) = match copied {
+            Some((node, because)) => (format!("copied from {}", names::name_of(node, &self.state())), because),
+            None => (
+                "rewound to the active node's history".to_owned(),
+                "this node's data had parted from the cluster's".to_owned(),
+            ),
         };
         let why = WhyRecord {
-            facts: vec!["this node's data was missing, or had parted from the cluster's".to_owned()],
+            facts: vec![because],
             rule: "L19".to_owned(),
             step: format!("the database of {} was {how}", self.name),
         };

@@ -499,13 +499,20 @@ impl Shared {
         self.guard.client()?.stop(StopMode::Fast { limit: Duration::from_secs(60) }).await?;
         self.postgres.note_change();
 
-        let mut is_rewound = false;
-        if may_rewind && parted.is_none() {
-            tracing::info!("no rewind: the histories have nothing in common, or the log for it is gone");
-        }
-        // a copy that was begun goes on: what is there may be the copy already
-        let may_rewind = may_rewind && !basebackup::is_pending(&layout);
-        if let (true, Some(parted)) = (may_rewind, parted) {
+        // why there is a copy and no rewind, if so
+        let mut because = if !may_rewind {
+            Some("this node had no data".to_owned())
+        } else if basebackup::is_pending(&layout) {
+            // what is there may be the copy already
+            Some("a copy that was begun before is gone on with".to_owned())
+        } else if parted.is_none() {
+            let text = "no rewind: this node's log has nothing in common with the active node's, or that has no longer what follows";
+            tracing::info!("{text}");
+            Some(text.to_owned())
+        } else {
+            None
+        };
+        if let (None, Some(parted)) = (&because, parted) {
             place.becomes(Job::Rebuilding);
             self.ask_for_checkpoint(from, generation, CHECKPOINT_LIMIT).await?;
             let label = format!("{}", wall_now().as_secs());
@@ -521,7 +528,6 @@ impl Shared {
             match rewind.run(&programs, &layout).await {
                 Ok(salvage) => {
                     tracing::info!(from = %salvage.from, to = %salvage.to, "rewound; the dropped tail is kept under salvage/");
-                    is_rewound = true;
                 }
                 // nothing was touched: tried again, as a copy would destroy the tail
                 Err(error @ PgError::NoSpace { .. }) => return Err(error.into()),
@@ -531,16 +537,20 @@ impl Shared {
                     if may_repeat && self.postgres.note_rewind_refused() < REWIND_TRIES {
                         return Err(error.into());
                     }
-                    tracing::warn!(error = %chain(&error), "the rewind failed; the database is copied instead")
+                    let error = chain(&error);
+                    tracing::warn!(error, "the rewind failed; the database is copied instead");
+                    because =
+                        Some(format!("this node's data had parted from the cluster's, and the rewind failed: {error}"));
                 }
             }
         }
-        let copied_from = if is_rewound {
-            None
-        } else {
-            let copied_from = self.copy(from, ssl).await?;
-            rewind::forget(&layout)?;
-            Some(copied_from)
+        let copied = match because {
+            None => None,
+            Some(because) => {
+                let copied_from = self.copy(from, ssl).await?;
+                rewind::forget(&layout)?;
+                Some((copied_from, because))
+            }
         };
         // the copy is consistent once it has replayed to here: the source's log ended below this when it was made
         let until =
@@ -549,7 +559,7 @@ impl Shared {
         self.postgres.note_rebuilt(Rebuilt { promoted, timeline: is_still_active.then_some(source_timeline) })?;
         self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
         self.postgres.keep_parted(None)?;
-        let event = self.event_of_rebuild(generation, copied_from);
+        let event = self.event_of_rebuild(generation, copied);
         self.tell(event);
         Ok(())
     }
