@@ -1,5 +1,7 @@
 //! How a server comes back whose history parted from the primary's under the same timeline number.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hasup::postgres::rewind::{self, Rewind, RewindStep};
@@ -148,14 +150,28 @@ async fn a_primary_that_died_before_its_first_checkpoint_is_rewound() {
     assert!(mixed.to_string().contains("another primary"), "{mixed}");
     rewind::forget(layout).unwrap();
 
-    // what a `pg_rewind` leaves that was killed when it had copied the log
-    let nobody = Rewind { source: Source { port: 1, ..first.source() }, ..plan.clone() };
+    // one whose source is gone has touched nothing, and is free to begin with another
+    let log = |node: &Node| -> BTreeMap<String, PathBuf> {
+        let files = std::fs::read_dir(node.postgres.layout().wal_dir()).unwrap().flatten();
+        files
+            .map(|file| (file.file_name().into_string().unwrap(), file.path()))
+            .filter(|(_, path)| path.is_file())
+            .collect()
+    };
+    let before = log(&second);
+    let nobody = Rewind { source: Source { port: 1, ..first.source() }, ..other };
     nobody.run(second.postgres.programs(), layout).await.unwrap_err();
-    assert_eq!(rewind::pending(layout).unwrap().step, RewindStep::Rewinding);
-    for entry in std::fs::read_dir(first.postgres.layout().wal_dir()).unwrap().flatten() {
-        if entry.path().is_file() {
-            std::fs::copy(entry.path(), layout.wal_dir().join(entry.file_name())).unwrap();
-        }
+    assert_eq!(rewind::pending(layout).unwrap().step, RewindStep::Quarantine);
+    assert_eq!(log(&second), before);
+
+    // what a `pg_rewind` leaves that was killed when it had copied the log
+    let stopped = plan.run_observed(second.postgres.programs(), layout, stop_at(RewindStep::Rewinding)).await;
+    assert!(stopped.is_err_and(|error| error.to_string().contains("stopped at")));
+    for (name, path) in before.iter().filter(|(name, _)| name.len() == 24 && name.starts_with("00000004")) {
+        std::fs::rename(path, layout.wal_dir().join(format!("00000002{}", &name[8..]))).unwrap();
+    }
+    for (name, path) in log(&first) {
+        std::fs::copy(path, layout.wal_dir().join(name)).unwrap();
     }
     let salvage = plan.run(second.postgres.programs(), layout).await.unwrap();
     assert_eq!((salvage.from, salvage.to, salvage.timeline), (fork, own.lsn, Timeline(4)));

@@ -26,7 +26,7 @@ use super::position::parse_segment;
 use super::salvage::segments;
 use super::settings::{REWIND_ROLE, Source, SslPaths};
 use super::{PgError, Programs, file_error, history};
-use crate::sys::exec::{Exclusive, Tool};
+use crate::sys::exec::{Exclusive, ExecError, Tool};
 use crate::types::{Lsn, Timeline, WalPosition};
 
 /// How a node is rewound.
@@ -88,6 +88,9 @@ pub struct Salvage {
 
 /// From this version on, `pg_rewind` looks also where recovery ended to learn which timeline a log ends on.
 const READS_RECOVERY_END: u32 = 16;
+
+/// What `pg_rewind` says when it has read and compared, ahead of the first change.
+const LAST_WORD_BEFORE_CHANGES: &str = "rewinding from last common checkpoint";
 
 /// The node's own files in its data directory, which a rewind would replace by the source's.
 const OWN_FILES: [&str; 4] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf", "postgresql.auto.conf"];
@@ -165,16 +168,28 @@ impl Rewind {
         if journal.step == RewindStep::Rewinding {
             reached(RewindStep::Rewinding)?;
             let data = ControlData::read(programs, layout).await?;
+            let mut renamed = Vec::new();
             // else all but the last of it was done before it was killed
             if data.timeline != self.source_timeline {
                 if is_repeated {
                     put_back(layout, &journal.salvage)?;
                 }
                 if programs.major < READS_RECOVERY_END {
-                    self.rename_log(layout, data.timeline)?;
+                    renamed = self.rename_log(layout, data.timeline)?;
                 }
             }
-            self.rewind(programs, layout, &lock).await?;
+            let mut has_begun = is_repeated;
+            if let Err(error) = self.rewind(programs, layout, &lock, &mut has_begun).await {
+                if !has_begun && is_of_connection(&error) {
+                    // another primary may follow: nothing was touched, so it may be rewound from that one
+                    for (from, to) in &renamed {
+                        fs::rename(to, from).map_err(file_error("rename", to))?;
+                    }
+                    put_back(layout, &journal.salvage)?;
+                    self.advance(layout, &mut journal, RewindStep::Quarantine)?;
+                }
+                return Err(error);
+            }
             self.advance(layout, &mut journal, RewindStep::Fixing)?;
         }
         reached(RewindStep::Fixing)?;
@@ -247,11 +262,11 @@ impl Rewind {
     }
 
     /// Gives the log since `timeline` was left the names that `pg_rewind` looks for, where it takes `timeline` for the last one.
-    /// What is renamed has been put aside under its own names.
-    fn rename_log(&self, layout: &Layout, timeline: Timeline) -> Result<(), PgError> {
+    /// What is renamed has been put aside under its own names. Returns the names before and after.
+    fn rename_log(&self, layout: &Layout, timeline: Timeline) -> Result<Vec<(PathBuf, PathBuf)>, PgError> {
         let wal_dir = layout.wal_dir();
         let left = self.left(layout)?;
-        let Some(at) = left.iter().position(|(left, _)| *left == timeline) else { return Ok(()) };
+        let Some(at) = left.iter().position(|(left, _)| *left == timeline) else { return Ok(Vec::new()) };
         let left_at = left[at].1;
         let later = segments(&wal_dir)?.into_iter().filter(|file| {
             let is_later =
@@ -260,14 +275,24 @@ impl Rewind {
         });
         // in the order of timelines: the last one's file holds what those before had in it
         let newest: BTreeMap<Lsn, _> = later.map(|file| (file.begin(), file)).collect();
+        let mut renamed = Vec::new();
         for file in newest.values() {
-            let name = format!("{:08X}{}", timeline.0, &file.name[8..]);
-            fs::rename(wal_dir.join(&file.name), wal_dir.join(name)).map_err(file_error("rename", &wal_dir))?;
+            let (from, to) = (wal_dir.join(&file.name), wal_dir.join(format!("{:08X}{}", timeline.0, &file.name[8..])));
+            fs::rename(&from, &to).map_err(file_error("rename", &from))?;
+            renamed.push((from, to));
         }
-        sync_dir(&wal_dir)
+        sync_dir(&wal_dir)?;
+        Ok(renamed)
     }
 
-    async fn rewind(&self, programs: &Programs, layout: &Layout, lock: &Exclusive) -> Result<(), PgError> {
+    /// Runs `pg_rewind`; `has_begun` tells whether it came so far that it may have changed the data directory.
+    async fn rewind(
+        &self,
+        programs: &Programs,
+        layout: &Layout,
+        lock: &Exclusive,
+        has_begun: &mut bool,
+    ) -> Result<(), PgError> {
         let conninfo = self.source.conninfo(REWIND_ROLE, Some("postgres"), "hasup_rewind", &self.ssl);
         let args: Vec<OsString> = vec![
             "-D".into(),
@@ -278,9 +303,21 @@ impl Rewind {
         ];
         let mut tool = Tool::new(programs.path("pg_rewind"), args, self.limit);
         tool.run_as = layout.owner;
-        tool.run_with(Some(lock), |line| tracing::info!(target: "hasup::pg_rewind", "{line}")).await?;
+        let on_line = |line: &str| {
+            *has_begun |= line.contains(LAST_WORD_BEFORE_CHANGES);
+            tracing::info!(target: "hasup::pg_rewind", "{line}");
+        };
+        tool.run_with(Some(lock), on_line).await?;
         Ok(())
     }
+}
+
+/// Whether `pg_rewind` failed for want of its source.
+fn is_of_connection(error: &PgError) -> bool {
+    let PgError::Tool(ExecError::Failed { last_lines, .. }) = error else { return false };
+    ["connection to server", "server closed the connection", "no connection to the server"]
+        .iter()
+        .any(|words| last_lines.contains(words))
 }
 
 /// Puts the log of `salvage` back, as `pg_rewind` found it at first: one that was killed may have written over it.
