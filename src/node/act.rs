@@ -506,6 +506,7 @@ impl Shared {
         self.postgres.note_change();
 
         let mut is_rewound = false;
+        let mut failed = None;
         if may_rewind && parted.is_none() {
             tracing::info!("no rewind: {why}");
         }
@@ -537,7 +538,9 @@ impl Shared {
                     if may_repeat && self.postgres.note_rewind_refused() < REWIND_TRIES {
                         return Err(error.into());
                     }
-                    tracing::warn!(error = %chain(&error), "the rewind failed; the database is copied instead")
+                    let error = chain(&error);
+                    tracing::warn!(error, "the rewind failed; the database is copied instead");
+                    failed = Some(error);
                 }
             }
         }
@@ -555,7 +558,8 @@ impl Shared {
         self.postgres.note_rebuilt(Rebuilt::new(promoted, source_timeline, promoted_now))?;
         self.remember(move |facts| facts.data = DataState::Rebuilding { until: Some(until) }).await?;
         self.postgres.keep_parted(None)?;
-        let event = self.event_of_rebuild(generation, copied_from, why);
+        let fact = failed.map_or(why.clone(), |error| format!("{why}, and the rewind failed: {error}"));
+        let event = self.event_of_rebuild(generation, copied_from, fact);
         self.tell(event, false);
         Ok(())
     }

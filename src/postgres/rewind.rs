@@ -5,6 +5,11 @@
 //!
 //! The target must have been stopped in order *as a standby* (`pg_rewind` would else recover it by a single-user server, which
 //! refuses beside `standby.signal`): after a crash the node starts barred, reads its log to the end, and is stopped.
+//!
+//! `pg_rewind` before version 16 knows a log's timelines by the last checkpoint alone. The first one after a promotion takes
+//! PostgreSQL minutes, and until then a primary that dies looks to it as if it had never been promoted: it looks for the log since
+//! in files of the timeline before, the last of which the promotion has renamed `.partial`. So those files are given the names
+//! that it looks for; what they hold is the one log all the same.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,9 +23,10 @@ use super::basebackup::strip_auto_conf;
 use super::controldata::{ControlData, ControlState};
 use super::layout::{Layout, free_bytes, put_standby_signal, remove_dir, remove_file, sync_dir};
 use super::position::parse_segment;
+use super::salvage::segments;
 use super::settings::{REWIND_ROLE, Source, SslPaths};
-use super::{PgError, Programs, file_error};
-use crate::sys::exec::{Exclusive, Tool};
+use super::{PgError, Programs, file_error, history};
+use crate::sys::exec::{Exclusive, ExecError, Tool};
 use crate::types::{Lsn, Timeline, WalPosition};
 
 /// How a node is rewound.
@@ -60,6 +66,9 @@ pub struct RewindJournal {
     pub step: RewindStep,
     /// The folder with the dropped tail.
     pub salvage: PathBuf,
+    /// What the source writes on. Each promotion has a number of its own, so this tells from which primary it was begun.
+    #[serde(default)]
+    pub source_timeline: Timeline,
 }
 
 /// What is known about a tail put aside, as `salvage.json` in its folder.
@@ -77,6 +86,12 @@ pub struct Salvage {
     pub system_identifier: u64,
 }
 
+/// From this version on, `pg_rewind` looks also where recovery ended to learn which timeline a log ends on.
+const READS_RECOVERY_END: u32 = 16;
+
+/// What `pg_rewind` says when it has read and compared, ahead of the first change.
+const LAST_WORD_BEFORE_CHANGES: &str = "rewinding from last common checkpoint";
+
 /// The node's own files in its data directory, which a rewind would replace by the source's.
 const OWN_FILES: [&str; 4] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf", "postgresql.auto.conf"];
 
@@ -88,7 +103,11 @@ fn journal_path(layout: &Layout) -> PathBuf {
 pub fn pending(layout: &Layout) -> Option<RewindJournal> {
     let bytes = fs::read(journal_path(layout)).ok()?;
     // An unreadable journal still says that a rewind had begun: then the worst is assumed.
-    let unknown = RewindJournal { step: RewindStep::Rewinding, salvage: layout.salvage_dir() };
+    let unknown = RewindJournal {
+        step: RewindStep::Rewinding,
+        salvage: layout.salvage_dir(),
+        source_timeline: Timeline::default(),
+    };
     Some(serde_json::from_slice(&bytes).unwrap_or(unknown))
 }
 
@@ -113,10 +132,21 @@ impl Rewind {
     ) -> Result<Salvage, PgError> {
         let lock =
             Exclusive::acquire(&layout.config_dir().join("copy.lock"), "rewind", Duration::from_secs(10)).await?;
-        let mut journal = pending(layout).unwrap_or_else(|| RewindJournal {
+        let begun = pending(layout);
+        let is_repeated = begun.as_ref().is_some_and(|journal| journal.step == RewindStep::Rewinding);
+        let mut journal = begun.unwrap_or_else(|| RewindJournal {
             step: RewindStep::Quarantine,
             salvage: layout.salvage_dir().join(&self.label),
+            source_timeline: self.source_timeline,
         });
+        if journal.step != RewindStep::Quarantine && journal.source_timeline != self.source_timeline {
+            // what the other alone had written may be in files that a second rewind leaves as they are
+            return Err(PgError::Refused(format!(
+                "a rewind from another primary, on timeline {}, was begun and not ended: its data would be mixed with those of \
+                 timeline {}, so the database is copied",
+                journal.source_timeline, self.source_timeline
+            )));
+        }
         if journal.step == RewindStep::Quarantine {
             let data = ControlData::read(programs, layout).await?;
             if data.state != ControlState::ShutDownInRecovery && data.state != ControlState::ShutDown {
@@ -126,9 +156,9 @@ impl Rewind {
                         .to_owned(),
                 ));
             }
-            if data.timeline == self.source_timeline {
+            if [data.timeline, self.own.timeline].contains(&self.source_timeline) {
                 // pg_rewind would say that no rewind is required, and leave what differs
-                return Err(PgError::SameTimeline { timeline: data.timeline, fork: self.fork });
+                return Err(PgError::SameTimeline { timeline: self.source_timeline, fork: self.fork });
             }
             self.advance(layout, &mut journal, RewindStep::Quarantine)?;
             reached(RewindStep::Quarantine)?;
@@ -137,7 +167,29 @@ impl Rewind {
         }
         if journal.step == RewindStep::Rewinding {
             reached(RewindStep::Rewinding)?;
-            self.rewind(programs, layout, &lock).await?;
+            let data = ControlData::read(programs, layout).await?;
+            let mut renamed = Vec::new();
+            // else all but the last of it was done before it was killed
+            if data.timeline != self.source_timeline {
+                if is_repeated {
+                    put_back(layout, &journal.salvage)?;
+                }
+                if programs.major < READS_RECOVERY_END {
+                    renamed = self.rename_log(layout, data.timeline)?;
+                }
+            }
+            let mut has_begun = is_repeated;
+            if let Err(error) = self.rewind(programs, layout, &lock, &mut has_begun).await {
+                if !has_begun && is_of_connection(&error) {
+                    // another primary may follow: nothing was touched, so it may be rewound from that one
+                    for (from, to) in &renamed {
+                        fs::rename(to, from).map_err(file_error("rename", to))?;
+                    }
+                    put_back(layout, &journal.salvage)?;
+                    self.advance(layout, &mut journal, RewindStep::Quarantine)?;
+                }
+                return Err(error);
+            }
             self.advance(layout, &mut journal, RewindStep::Fixing)?;
         }
         reached(RewindStep::Fixing)?;
@@ -154,6 +206,7 @@ impl Rewind {
 
     fn advance(&self, layout: &Layout, journal: &mut RewindJournal, step: RewindStep) -> Result<(), PgError> {
         journal.step = step;
+        journal.source_timeline = self.source_timeline;
         layout.write(&journal_path(layout), &serde_json::to_vec(journal).unwrap_or_default())
     }
 
@@ -161,12 +214,15 @@ impl Rewind {
     fn quarantine(&self, layout: &Layout, salvage: &Path, data: &ControlData) -> Result<(), PgError> {
         let wal_dir = layout.wal_dir();
         let segment = data.wal_segment_bytes.max(1);
+        // with what is renamed, so that it can be done again
+        let left = self.left(layout)?.into_iter().find(|(left, _)| *left == data.timeline);
+        let from = left.map_or(self.fork, |(_, left_at)| left_at.min(self.fork));
         let mut files = Vec::new();
         let mut bytes = 0;
         for entry in fs::read_dir(&wal_dir).map_err(file_error("list", &wal_dir))?.flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
             let holds_tail = parse_segment(&name, segment)
-                .is_some_and(|(_, number)| (number + 1) * segment > self.fork.0 && number * segment < self.own.lsn.0);
+                .is_some_and(|(_, number)| (number + 1) * segment > from.0 && number * segment < self.own.lsn.0);
             if holds_tail || name.ends_with(".history") {
                 bytes += entry.metadata().map_or(0, |metadata| metadata.len());
                 files.push(name);
@@ -199,7 +255,44 @@ impl Rewind {
         layout.write(&salvage.join("salvage.json"), &serde_json::to_vec_pretty(&listed).unwrap_or_default())
     }
 
-    async fn rewind(&self, programs: &Programs, layout: &Layout, lock: &Exclusive) -> Result<(), PgError> {
+    /// The timelines that this node's log left, oldest first, and where.
+    fn left(&self, layout: &Layout) -> Result<Vec<(Timeline, Lsn)>, PgError> {
+        let history = history::read(&layout.wal_dir(), self.own.timeline)?;
+        Ok(history.map(|history| history.ancestors).unwrap_or_default())
+    }
+
+    /// Gives the log since `timeline` was left the names that `pg_rewind` looks for, where it takes `timeline` for the last one.
+    /// What is renamed has been put aside under its own names. Returns the names before and after.
+    fn rename_log(&self, layout: &Layout, timeline: Timeline) -> Result<Vec<(PathBuf, PathBuf)>, PgError> {
+        let wal_dir = layout.wal_dir();
+        let left = self.left(layout)?;
+        let Some(at) = left.iter().position(|(left, _)| *left == timeline) else { return Ok(Vec::new()) };
+        let left_at = left[at].1;
+        let later = segments(&wal_dir)?.into_iter().filter(|file| {
+            let is_later =
+                left[at + 1..].iter().any(|(left, _)| *left == file.timeline) || file.timeline == self.own.timeline;
+            is_later && file.end() > left_at && file.begin() < self.own.lsn
+        });
+        // in the order of timelines: the last one's file holds what those before had in it
+        let newest: BTreeMap<Lsn, _> = later.map(|file| (file.begin(), file)).collect();
+        let mut renamed = Vec::new();
+        for file in newest.values() {
+            let (from, to) = (wal_dir.join(&file.name), wal_dir.join(format!("{:08X}{}", timeline.0, &file.name[8..])));
+            fs::rename(&from, &to).map_err(file_error("rename", &from))?;
+            renamed.push((from, to));
+        }
+        sync_dir(&wal_dir)?;
+        Ok(renamed)
+    }
+
+    /// Runs `pg_rewind`; `has_begun` tells whether it came so far that it may have changed the data directory.
+    async fn rewind(
+        &self,
+        programs: &Programs,
+        layout: &Layout,
+        lock: &Exclusive,
+        has_begun: &mut bool,
+    ) -> Result<(), PgError> {
         let conninfo = self.source.conninfo(REWIND_ROLE, Some("postgres"), "hasup_rewind", &self.ssl);
         let args: Vec<OsString> = vec![
             "-D".into(),
@@ -210,9 +303,31 @@ impl Rewind {
         ];
         let mut tool = Tool::new(programs.path("pg_rewind"), args, self.limit);
         tool.run_as = layout.owner;
-        tool.run_with(Some(lock), |line| tracing::info!(target: "hasup::pg_rewind", "{line}")).await?;
+        let on_line = |line: &str| {
+            *has_begun |= line.contains(LAST_WORD_BEFORE_CHANGES);
+            tracing::info!(target: "hasup::pg_rewind", "{line}");
+        };
+        tool.run_with(Some(lock), on_line).await?;
         Ok(())
     }
+}
+
+/// Whether `pg_rewind` failed for want of its source.
+fn is_of_connection(error: &PgError) -> bool {
+    let PgError::Tool(ExecError::Failed { last_lines, .. }) = error else { return false };
+    ["connection to server", "server closed the connection", "no connection to the server"]
+        .iter()
+        .any(|words| last_lines.contains(words))
+}
+
+/// Puts the log of `salvage` back, as `pg_rewind` found it at first: one that was killed may have written over it.
+fn put_back(layout: &Layout, salvage: &Path) -> Result<(), PgError> {
+    let listed = fs::read(salvage.join("salvage.json")).ok();
+    let listed = listed.and_then(|bytes| serde_json::from_slice::<Salvage>(&bytes).ok());
+    for name in listed.into_iter().flat_map(|listed| listed.files) {
+        copy(layout, &salvage.join(&name), &layout.wal_dir().join(&name))?;
+    }
+    Ok(())
 }
 
 fn copy(layout: &Layout, from: &Path, to: &Path) -> Result<(), PgError> {

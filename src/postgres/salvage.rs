@@ -52,19 +52,24 @@ impl Header {
 
 /// A file of the log that holds what its name says: those made ahead for later hold zeros, or old log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Segment {
-    name: String,
-    timeline: Timeline,
+pub(super) struct Segment {
+    pub(super) name: String,
+    pub(super) timeline: Timeline,
     header: Header,
 }
 
 impl Segment {
-    fn end(&self) -> Lsn {
+    pub(super) fn begin(&self) -> Lsn {
+        self.header.address
+    }
+
+    pub(super) fn end(&self) -> Lsn {
         Lsn(self.header.address.0.saturating_add(self.header.segment_bytes))
     }
 }
 
-fn segments(wal_dir: &Path) -> Result<Vec<Segment>, PgError> {
+/// Returns the files of a log that hold what their names say, by their names.
+pub(super) fn segments(wal_dir: &Path) -> Result<Vec<Segment>, PgError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(wal_dir).map_err(file_error("list", wal_dir))? {
         let entry = entry.map_err(file_error("list", wal_dir))?;
