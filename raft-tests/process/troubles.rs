@@ -59,6 +59,7 @@ fn a_database_that_does_not_run_is_told_by_every_node_and_a_role_that_is_handed_
         assert!(cost.contains("HA is degraded") && cost.contains("n103"), "{cost}");
     }
     until_check(&three, "its own word", |ended| ended.code == Some(2) && ended.out.contains("postgres_running"));
+    three.until("what PostgreSQL ended with", |_| three.log().contains("has invalid permissions"));
     fs::set_permissions(&pgdata, Permissions::from_mode(0o700)).unwrap();
     for node in [&one, &two, &three] {
         until_check(node, "a cluster that misses nothing", |ended| ended.code == Some(0));

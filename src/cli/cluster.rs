@@ -13,6 +13,7 @@ use super::{CliError, local};
 use crate::config::Secret;
 use crate::node::handle::{Answer, Request};
 use crate::node::options;
+use crate::tls::Fingerprint;
 
 pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
     match &cli.command {
@@ -149,6 +150,7 @@ pub(super) fn started(
     peer: &str,
     dsn: &crate::node::handle::Dsn,
     token: &crate::node::handle::NewToken,
+    authority: Fingerprint,
 ) -> (serde_json::Value, String) {
     let value = json!({
         "node": name,
@@ -156,9 +158,11 @@ pub(super) fn started(
         "join": format!("hasup join {peer}"),
         "join_token_expires_at": token.expires_at,
         "join_token": token.join_token.expose(),
+        "ca_fingerprint": authority.to_string(),
     });
     let text = format!(
-        "{name} takes writes. Clients connect by\n{}\nFurther nodes join by `hasup join {peer}` until {} with the token\n{}\n",
+        "{name} takes writes. Clients connect by\n{}\nFurther nodes join by `hasup join {peer}` until {} with the token\n{}\n\
+         The cluster's authority, to compare where its certificate is fetched (SHA-256):\n{authority}\n",
         dsn_text(dsn),
         show::moment(token.expires_at),
         token.join_token.expose()

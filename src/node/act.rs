@@ -251,8 +251,9 @@ impl Shared {
         if self.postgres.ended_at_once() {
             if let Some(place) = self.postgres.begin_job(Job::Starting) {
                 let log = self.postgres.postgres.layout().log_file();
+                let said = self.postgres.last_fatal().map(|said| format!(": {said}")).unwrap_or_default();
                 place.fail(
-                    format!("PostgreSQL ended right after its start; its log is {}", log.display()),
+                    format!("PostgreSQL ended right after its start{said}; its log is {}", log.display()),
                     Duration::from_secs(1),
                 );
             }

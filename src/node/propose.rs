@@ -24,7 +24,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum WriteError {
     /// The record has changed meanwhile; nothing was written.
-    #[error("the record changed meanwhile (at index {current}); nothing was changed")]
+    #[error("nothing was changed: {}", conflict(*current))]
     Conflict { current: u64 },
     /// The store refuses it; nothing was written.
     #[error(transparent)]
@@ -35,6 +35,13 @@ pub(super) enum WriteError {
     /// It was sent and not answered: it may still be written.
     #[error("a leader took it and no answer came: it may have been done or not")]
     Unknown,
+}
+
+fn conflict(current: u64) -> String {
+    match current {
+        0 => "it is not there".to_owned(),
+        index => format!("it was changed meanwhile, and is at index {index}"),
+    }
 }
 
 /// Draws an id for a request: what bears it is applied once, however often it is sent.

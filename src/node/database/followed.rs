@@ -146,6 +146,11 @@ impl Database {
         }
     }
 
+    /// What PostgreSQL last ended with, by its own log: the message with its detail and hint.
+    pub(in crate::node) fn last_fatal(&self) -> Option<String> {
+        last_fatal(&last_bytes(&self.postgres.layout().log_file(), 0))
+    }
+
     /// How long PostgreSQL's own log is.
     pub(super) fn log_bytes(&self) -> u64 {
         std::fs::metadata(self.postgres.layout().log_file()).map_or(0, |metadata| metadata.len())
@@ -168,6 +173,19 @@ fn last_bytes(path: &Path, from: u64) -> String {
     read().unwrap_or_default()
 }
 
+/// Returns the last `FATAL` of a log of PostgreSQL, with the `DETAIL` and `HINT` that follow it, as one line. The labels are those of
+/// the language C, which hasup's databases log in.
+fn last_fatal(text: &str) -> Option<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let at = lines.iter().rposition(|line| line.contains("FATAL:  "))?;
+    let of = |label: &str| {
+        let said = |line: &&str| line.split_once(label).map(|(_, said)| said.trim().to_owned());
+        lines[at..].iter().find_map(said)
+    };
+    let parts = ["FATAL:  ", "DETAIL:  ", "HINT:  "].into_iter().filter_map(of);
+    Some(parts.collect::<Vec<_>>().join(". ").replace("..", "."))
+}
+
 /// What PostgreSQL's receiver logs when its source has removed the log that it asks for. The message is the server's, in its
 /// language, which hasup's databases have set to C.
 fn says_log_is_gone(line: &str) -> bool {
@@ -180,6 +198,16 @@ mod tests {
 
     use super::super::tests::database;
     use super::*;
+
+    #[test]
+    fn what_postgresql_ended_with_is_told_with_its_detail() {
+        let log = "2026-11-22 [1] FATAL:  an older one\n2026-11-22 [2] LOG:  starting\n2026-11-22 [2] FATAL:  data directory \
+                   \"/d\" has invalid permissions\n2026-11-22 [2] DETAIL:  Permissions should be u=rwx (0700) or u=rwx,g=rx (0750).\n";
+        let said =
+            "data directory \"/d\" has invalid permissions. Permissions should be u=rwx (0700) or u=rwx,g=rx (0750).";
+        assert_eq!(last_fatal(log).as_deref(), Some(said));
+        assert_eq!(last_fatal("2026-11-22 [2] LOG:  starting\n"), None);
+    }
 
     fn seen(began: u64, lsn: Option<u64>) -> Observation {
         let facts = lsn.map_or(PostgresFacts::NotReady, |lsn| {
