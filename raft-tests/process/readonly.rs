@@ -150,7 +150,8 @@ fn a_read_only_disk_is_told_everywhere_moves_the_role_and_loses_nothing() {
     assert_eq!(active.sql("select count(*) from kept"), "1002");
     // the history calls members by their names
     let history = active.json(&["history"]);
-    let moves: Vec<&Value> = history.as_array().unwrap().iter().filter(|event| event["kind"] == "reassigned").collect();
+    let is_move = |event: &&Value| event["kind"] == "assigned" || event["kind"] == "reassigned";
+    let moves: Vec<&Value> = history.as_array().unwrap().iter().filter(is_move).collect();
     let (step, facts) =
         (moves.last().unwrap()["why"]["step"].to_string(), moves.last().unwrap()["why"]["facts"].to_string());
     assert!(step.contains(&format!("assigns {} under", active.name)), "{step}");
