@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use raft_tests::program::{alone, lacks_postgres, skip};
@@ -313,6 +314,10 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     let _alone = alone();
     let (mut first, mut second, mut third) = (Node::new(61), Node::new(62), Node::new(63));
     let started = first.start(&[]);
+    let ca = first.data_dir().join("tls/ca.crt");
+    let shown = Command::new("openssl").args(["x509", "-noout", "-fingerprint", "-sha256", "-in"]).arg(ca).output();
+    let shown = String::from_utf8_lossy(&shown.unwrap().stdout).into_owned();
+    assert!(shown.trim_end().ends_with(text(&started["ca_fingerprint"])), "{shown}: {started}");
     // beside it, another node is started as first of a cluster of its own: it never becomes a member of this one
     let mut stranger = Node::new(64);
     let strange = stranger.start(&[]);

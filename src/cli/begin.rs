@@ -28,7 +28,6 @@ use crate::node::status::{RaftRole, Status};
 use crate::peer::join::TokenText;
 use crate::postgres::adopt::Adoption;
 use crate::sys::fs::PROBE;
-use crate::tls::ca::fingerprint_of_pem;
 
 /// How long the token that `start` prints admits nodes.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -467,7 +466,7 @@ async fn announce_up(config: &Config, begin: &Begin, out: Out) -> Result<(), Cli
         return Err(other().into());
     };
     let peer = config.peer.advertise.first().map(ToString::to_string).unwrap_or_default();
-    let authority = fingerprint_of_pem(&status.ca_pem).context("read the certificate of the cluster's authority")?;
+    let authority = token.join_token.expose().parse::<TokenText>().context("read the join token")?.fingerprint();
     let (value, text) = cluster::started(name, &peer, &dsn, &token, authority);
     out.answer(&value, &text)
 }
