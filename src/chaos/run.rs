@@ -18,15 +18,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::checkers::{
-    Verdict, expected_writes, kept_rows, lost_rows, one_active_endpoint, one_writer, rewound, same_rows,
+    Verdict, expected_writes, kept_aside, kept_rows, lost_rows, one_active_endpoint, one_writer, rewound, same_rows,
 };
 use super::forming::{WHOLE_LIMIT, WayIn, form, write_node_file, write_private};
-use super::hosts::Lab;
+use super::hosts::{Host, Lab};
 use super::journal::{Journal, Outcome, Span};
 use super::node::{First, Node, Supervisor, wait_settled};
 use super::schedule::{Addresses, Fault, Part, Schedule, Step, Victim, span};
 use super::view::View;
-use super::{millis, process, random, rows};
+use super::{aside, millis, process, random, rows};
 use crate::sys::clock::{boot_now, wall_now};
 use crate::sys::fs::write_volatile;
 use crate::types::BootTime;
@@ -35,6 +35,8 @@ use crate::types::BootTime;
 const ROWS: usize = 200;
 /// How long those may take.
 const ROWS_LIMIT: Duration = Duration::from_secs(60);
+/// Rows of one statement of those that a step inserts: ten thousand take far less than a lease.
+const BATCH: &str = "500";
 /// The user that nodes run as.
 const USER: &str = "postgres";
 
@@ -170,6 +172,8 @@ struct Range {
     nodes: Vec<Arc<Node>>,
     supervisors: Vec<Supervisor>,
     clients: Vec<Child>,
+    /// Those that a step started; they end when their rows are written.
+    inserters: Vec<Child>,
     way_in: Option<WayIn>,
     played: Vec<Played>,
     passed_over: Vec<String>,
@@ -243,6 +247,7 @@ impl Range {
             nodes,
             supervisors: Vec::new(),
             clients: Vec::new(),
+            inserters: Vec::new(),
             way_in: None,
             played: Vec::new(),
             passed_over: Vec::new(),
@@ -282,7 +287,7 @@ impl Range {
             self.began.delays.push((step.at, due.elapsed()));
             if step.fault == Fault::Crash {
                 // One power cut: none of them sees another go.
-                hosts.iter().filter_map(|name| self.lab.host(name)).try_for_each(super::hosts::Host::cut)?;
+                hosts.iter().filter_map(|name| self.lab.host(name)).try_for_each(Host::cut)?;
             }
             for host in hosts {
                 tell(&format!("{step}: {host}"));
@@ -334,15 +339,31 @@ impl Range {
         self.clients.push(poller);
         let mut beside = Vec::new();
         for host in &self.lab.hosts {
-            let prefix = host.client_prefix();
-            let mut command = Command::new(&prefix[0]);
-            command.args(&prefix[1..]).arg(&program);
-            let journal = self.dir.join(format!("w-{}.journal", host.name));
-            beside.push(
-                self.spawn(command, way_in.writer(&format!("w-{}", host.name), &journal, |name| name == host.name))?,
-            );
+            beside.push(self.spawn_beside(host, way_in, &format!("w-{}", host.name), &[])?);
         }
         self.clients.extend(beside);
+        Ok(())
+    }
+
+    /// Starts a writer on the machine of `host`, which writes there alone.
+    fn spawn_beside(&self, host: &Host, way_in: &WayIn, id: &str, more: &[&str]) -> anyhow::Result<Child> {
+        let program = std::env::current_exe().context("find this program")?;
+        let prefix = host.client_prefix();
+        let mut command = Command::new(&prefix[0]);
+        command.args(&prefix[1..]).arg(&program);
+        let mut words = way_in.writer(id, &self.dir.join(format!("{id}.journal")), |name| name == host.name);
+        words.extend(more.iter().map(Into::into));
+        self.spawn(command, words)
+    }
+
+    fn insert(&mut self, rows: u64, name: &str) -> anyhow::Result<()> {
+        let host = self.lab.host(name).with_context(|| format!("no host {name}"))?;
+        let way_in = self.way_in.as_ref().context("the cluster has not formed")?;
+        let id = format!("i{}-{name}", self.inserters.len() + 1);
+        let rows = rows.to_string();
+        let inserter =
+            self.spawn_beside(host, way_in, &id, &["--interval-ms", "1", "--batch", BATCH, "--rows", &rows])?;
+        self.inserters.push(inserter);
         Ok(())
     }
 
@@ -363,7 +384,7 @@ impl Range {
     }
 
     fn client_pids(&self) -> BTreeSet<i32> {
-        self.clients.iter().filter_map(|client| i32::try_from(client.id()?).ok()).collect()
+        self.clients.iter().chain(&self.inserters).filter_map(|client| i32::try_from(client.id()?).ok()).collect()
     }
 
     fn supervisor(&self, name: &str) -> anyhow::Result<&Supervisor> {
@@ -468,6 +489,7 @@ impl Range {
                 let mark = format!("nofailover={is_set}");
                 self.ask(name, &["nodes", "set", name, &mark]).await?;
             }
+            Fault::Insert(rows) => self.insert(*rows, name)?,
             Fault::Remove => self.remove(name).await?,
             Fault::Join => self.join(name).await?,
         }
@@ -548,7 +570,7 @@ impl Range {
     /// Ends the clients and draws the verdicts; a run that broke off is judged by what there is, and is never `ok`.
     async fn judge(&mut self, result: anyhow::Result<()>, schedule: &Schedule, tell: &(dyn Fn(&str) + Sync)) -> Report {
         process::send(self.client_pids(), Signal::SIGTERM);
-        for client in &mut self.clients {
+        for client in self.clients.iter_mut().chain(&mut self.inserters) {
             // One that does not end by itself is killed when it is dropped.
             let _ = timeout(Duration::from_secs(5), client.wait()).await;
         }
@@ -577,6 +599,12 @@ impl Range {
                     let rows = if schedule.lossy { same_rows } else { kept_rows };
                     verdicts.push(rows(&journal, &tables));
                     lost = lost_rows(&journal, &tables).len();
+                    if let Some(at_least) = schedule.aside {
+                        match self.aside() {
+                            Ok(words) => verdicts.push(kept_aside(&journal, &tables, &words, at_least)),
+                            Err(problem) => error = Some(format!("{problem:#}")),
+                        }
+                    }
                 }
                 Err(problem) => error = Some(format!("{problem:#}")),
             }
@@ -627,6 +655,15 @@ impl Range {
         rows::read_all(&way_in.access, &targets, &active, "hasup_chaos", WHOLE_LIMIT).await
     }
 
+    /// Returns the words of all log that nodes have put aside.
+    fn aside(&self) -> anyhow::Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        for node in &self.nodes {
+            all.extend(aside::words(&node.data_dir.join("salvage"))?);
+        }
+        Ok(all)
+    }
+
     /// Returns what the cluster's history says of rebuilds since the schedule began.
     async fn rebuilds(&self) -> Vec<String> {
         let Some(member) = self.supervisors.first() else { return Vec::new() };
@@ -660,8 +697,7 @@ impl Drop for Range {
         // A clean end frees PostgreSQL's shared memory; the hosts are torn down hard after this.
         let _ = self.lab.hosts.iter().try_for_each(|host| host.resume());
         let clients = self.client_pids();
-        let servers =
-            |host: &super::hosts::Host| process::parts(&process::scan(), &host.processes(&clients), Part::Postgres);
+        let servers = |host: &Host| process::parts(&process::scan(), &host.processes(&clients), Part::Postgres);
         for supervisor in &self.supervisors {
             supervisor.down();
             process::send(supervisor.seen().pid, Signal::SIGKILL);
