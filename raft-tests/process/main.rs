@@ -11,4 +11,5 @@ mod readonly;
 mod renewal;
 mod settings;
 mod switchover;
+mod toolchain;
 mod troubles;
