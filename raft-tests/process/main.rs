@@ -8,6 +8,7 @@ mod cluster;
 mod full;
 mod node;
 mod readonly;
+mod release;
 mod renewal;
 mod settings;
 mod switchover;
