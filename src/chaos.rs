@@ -22,6 +22,7 @@ pub mod poller;
 pub mod process;
 pub mod random;
 pub mod recorder;
+mod report;
 pub mod rows;
 pub mod run;
 pub mod schedule;

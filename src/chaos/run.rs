@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::{User, chown};
-use serde::Serialize;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -24,6 +23,7 @@ use super::forming::{WHOLE_LIMIT, WayIn, form, write_node_file, write_private};
 use super::hosts::{Host, Lab};
 use super::journal::{Journal, Outcome, Span};
 use super::node::{First, Node, Supervisor, wait_settled};
+use super::report::{Played, Report};
 use super::schedule::{Addresses, Fault, Part, Schedule, Step, Victim, span};
 use super::view::View;
 use super::{aside, millis, process, random, rows};
@@ -65,38 +65,6 @@ pub struct RunArgs {
     /// Options of the cluster, as check_ttl_multiplier=0.5
     #[arg(long, value_name = "K=V")]
     pub options: Vec<String>,
-}
-
-/// What a run found: its last line.
-#[derive(Debug, Serialize)]
-struct Report {
-    ok: bool,
-    lease_ms: u64,
-    acknowledged: usize,
-    failed: usize,
-    unknown: usize,
-    lost: usize,
-    /// What was done to databases that had parted or were missing, once the faults had begun.
-    rebuilds: Vec<String>,
-    longest_gap_ms: Option<f64>,
-    client_ms: Option<f64>,
-    steps: Vec<Played>,
-    /// Steps that nobody was there for.
-    passed_over: Vec<String>,
-    verdicts: Vec<Verdict>,
-    /// What kept the run from its end.
-    error: Option<String>,
-}
-
-/// A step as it was done.
-#[derive(Debug, Clone, Serialize)]
-struct Played {
-    step: String,
-    host: String,
-    /// On the boot-time clock, as in the journals.
-    at_ns: u64,
-    /// The longest gap that overlaps the time from this step to the next.
-    write_gap_ms: Option<f64>,
 }
 
 /// Runs the schedule and returns the exit status: 0 where every promise was kept, else 1.
