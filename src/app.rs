@@ -2,7 +2,7 @@
 
 pub mod begin;
 mod found;
-mod identity;
+pub mod identity;
 mod join;
 pub mod lock;
 pub mod memory;

@@ -6,9 +6,10 @@
 //!
 //! - Clients, each a process of its own with a journal: [`writer`] (unique rows), [`poller`] (role endpoints).
 //! - The cluster under test: [`node`] (commands, supervisor), [`forming`], [`hosts`] (namespaces and their faults), [`view`],
-//!   [`rows`], [`process`]. [`run`] plays a schedule on it.
+//!   [`rows`], [`aside`], [`process`]. [`run`] plays a schedule on it.
 //! - Pure: [`journal`] (what clients saw, write gaps), [`checkers`] (verdicts), [`schedule`] (what is done when), [`dsn`].
 
+pub mod aside;
 pub mod checkers;
 pub mod client;
 pub mod dsn;
@@ -21,6 +22,7 @@ pub mod poller;
 pub mod process;
 pub mod random;
 pub mod recorder;
+mod report;
 pub mod rows;
 pub mod run;
 pub mod schedule;

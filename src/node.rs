@@ -21,7 +21,7 @@ mod admin;
 mod control_loop;
 mod database;
 mod disk;
-mod durable_file;
+pub mod durable_file;
 pub mod error;
 mod events;
 mod guard_link;

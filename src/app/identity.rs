@@ -11,38 +11,38 @@ use crate::types::{NodeId, NodeName};
 /// Who this node is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Identity {
+pub struct Identity {
     /// Its number.
-    pub(super) node_id: NodeId,
+    pub node_id: NodeId,
     /// Its name, which stays.
-    pub(super) name: NodeName,
+    pub name: NodeName,
     /// The cluster's id.
-    pub(super) cluster_id: String,
+    pub cluster_id: String,
     /// Which life of the cluster it belongs to.
-    pub(super) cluster_generation: u64,
+    pub cluster_generation: u64,
     /// The members known when it joined: whom to listen to before the store says more.
-    pub(super) peers: Vec<KnownPeer>,
+    pub peers: Vec<KnownPeer>,
 }
 
 /// A member as it was when this node joined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct KnownPeer {
+pub struct KnownPeer {
     /// Its number.
-    pub(super) id: NodeId,
+    pub id: NodeId,
     /// Its name.
-    pub(super) name: NodeName,
+    pub name: NodeName,
     /// Where its peer port is.
-    pub(super) peer_addresses: Vec<String>,
+    pub peer_addresses: Vec<String>,
 }
 
 impl Identity {
     /// Returns where it is kept.
-    pub(super) fn path(data_dir: &Path) -> PathBuf {
+    pub fn path(data_dir: &Path) -> PathBuf {
         data_dir.join("identity.json")
     }
 
     /// Reads it; none where the node belongs to no cluster.
-    pub(super) fn load(data_dir: &Path) -> anyhow::Result<Option<Self>> {
+    pub fn load(data_dir: &Path) -> anyhow::Result<Option<Self>> {
         let path = Self::path(data_dir);
         match std::fs::read(&path) {
             Ok(bytes) => {
@@ -57,7 +57,7 @@ impl Identity {
     }
 
     /// Keeps it: from now on the node is this one.
-    pub(super) fn save(&self, data_dir: &Path) -> anyhow::Result<()> {
+    pub fn save(&self, data_dir: &Path) -> anyhow::Result<()> {
         let bytes = serde_json::to_vec_pretty(self).context("encode who this node is")?;
         write_durably(&Self::path(data_dir), &bytes, 0o600).context("keep who this node is")
     }

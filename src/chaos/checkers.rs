@@ -114,6 +114,26 @@ pub fn rewound(steps: &[String]) -> Verdict {
     Verdict::new("rewound", steps.len(), !steps.is_empty(), copies)
 }
 
+/// Checks that at least `at_least` acknowledged rows are on no node any more, and that each of those is among `aside`, the words of the
+/// log that nodes put aside: what a durability lets go is not lost to a person.
+#[must_use]
+pub fn kept_aside(
+    journal: &Journal,
+    tables: &BTreeMap<String, Table>,
+    aside: &BTreeSet<String>,
+    at_least: usize,
+) -> Verdict {
+    let lost = lost_rows(journal, tables);
+    let mut findings: Vec<String> = lost
+        .difference(aside)
+        .map(|key| format!("row {key} was acknowledged, is missing, and is in no log that was put aside"))
+        .collect();
+    if lost.len() < at_least {
+        findings.insert(0, format!("{} acknowledged rows are missing, and {at_least} should have been", lost.len()));
+    }
+    Verdict::new("kept_aside", lost.len(), !tables.is_empty(), findings)
+}
+
 /// Returns the keys of the acknowledged rows that are missing on at least one node.
 #[must_use]
 pub fn lost_rows(journal: &Journal, tables: &BTreeMap<String, Table>) -> BTreeSet<String> {
@@ -288,6 +308,17 @@ mod tests {
         let same = tables(&[("n1", &["a"]), ("n2", &["a"])]);
         assert!(same_rows(&journal(FAILOVER), &same).ok);
         assert_eq!(same_rows(&journal(FAILOVER), &tables(&[("n1", &["a"]), ("n2", &[])])).violations, 1);
+    }
+
+    #[test]
+    fn rows_let_go_must_be_as_many_as_said_and_all_kept_aside() {
+        let gone = tables(&[("n1", &["d"]), ("n2", &["d"])]);
+        let aside = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<BTreeSet<_>>();
+        let verdict = kept_aside(&journal(FAILOVER), &gone, &aside(&["a", "other"]), 1);
+        assert_eq!((verdict.ok, verdict.examined), (true, 1), "{:?}", verdict.findings);
+        assert_eq!(kept_aside(&journal(FAILOVER), &gone, &aside(&["b"]), 1).violations, 1);
+        assert_eq!(kept_aside(&journal(FAILOVER), &gone, &aside(&["a"]), 2).violations, 1);
+        assert!(!kept_aside(&journal(FAILOVER), &BTreeMap::new(), &aside(&["a", "d"]), 0).ok);
     }
 
     #[test]

@@ -12,21 +12,21 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::{User, chown};
-use serde::Serialize;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::checkers::{
-    Verdict, expected_writes, kept_rows, lost_rows, one_active_endpoint, one_writer, rewound, same_rows,
+    Verdict, expected_writes, kept_aside, kept_rows, lost_rows, one_active_endpoint, one_writer, rewound, same_rows,
 };
 use super::forming::{WHOLE_LIMIT, WayIn, form, write_node_file, write_private};
-use super::hosts::Lab;
+use super::hosts::{Host, Lab};
 use super::journal::{Journal, Outcome, Span};
 use super::node::{First, Node, Supervisor, wait_settled};
+use super::report::{Played, Report};
 use super::schedule::{Addresses, Fault, Part, Schedule, Step, Victim, span};
 use super::view::View;
-use super::{millis, process, random, rows};
+use super::{aside, millis, process, random, rows};
 use crate::sys::clock::{boot_now, wall_now};
 use crate::sys::fs::write_volatile;
 use crate::types::BootTime;
@@ -35,6 +35,8 @@ use crate::types::BootTime;
 const ROWS: usize = 200;
 /// How long those may take.
 const ROWS_LIMIT: Duration = Duration::from_secs(60);
+/// Rows of one statement of those that a step inserts: ten thousand take far less than a lease.
+const BATCH: &str = "500";
 /// The user that nodes run as.
 const USER: &str = "postgres";
 
@@ -63,38 +65,6 @@ pub struct RunArgs {
     /// Options of the cluster, as check_ttl_multiplier=0.5
     #[arg(long, value_name = "K=V")]
     pub options: Vec<String>,
-}
-
-/// What a run found: its last line.
-#[derive(Debug, Serialize)]
-struct Report {
-    ok: bool,
-    lease_ms: u64,
-    acknowledged: usize,
-    failed: usize,
-    unknown: usize,
-    lost: usize,
-    /// What was done to databases that had parted or were missing, once the faults had begun.
-    rebuilds: Vec<String>,
-    longest_gap_ms: Option<f64>,
-    client_ms: Option<f64>,
-    steps: Vec<Played>,
-    /// Steps that nobody was there for.
-    passed_over: Vec<String>,
-    verdicts: Vec<Verdict>,
-    /// What kept the run from its end.
-    error: Option<String>,
-}
-
-/// A step as it was done.
-#[derive(Debug, Clone, Serialize)]
-struct Played {
-    step: String,
-    host: String,
-    /// On the boot-time clock, as in the journals.
-    at_ns: u64,
-    /// The longest gap that overlaps the time from this step to the next.
-    write_gap_ms: Option<f64>,
 }
 
 /// Runs the schedule and returns the exit status: 0 where every promise was kept, else 1.
@@ -170,6 +140,8 @@ struct Range {
     nodes: Vec<Arc<Node>>,
     supervisors: Vec<Supervisor>,
     clients: Vec<Child>,
+    /// Those that a step started; they end when their rows are written.
+    inserters: Vec<Child>,
     way_in: Option<WayIn>,
     played: Vec<Played>,
     passed_over: Vec<String>,
@@ -243,6 +215,7 @@ impl Range {
             nodes,
             supervisors: Vec::new(),
             clients: Vec::new(),
+            inserters: Vec::new(),
             way_in: None,
             played: Vec::new(),
             passed_over: Vec::new(),
@@ -282,7 +255,7 @@ impl Range {
             self.began.delays.push((step.at, due.elapsed()));
             if step.fault == Fault::Crash {
                 // One power cut: none of them sees another go.
-                hosts.iter().filter_map(|name| self.lab.host(name)).try_for_each(super::hosts::Host::cut)?;
+                hosts.iter().filter_map(|name| self.lab.host(name)).try_for_each(Host::cut)?;
             }
             for host in hosts {
                 tell(&format!("{step}: {host}"));
@@ -334,15 +307,31 @@ impl Range {
         self.clients.push(poller);
         let mut beside = Vec::new();
         for host in &self.lab.hosts {
-            let prefix = host.client_prefix();
-            let mut command = Command::new(&prefix[0]);
-            command.args(&prefix[1..]).arg(&program);
-            let journal = self.dir.join(format!("w-{}.journal", host.name));
-            beside.push(
-                self.spawn(command, way_in.writer(&format!("w-{}", host.name), &journal, |name| name == host.name))?,
-            );
+            beside.push(self.spawn_beside(host, way_in, &format!("w-{}", host.name), &[])?);
         }
         self.clients.extend(beside);
+        Ok(())
+    }
+
+    /// Starts a writer on the machine of `host`, which writes there alone.
+    fn spawn_beside(&self, host: &Host, way_in: &WayIn, id: &str, more: &[&str]) -> anyhow::Result<Child> {
+        let program = std::env::current_exe().context("find this program")?;
+        let prefix = host.client_prefix();
+        let mut command = Command::new(&prefix[0]);
+        command.args(&prefix[1..]).arg(&program);
+        let mut words = way_in.writer(id, &self.dir.join(format!("{id}.journal")), |name| name == host.name);
+        words.extend(more.iter().map(Into::into));
+        self.spawn(command, words)
+    }
+
+    fn insert(&mut self, rows: u64, name: &str) -> anyhow::Result<()> {
+        let host = self.lab.host(name).with_context(|| format!("no host {name}"))?;
+        let way_in = self.way_in.as_ref().context("the cluster has not formed")?;
+        let id = format!("i{}-{name}", self.inserters.len() + 1);
+        let rows = rows.to_string();
+        let inserter =
+            self.spawn_beside(host, way_in, &id, &["--interval-ms", "1", "--batch", BATCH, "--rows", &rows])?;
+        self.inserters.push(inserter);
         Ok(())
     }
 
@@ -363,7 +352,7 @@ impl Range {
     }
 
     fn client_pids(&self) -> BTreeSet<i32> {
-        self.clients.iter().filter_map(|client| i32::try_from(client.id()?).ok()).collect()
+        self.clients.iter().chain(&self.inserters).filter_map(|client| i32::try_from(client.id()?).ok()).collect()
     }
 
     fn supervisor(&self, name: &str) -> anyhow::Result<&Supervisor> {
@@ -468,6 +457,7 @@ impl Range {
                 let mark = format!("nofailover={is_set}");
                 self.ask(name, &["nodes", "set", name, &mark]).await?;
             }
+            Fault::Insert(rows) => self.insert(*rows, name)?,
             Fault::Remove => self.remove(name).await?,
             Fault::Join => self.join(name).await?,
         }
@@ -548,7 +538,7 @@ impl Range {
     /// Ends the clients and draws the verdicts; a run that broke off is judged by what there is, and is never `ok`.
     async fn judge(&mut self, result: anyhow::Result<()>, schedule: &Schedule, tell: &(dyn Fn(&str) + Sync)) -> Report {
         process::send(self.client_pids(), Signal::SIGTERM);
-        for client in &mut self.clients {
+        for client in self.clients.iter_mut().chain(&mut self.inserters) {
             // One that does not end by itself is killed when it is dropped.
             let _ = timeout(Duration::from_secs(5), client.wait()).await;
         }
@@ -577,6 +567,12 @@ impl Range {
                     let rows = if schedule.lossy { same_rows } else { kept_rows };
                     verdicts.push(rows(&journal, &tables));
                     lost = lost_rows(&journal, &tables).len();
+                    if let Some(at_least) = schedule.aside {
+                        match self.aside() {
+                            Ok(words) => verdicts.push(kept_aside(&journal, &tables, &words, at_least)),
+                            Err(problem) => error = Some(format!("{problem:#}")),
+                        }
+                    }
                 }
                 Err(problem) => error = Some(format!("{problem:#}")),
             }
@@ -627,6 +623,15 @@ impl Range {
         rows::read_all(&way_in.access, &targets, &active, "hasup_chaos", WHOLE_LIMIT).await
     }
 
+    /// Returns the words of all log that nodes have put aside.
+    fn aside(&self) -> anyhow::Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        for node in &self.nodes {
+            all.extend(aside::words(&node.data_dir.join("salvage"))?);
+        }
+        Ok(all)
+    }
+
     /// Returns what the cluster's history says of rebuilds since the schedule began.
     async fn rebuilds(&self) -> Vec<String> {
         let Some(member) = self.supervisors.first() else { return Vec::new() };
@@ -660,8 +665,7 @@ impl Drop for Range {
         // A clean end frees PostgreSQL's shared memory; the hosts are torn down hard after this.
         let _ = self.lab.hosts.iter().try_for_each(|host| host.resume());
         let clients = self.client_pids();
-        let servers =
-            |host: &super::hosts::Host| process::parts(&process::scan(), &host.processes(&clients), Part::Postgres);
+        let servers = |host: &Host| process::parts(&process::scan(), &host.processes(&clients), Part::Postgres);
         for supervisor in &self.supervisors {
             supervisor.down();
             process::send(supervisor.seen().pid, Signal::SIGKILL);

@@ -15,6 +15,7 @@
 //! at 60s  switchover
 //! at 65s  part n1 active        # packets between the two are dropped; `heal n1` ends it
 //! at 65s  mark n3               # `nofailover`, by command; `unmark` takes it off
+//! at 65s  insert 10000 active   # so many rows by a client beside the host, as fast as it can, in batches
 //! at 66s  remove standby        # by command; its daemon is stopped and its folders are emptied
 //! at 68s  join last             # as a new node, with a new token
 //! end 70s
@@ -25,6 +26,7 @@
 //! form n1 n2                    # the hosts that the cluster has at first; all where this is absent
 //! addresses ipv6                # how hosts find each other: ipv4 (as without it), ipv6, or names, by each host's /etc/hosts
 //! lossy                         # acknowledged rows may be lost, as that durability says; the nodes must agree all the same
+//! aside 10000                   # of those lost, at least so many, and each of them is in the log that nodes put aside
 //! rewound                       # parted databases are mended without a copy, and at least one was
 //! lenient                       # a step that nobody is there for is passed over; without it, it ends the run
 //! ```
@@ -100,6 +102,8 @@ pub enum Fault {
     Part(Victim),
     /// The node is marked `nofailover` by command, or the mark is taken off.
     Mark(bool),
+    /// So many rows are inserted by a client beside the host, which tries no other one.
+    Insert(u64),
     /// The node is removed by command, then stopped and emptied.
     Remove,
     /// The host joins as a new node.
@@ -151,6 +155,7 @@ impl fmt::Display for Step {
             Fault::Part(other) => return write!(f, "at {}ms part {} {other}", self.at.as_millis(), self.victim),
             Fault::Mark(true) => "mark".to_owned(),
             Fault::Mark(false) => "unmark".to_owned(),
+            Fault::Insert(rows) => format!("insert {rows}"),
             Fault::Remove => "remove".to_owned(),
             Fault::Join => "join".to_owned(),
         };
@@ -198,6 +203,8 @@ pub struct Schedule {
     pub addresses: Addresses,
     /// Whether acknowledged rows may be lost.
     pub lossy: bool,
+    /// How many acknowledged rows must have been lost at least, all of them kept aside; where absent, nobody looks.
+    pub aside: Option<usize>,
     /// Whether a database must have been rewound, and none copied.
     pub rewound: bool,
     /// Whether a step that has no victim, when it is due, is passed over.
@@ -222,6 +229,9 @@ impl fmt::Display for Schedule {
             if is_said {
                 writeln!(f, "{word}")?;
             }
+        }
+        if let Some(rows) = self.aside {
+            writeln!(f, "aside {rows}")?;
         }
         for step in &self.steps {
             writeln!(f, "{step}")?;
@@ -257,6 +267,7 @@ impl Schedule {
                 | Fault::Resume
                 | Fault::Part(_)
                 | Fault::Mark(_)
+                | Fault::Insert(_)
                 | Fault::Remove
                 | Fault::Join => false,
             }
@@ -307,6 +318,7 @@ impl Schedule {
                     schedule.lossy = true;
                     Ok(())
                 }
+                ["aside", rows] => count(rows).map(|rows| schedule.aside = usize::try_from(rows).ok()),
                 ["rewound"] => {
                     schedule.rewound = true;
                     Ok(())
@@ -317,7 +329,7 @@ impl Schedule {
                 }
                 [other, ..] => Err(format!(
                     "`{other}` begins no statement; use `at TIME FAULT [HOST]`, `end TIME`, `silent TIME TIME`, `writes TIME TIME`, \
-                     `option NAME=VALUE`, `form HOST…`, `addresses ipv4|ipv6|names`, `lossy`, `rewound` or `lenient`"
+                     `option NAME=VALUE`, `form HOST…`, `addresses ipv4|ipv6|names`, `lossy`, `aside NUMBER`, `rewound` or `lenient`"
                 )),
             };
             if let Err(problem) = parsed {
@@ -360,6 +372,8 @@ fn step(at: Duration, words: &[&str], hosts: &[&str]) -> Result<Step, String> {
         ["part", ..] => return Err("`part` needs two hosts, as `part n1 n3`".into()),
         ["mark", rest @ ..] => (Fault::Mark(true), rest),
         ["unmark", rest @ ..] => (Fault::Mark(false), rest),
+        ["insert", rows, rest @ ..] => (Fault::Insert(count(rows)?), rest),
+        ["insert"] => return Err("`insert` needs a number of rows, as `insert 10000 active`".into()),
         ["remove", rest @ ..] => (Fault::Remove, rest),
         ["join", rest @ ..] => (Fault::Join, rest),
         ["crash", rest @ ..] => (Fault::Crash, rest),
@@ -383,7 +397,7 @@ fn step(at: Duration, words: &[&str], hosts: &[&str]) -> Result<Step, String> {
         [other, ..] => {
             return Err(format!(
                 "`{other}` is no fault; there are crash, boot, cut, heal, oneway, loss, pause, resume, kill, switchover, part, mark, unmark, \
-                 remove, join"
+                 insert, remove, join"
             ));
         }
         [] => return Err("no fault is named, as in `at 5s crash active`".into()),
@@ -436,6 +450,13 @@ pub(super) fn span(text: &str) -> Result<Duration, String> {
     if seconds > 86_400.0 { Err(wrong()) } else { Ok(Duration::from_secs_f64(seconds)) }
 }
 
+fn count(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(number @ 1..=1_000_000) => Ok(number),
+        _ => Err(format!("`{text}` is no number of rows; use 1 to 1000000")),
+    }
+}
+
 fn percent(text: &str) -> Result<u8, String> {
     let wrong = || format!("`{text}` is no share; use 1% to 100%");
     let number: u8 = text.strip_suffix('%').ok_or_else(wrong)?.parse().map_err(|_| wrong())?;
@@ -472,7 +493,7 @@ mod tests {
             .map(|line| format!("{}\n", line.trim_start_matches("//!")))
             .collect();
         let schedule = Schedule::parse(&text, HOSTS).unwrap();
-        assert_eq!(schedule.steps.len(), 14);
+        assert_eq!(schedule.steps.len(), 15);
         assert_eq!(Schedule::parse(&schedule.to_string(), HOSTS), Ok(schedule), "it is printed as it is read");
     }
 
@@ -490,6 +511,7 @@ mod tests {
             "part n1 active",
             "mark n3",
             "unmark n3",
+            "insert 10000 last",
             "remove n3",
             "join n3",
         ] {
@@ -516,6 +538,9 @@ mod tests {
             "option x",
             "at 1s part n1",
             "lossy now",
+            "aside 0",
+            "at 1s insert n1",
+            "at 1s insert",
             "addresses ipx",
         ] {
             assert!(Schedule::parse(&format!("{bad}\nend 5s"), HOSTS).is_err(), "{bad}");
@@ -524,7 +549,7 @@ mod tests {
 
     #[test]
     fn a_lenient_schedule_passes_over_what_a_node_was_not_there_for_and_nothing_that_the_range_could_not_do() {
-        let faults = "crash, boot, cut, heal, oneway in, oneway out, loss 5%, pause, resume, part n2, mark, unmark, remove, join, \
+        let faults = "crash, boot, cut, heal, oneway in, oneway out, loss 5%, pause, resume, part n2, mark, unmark, insert 5, remove, join, \
                       kill daemon, kill guard, kill postgres, switchover";
         let lines: String = faults.split(", ").map(|fault| format!("at 1s {fault} n1\n")).collect();
         let passed_over = |schedule: &Schedule| {
@@ -540,7 +565,7 @@ mod tests {
 
     #[test]
     fn expectations_and_the_first_members_are_read() {
-        let text = "silent 1s 2s\nwrites 2s 3s\noption durability=one_node\nform n1 n2\naddresses names\nlossy\nrewound\nend 5s";
+        let text = "silent 1s 2s\nwrites 2s 3s\noption durability=one_node\nform n1 n2\naddresses names\nlossy\naside 7\nrewound\nend 5s";
         let schedule = Schedule::parse(text, HOSTS).unwrap();
         let of = |from, until, writes| Stretch {
             from: Duration::from_secs(from),
@@ -553,6 +578,6 @@ mod tests {
             (vec!["durability=one_node".to_owned()], vec!["n1".to_owned(), "n2".to_owned()])
         );
         assert_eq!(schedule.addresses, Addresses::Names);
-        assert!(schedule.lossy && schedule.rewound);
+        assert!(schedule.lossy && schedule.rewound && schedule.aside == Some(7));
     }
 }

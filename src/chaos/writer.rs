@@ -1,6 +1,6 @@
 //! The client by which write gaps are measured and lost rows found: `hasup chaos writer`, a process of its own.
 //!
-//! It inserts one unique row each 5 ms and looks at all nodes at once for the writable one, each again 10 ms after its last
+//! It inserts one unique row each 5 ms, or a batch of them in one statement, and looks at all nodes at once for the writable one, each again 10 ms after its last
 //! answer. A session with a node that answers "read-only" is kept and asked again, as a connection pool does: a fresh TLS
 //! login each 10 ms at every standby would take a measurable share of a small machine from the failover under test.
 //!
@@ -77,6 +77,12 @@ pub struct WriterArgs {
     /// Milliseconds between two inserts of one connection
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     pub interval_ms: u64,
+    /// Rows of one insert: they stand or fall together
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub batch: u64,
+    /// Stop after so many rows were sent over each connection
+    #[arg(long)]
+    pub rows: Option<u64>,
     /// Connections that insert side by side
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub connections: u32,
@@ -94,6 +100,8 @@ struct Plan {
     id: String,
     table: String,
     interval: Duration,
+    batch: u64,
+    rows: u64,
     lines: Lines,
     stop: CancellationToken,
 }
@@ -119,6 +127,8 @@ pub async fn run(args: WriterArgs) -> anyhow::Result<u8> {
         id: args.id,
         table: args.table,
         interval: Duration::from_millis(args.interval_ms),
+        batch: args.batch,
+        rows: args.rows.unwrap_or(u64::MAX),
         lines,
         stop: stop.clone(),
     });
@@ -127,7 +137,10 @@ pub async fn run(args: WriterArgs) -> anyhow::Result<u8> {
         writers.spawn(write(Arc::clone(&plan), number));
     }
     drop(plan);
-    wait_for_end(args.seconds.map(Duration::from_secs), &recorder).await?;
+    tokio::select! {
+        ended = wait_for_end(args.seconds.map(Duration::from_secs), &recorder) => ended?,
+        () = async { while writers.join_next().await.is_some() {} } => {}
+    }
     stop.cancel();
     while writers.join_next().await.is_some() {}
     recorder
@@ -254,9 +267,9 @@ fn target(name: Option<&str>, host: &str, port: u16) -> Target {
 async fn write(plan: Arc<Plan>, number: u32) {
     let mut ticks = interval(plan.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut row_number = 0_u64;
+    let mut sent = 0_u64;
     let mut current: Option<(usize, Session)> = None;
-    while !plan.stop.is_cancelled() {
+    while !plan.stop.is_cancelled() && sent < plan.rows {
         let (node, session) = match current.take() {
             Some(current) => current,
             None => tokio::select! {
@@ -268,18 +281,19 @@ async fn write(plan: Arc<Plan>, number: u32) {
             _ = ticks.tick() => {}
             () = plan.stop.cancelled() => return,
         }
-        row_number += 1;
-        let key = format!("{}.{number}.{row_number}", plan.id);
-        current = insert(&plan, &key, node, session).await;
+        let batch = sent..plan.rows.min(sent.saturating_add(plan.batch));
+        sent = batch.end;
+        let keys: Vec<String> = batch.map(|before| format!("{}.{number}.{}", plan.id, before + 1)).collect();
+        current = insert(&plan, &keys, node, session).await;
     }
 }
 
-/// Inserts one row, writes down what became of it, and returns the session to go on with; none to look for another.
-async fn insert(plan: &Plan, key: &str, node: usize, session: Session) -> Option<(usize, Session)> {
-    let sql = format!(
-        "INSERT INTO {} (key, node, timeline) VALUES ('{key}', '{}', {TIMELINE}) RETURNING timeline",
-        plan.table, plan.targets[node].name
-    );
+/// Inserts the rows of `keys` by one statement, writes down what became of them, and returns the session to go on with; none to look for another.
+async fn insert(plan: &Plan, keys: &[String], node: usize, session: Session) -> Option<(usize, Session)> {
+    let name = &plan.targets[node].name;
+    let values: Vec<String> = keys.iter().map(|key| format!("('{key}', '{name}', {TIMELINE})")).collect();
+    let values = values.join(", ");
+    let sql = format!("INSERT INTO {} (key, node, timeline) VALUES {values} RETURNING timeline", plan.table);
     let sent = boot_now();
     let answer = {
         let inserted = pin!(session.value(&sql, INSERT_LIMIT));
@@ -298,8 +312,10 @@ async fn insert(plan: &Plan, key: &str, node: usize, session: Session) -> Option
     };
     let span = Span { sent, answered: boot_now() };
     let row = |timeline, outcome, detail: String| {
-        let (key, node) = (key.to_owned(), plan.targets[node].name.clone());
-        plan.lines.put(Line::Row(Row { span, key, node, timeline, outcome, detail }));
+        for key in keys {
+            let (key, node, detail) = (key.clone(), name.clone(), detail.clone());
+            plan.lines.put(Line::Row(Row { span, key, node, timeline, outcome, detail }));
+        }
     };
     match answer {
         Ok(Ok(timeline)) if session.take_wait_cancelled() => {

@@ -15,7 +15,7 @@ const SLOT_BYTES: usize = 512;
 
 /// The file that holds a node's durable facts. Each change is on disk before it is seen.
 #[derive(Debug)]
-pub(super) struct DurableFile {
+pub struct DurableFile {
     file: Mutex<TwoSlotFile>,
     facts: Mutex<Durable>,
     /// How far Raft's log had come when that was last written: a log that has less is not this node's, or not all of it.
@@ -28,7 +28,7 @@ impl DurableFile {
     /// # Errors
     ///
     /// The file cannot be read or made, or holds something else.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path) -> io::Result<Self> {
         let mut file = TwoSlotFile::open_or_create(path, SLOT_BYTES)?;
         let (facts, mark) = match file.read() {
             Some(bytes) => read(&bytes).map_err(|error| {
@@ -49,7 +49,7 @@ impl DurableFile {
     }
 
     /// Returns the facts as they are on disk.
-    pub(super) fn get(&self) -> Durable {
+    pub fn get(&self) -> Durable {
         self.facts.lock().clone()
     }
 
@@ -58,7 +58,7 @@ impl DurableFile {
     /// # Errors
     ///
     /// The disk did not take it: the facts are as before.
-    pub(super) fn change(&self, change: impl FnOnce(&mut Durable)) -> io::Result<()> {
+    pub fn change(&self, change: impl FnOnce(&mut Durable)) -> io::Result<()> {
         let mut file = self.file.lock();
         let mut facts = self.facts.lock().clone();
         change(&mut facts);
@@ -68,7 +68,7 @@ impl DurableFile {
     }
 
     /// Returns how far Raft's log had come when that was last written.
-    pub(super) fn mark(&self) -> LogMark {
+    pub fn mark(&self) -> LogMark {
         *self.mark.lock()
     }
 
@@ -77,7 +77,7 @@ impl DurableFile {
     /// # Errors
     ///
     /// The disk did not take it: the mark is as before.
-    pub(super) fn note_mark(&self, mark: LogMark) -> io::Result<()> {
+    pub fn note_mark(&self, mark: LogMark) -> io::Result<()> {
         let mut file = self.file.lock();
         if mark == self.mark() {
             return Ok(());
