@@ -265,6 +265,7 @@ impl Node {
         if parts.kind == MemberKind::Data {
             tasks.spawn("slots", slots::keep(Arc::clone(&shared)));
             tasks.spawn("collations", Arc::clone(&shared.postgres).compare_collations());
+            tasks.spawn("connections", Arc::clone(&shared.postgres).count_connections());
         }
         tasks.spawn("postgres log", Arc::clone(&shared.postgres).follow_log(shared.data_dir.clone()));
         tasks.spawn("control loop", control_loop::run(Arc::clone(&shared), published));

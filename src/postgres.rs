@@ -20,6 +20,7 @@ pub mod basebackup;
 pub mod client;
 pub mod collation;
 pub mod conf_file;
+pub mod connections;
 pub mod control;
 pub mod controldata;
 pub mod history;
@@ -36,6 +37,7 @@ pub mod settings;
 pub mod slots;
 
 pub use client::Session;
+pub use connections::Connections;
 pub use control::{Postgres, PostgresSetup};
 pub use controldata::{ControlData, ControlState};
 pub use history::{Divergence, TimelineHistory, diverged};

@@ -5,6 +5,7 @@ mod adopt;
 mod begin;
 mod clock;
 mod cluster;
+mod connections;
 mod full;
 mod node;
 mod readonly;

@@ -19,7 +19,7 @@ use crate::ha::state::NodeState;
 use crate::ha::trouble::Trouble;
 use crate::ha::view::NodeView;
 use crate::kv::State;
-use crate::postgres::PostgresFacts;
+use crate::postgres::{Connections, PostgresFacts};
 use crate::raft::Leadership;
 use crate::sys::clock::{boot_now, wall_now};
 use crate::tls::{CertificateFacts, NodeIdentity, NodeTrust};
@@ -122,6 +122,8 @@ impl Publisher {
         let collations = shared.postgres.collation_warnings();
         let here = collations.iter().flatten().map(|warning| format!("{}: {warning}", shared.name));
         cluster.warnings.extend(here);
+        let are_left = shared.postgres.last_observation().facts != PostgresFacts::Exhausted;
+        cluster.warnings.extend(exhausted(shared.name.as_str(), shared.postgres.connections(), are_left));
         let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(|wait| named(&wait.to_string(), state)).collect();
         let as_leader = shared.assigned.borrow().waiting_on.clone();
         waiting_on.extend(as_leader.iter().map(|wait| named(&format!("as leader: {wait}"), state)));
@@ -322,6 +324,7 @@ fn postgres_status(shared: &Shared, view: &NodeView) -> PostgresStatus {
         standbys: view.postgres.standbys.keys().map(ToString::to_string).collect(),
         synchronous_standby_names: live.map(|live| live.sync_names_shown.clone()),
         cancelled_waits: shared.postgres.cancelled_waits(),
+        connections: shared.postgres.connections(),
         warnings: shared.postgres.collation_warnings(),
     }
 }
@@ -424,6 +427,20 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
     warnings
 }
 
+/// Tells that the server of node `name` refuses clients for want of connections; `are_left` is whether hasup itself gets one.
+fn exhausted(name: &str, connections: Option<Connections>, are_left: bool) -> Option<String> {
+    let count = match connections.filter(|it| it.are_exhausted()) {
+        Some(Connections { in_use, for_clients, .. }) => format!("{in_use} of {for_clients} are in use"),
+        None if are_left => return None,
+        None => "not even a reserved one is free".to_owned(),
+    };
+    Some(format!(
+        "{name}: PostgreSQL has no connection left for clients (connections exhausted): {count}, and more are refused; the role stays \
+         where it is. End idle sessions, let clients share connections by a pool, or raise max_connections in `postgres.settings` on \
+         every node, and restart the standbys first"
+    ))
+}
+
 /// Renews this node's certificate at two thirds of its life, and whenever the cluster's authorities have changed.
 pub(super) async fn keep_certificate(shared: Arc<Shared>) {
     let mut states = shared.consensus.state();
@@ -481,6 +498,17 @@ fn renew_if_due(shared: &Shared, unbegun_since: &mut Option<BootTime>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_that_are_left_for_superusers_alone_are_none_for_clients() {
+        let of = |in_use| Some(Connections { in_use, for_clients: 97, all: 100 });
+        assert_eq!(exhausted("n1", of(96), true), None);
+        assert_eq!(exhausted("n1", None, true), None);
+        let told = exhausted("n1", of(100), true).unwrap();
+        assert!(told.starts_with("n1: PostgreSQL has no connection left for clients"), "{told}");
+        assert!(told.contains("100 of 97 are in use") && told.contains("max_connections"), "{told}");
+        assert!(exhausted("n1", None, false).unwrap().contains("not even a reserved one"));
+    }
 
     #[test]
     fn a_certificate_whose_life_has_not_begun_is_renewed_after_ten_minutes_of_that_alone() {

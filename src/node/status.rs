@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ha::record::{Durability, MemberKind};
 use crate::ha::state::NodeState;
+use crate::postgres::Connections;
 use crate::types::{BootTime, ClusterGeneration, Generation, Lsn, NodeId, Timeline};
 
 /// A node's loop looks several times a second; what is older than this is told as old.
@@ -204,6 +205,9 @@ pub struct PostgresStatus {
     pub synchronous_standby_names: Option<String>,
     /// Commits that their clients were told of although their wait for a standby was cancelled, since the daemon started.
     pub cancelled_waits: u64,
+    /// Its connections; absent while it does not answer.
+    #[serde(default)]
+    pub connections: Option<Connections>,
     /// What it says of itself that an operator should look at, like collations that differ from those its indexes were built
     /// with; absent before it has been asked.
     #[serde(default)]

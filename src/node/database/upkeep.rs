@@ -1,4 +1,4 @@
-//! What is looked at beside the control loop, and hurries nobody: PostgreSQL's log, its collations, its slots.
+//! What is looked at beside the control loop, and hurries nobody: PostgreSQL's log, its collations, its connections, its slots.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use super::{Database, SIZE_LIMIT};
 use crate::node::act::chain;
-use crate::postgres::PostgresFacts;
 use crate::postgres::log::LogReader;
 use crate::postgres::slots::Keep;
+use crate::postgres::{Connections, PostgresFacts};
 use crate::sys::rotate::{LOG_BYTES_MAX, rotate};
 use crate::types::NodeId;
 
@@ -19,6 +19,8 @@ const COLLATIONS_EVERY: Duration = Duration::from_secs(15);
 const COLLATIONS_AGAIN: Duration = Duration::from_millis(500);
 /// So many failures in a row are told: whoever waits for an answer must get one.
 const COLLATION_TRIES: u32 = 10;
+/// How often connections are counted: who asks why clients are refused looks no sooner, and a primary without work should cost nothing.
+const CONNECTIONS_EVERY: Duration = Duration::from_secs(3);
 /// How often PostgreSQL's log is read on.
 const LOG_FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -103,6 +105,44 @@ impl Database {
             }
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Counts PostgreSQL's connections, again and again. Ends with the node.
+    pub(in crate::node) async fn count_connections(self: Arc<Self>) {
+        loop {
+            let known = *self.connections.lock();
+            let counted = match self.last_observation().facts {
+                PostgresFacts::Stopped | PostgresFacts::NotReady => None,
+                _ => match self.postgres.connections(SIZE_LIMIT).await {
+                    Ok(counted) => Some(counted),
+                    // not even one that is reserved
+                    Err(error) if error.is_exhausted() => {
+                        known.map(|known| Connections { in_use: known.in_use.max(known.all), ..known })
+                    }
+                    // one that hangs is told of as that
+                    Err(_) => None,
+                },
+            };
+            *self.connections.lock() = counted;
+            let are_exhausted = |counted: Option<Connections>| counted.is_some_and(|counted| counted.are_exhausted());
+            match (are_exhausted(known), are_exhausted(counted), counted) {
+                (false, true, Some(Connections { in_use, for_clients, .. })) => {
+                    tracing::warn!(in_use, for_clients, "PostgreSQL has no connection left for clients");
+                    self.news.notify_one();
+                }
+                (true, false, Some(Connections { in_use, for_clients, .. })) => {
+                    tracing::info!(in_use, for_clients, "PostgreSQL has connections left for clients again");
+                    self.news.notify_one();
+                }
+                _ => {}
+            }
+            tokio::time::sleep(CONNECTIONS_EVERY).await;
+        }
+    }
+
+    /// Returns PostgreSQL's connections when they were last counted; none while it does not answer.
+    pub(in crate::node) fn connections(&self) -> Option<Connections> {
+        *self.connections.lock()
     }
 
     /// Keeps log for `members` by slots of this node's server, whichever its role; a server that does not answer is left for the
