@@ -31,6 +31,7 @@ pub mod observe;
 pub mod position;
 pub mod programs;
 pub mod provision;
+pub mod recovery;
 pub mod rewind;
 mod salvage;
 pub mod settings;
@@ -44,6 +45,7 @@ pub use history::{Divergence, TimelineHistory, diverged};
 pub use layout::Layout;
 pub use observe::{PostgresFacts, WriteProbe};
 pub use programs::Programs;
+pub use recovery::ReplaySpan;
 pub use settings::{Follow, Reader, Source, SslMode, SslPaths, StaticSettings, SyncNames};
 
 use std::io;

@@ -8,6 +8,7 @@ mod cluster;
 mod connections;
 mod full;
 mod node;
+mod progress;
 mod readonly;
 mod renewal;
 mod settings;

@@ -153,7 +153,8 @@ pub(super) fn status(status: &Status, notice: Option<&str>) -> String {
         .collect();
     text += &list("failing checks:", &failing);
     let here = format!("{} ({}) waits for:", status.me, status.state);
-    text += &list(&here, &status.waiting_on);
+    let so_far = status.progress.iter().map(|progress| format!("so far: {}", progress.text));
+    text += &list(&here, &status.waiting_on.iter().cloned().chain(so_far).collect::<Vec<_>>());
     text
 }
 

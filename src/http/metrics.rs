@@ -16,6 +16,7 @@ use super::access::Caller;
 use super::v1::failure;
 use crate::ha::state::NodeState;
 use crate::node::error::{ErrorCode, HandleError};
+use crate::node::progress::ProgressStatus;
 use crate::node::status::Status;
 use crate::sys::clock;
 use crate::types::BootTime;
@@ -98,6 +99,14 @@ fn render(status: &Status, now: BootTime) -> Result<String, std::fmt::Error> {
         node.checks.iter().map(move |(name, check)| (labels(name), i64::from(check.is_passing)))
     });
     page.family("check_passing", "Whether a check of a node passes", checks);
+    let progress = |bytes: fn(&ProgressStatus) -> u64| {
+        let of_work = move |progress: &ProgressStatus| {
+            (vec![("work", progress.work.as_str().to_owned())], signed(bytes(progress)))
+        };
+        status.progress.iter().map(of_work)
+    };
+    page.family("progress_done_bytes", "How much of long work is done", progress(|progress| progress.done_bytes));
+    page.family("progress_total_bytes", "How much there is of long work", progress(|progress| progress.total_bytes));
     let build = vec![("version", status.versions.hasup.clone()), ("node", status.me.clone())];
     page.family("build", "Version of hasup and name of the node", std::iter::once((build, 1)));
     let counter = |value: u64| {

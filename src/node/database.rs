@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 use super::events::compared;
+use super::progress::Meter;
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
 use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
@@ -125,6 +126,8 @@ pub(super) struct Database {
     cancelled_waits: AtomicU64,
     /// What the server says of collations that differ here; none before it has been asked.
     collation_warnings: Mutex<Option<Vec<String>>>,
+    /// How far it has replayed the log that it has; none while it lets people in.
+    replay: Mutex<Option<Meter>>,
     /// Its connections when they were last counted; none while it does not answer.
     connections: Mutex<Option<Connections>>,
     kept_log: Mutex<BTreeMap<NodeId, u64>>,
@@ -161,6 +164,7 @@ impl Database {
             is_hot: AtomicBool::new(true),
             cancelled_waits: AtomicU64::new(0),
             collation_warnings: Mutex::default(),
+            replay: Mutex::default(),
             connections: Mutex::default(),
             kept_log: Mutex::default(),
             news,

@@ -11,7 +11,7 @@ use super::status::{
 };
 use super::views::changes_in_trouble;
 use crate::ha::assign::{self, AssignWait};
-use crate::ha::plan::Plan;
+use crate::ha::plan::{Plan, WaitingOn};
 use crate::ha::pulse::Report;
 use crate::ha::quorum::majority_of_every;
 use crate::ha::record::{CommitSet, Member, MemberKind};
@@ -127,6 +127,11 @@ impl Publisher {
         let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(|wait| named(&wait.to_string(), state)).collect();
         let as_leader = shared.assigned.borrow().waiting_on.clone();
         waiting_on.extend(as_leader.iter().map(|wait| named(&format!("as leader: {wait}"), state)));
+        let progress = shared.postgres.replay();
+        if progress.is_some() && !plan.waiting_on.contains(&WaitingOn::LogEnd) {
+            // whatever else is waited for comes after that
+            waiting_on.insert(0, WaitingOn::LogEnd.to_string());
+        }
         if let PostgresFacts::ShutOut { why } = &shared.postgres.last_observation().facts {
             waiting_on.push(why.clone());
         }
@@ -143,6 +148,7 @@ impl Publisher {
             lease_remaining_ms: lease.map(|(_, end)| millis(end.since(view.now))),
             raft_leader: leadership.leader.and_then(name_of),
             waiting_on,
+            progress,
             nodes,
             postgres: postgres_status(shared, view),
             versions: Versions {
@@ -267,7 +273,10 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
     let is_running = view.guard.has_processes;
     let answer = match &observation.facts {
         PostgresFacts::Live(_) => "it answers a query".to_owned(),
-        PostgresFacts::NotReady => "it is starting or stopping".to_owned(),
+        PostgresFacts::NotReady => match shared.postgres.replay() {
+            Some(replay) => format!("it lives, and lets nobody in before it has recovered: {}", replay.text),
+            None => "it is starting or stopping".to_owned(),
+        },
         PostgresFacts::Exhausted => "connections exhausted: it lives, and has none left".to_owned(),
         PostgresFacts::Silent { why } | PostgresFacts::ShutOut { why } => why.clone(),
         PostgresFacts::Stopped => "it does not run".to_owned(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::progress::ProgressStatus;
 use crate::ha::record::{Durability, MemberKind};
 use crate::ha::state::NodeState;
 use crate::postgres::Connections;
@@ -45,6 +46,9 @@ pub struct Status {
     pub raft_leader: Option<String>,
     /// Why nothing more happens now, one sentence each.
     pub waiting_on: Vec<String>,
+    /// How far long work is; absent where none goes on that can be measured.
+    #[serde(default)]
+    pub progress: Option<ProgressStatus>,
     /// Every member, in the order of their numbers.
     pub nodes: Vec<NodeStatus>,
     /// This node's PostgreSQL.
@@ -239,6 +243,7 @@ impl Status {
             lease_remaining_ms: None,
             raft_leader: None,
             waiting_on: vec!["the node is starting".to_owned()],
+            progress: None,
             nodes: Vec::new(),
             postgres: PostgresStatus::default(),
             versions: Versions { hasup: env!("CARGO_PKG_VERSION").to_owned(), postgres: None },

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use super::{Database, SIZE_LIMIT};
 use crate::node::act::chain;
+use crate::node::progress::{Meter, ProgressStatus};
 use crate::postgres::log::LogReader;
 use crate::postgres::slots::Keep;
-use crate::postgres::{Connections, PostgresFacts};
+use crate::postgres::{Connections, PostgresFacts, ReplaySpan};
+use crate::sys::clock::boot_now;
 use crate::sys::rotate::{LOG_BYTES_MAX, rotate};
-use crate::types::NodeId;
+use crate::types::{Lsn, NodeId};
 
 /// How often collations are compared, and how soon again where PostgreSQL did not answer.
 const COLLATIONS_EVERY: Duration = Duration::from_secs(15);
@@ -21,6 +23,8 @@ const COLLATIONS_AGAIN: Duration = Duration::from_millis(500);
 const COLLATION_TRIES: u32 = 10;
 /// How often connections are counted: who asks why clients are refused looks no sooner, and a primary without work should cost nothing.
 const CONNECTIONS_EVERY: Duration = Duration::from_secs(3);
+/// How often it is seen how far a recovery is.
+const RECOVERY_EVERY: Duration = Duration::from_secs(1);
 /// How often PostgreSQL's log is read on.
 const LOG_FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -107,6 +111,44 @@ impl Database {
         }
     }
 
+    /// Sees how far PostgreSQL's recovery is, again and again while it lets nobody in or reads on what is on disk. Ends with the node.
+    pub(in crate::node) async fn measure_recovery(self: Arc<Self>) {
+        let mut known: Option<ReplaySpan> = None;
+        loop {
+            let at = match &self.last_observation().facts {
+                PostgresFacts::NotReady => {
+                    let postmaster = self.postgres.postmaster();
+                    if known.map(|span| span.postmaster) != postmaster {
+                        known = self.postgres.replay_span().await.ok().flatten();
+                    }
+                    let postgres = Arc::clone(&self.postgres);
+                    let looked = known.map(|span| tokio::task::spawn_blocking(move || postgres.replayed(&span)));
+                    match looked {
+                        Some(looked) => looked.await.ok().flatten(),
+                        None => None,
+                    }
+                }
+                PostgresFacts::Live(live)
+                    if live.in_recovery && live.receiver.is_none() && !live.ran_out_of_local_wal =>
+                {
+                    live.replay_lsn.filter(|_| known.is_some())
+                }
+                _ => {
+                    known = None;
+                    None
+                }
+            };
+            let before = *self.replay.lock();
+            *self.replay.lock() = measured(before, known, at);
+            tokio::time::sleep(RECOVERY_EVERY).await;
+        }
+    }
+
+    /// Returns how far PostgreSQL has replayed the log that it has; none while it is not about that.
+    pub(in crate::node) fn replay(&self) -> Option<ProgressStatus> {
+        self.replay.lock().map(|meter| meter.read(boot_now()))
+    }
+
     /// Counts PostgreSQL's connections, again and again. Ends with the node.
     pub(in crate::node) async fn count_connections(self: Arc<Self>) {
         loop {
@@ -165,4 +207,12 @@ impl Database {
     pub(in crate::node) fn collation_warnings(&self) -> Option<Vec<String>> {
         self.collation_warnings.lock().clone()
     }
+}
+
+/// Returns the meter of a replay of `span` that has come to `at`, which goes on from `before`.
+fn measured(before: Option<Meter>, span: Option<ReplaySpan>, at: Option<Lsn>) -> Option<Meter> {
+    let (ReplaySpan { from, end, .. }, at) = span.zip(at)?;
+    let mut meter = before.unwrap_or_else(|| Meter::of_replay(from, at, end, boot_now()));
+    meter.note_replayed(at, boot_now());
+    Some(meter)
 }
