@@ -8,7 +8,7 @@ use hasup::ha::timing::Timing;
 use nix::sys::signal::Signal;
 use raft_tests::program::{alone, lacks_postgres, skip};
 
-use crate::node::{Node, until_check};
+use crate::node::{Node, pause, until_check};
 
 /// Returns the startup process of the node's PostgreSQL, once it replays log.
 fn replaying(node: &Node) -> i32 {
@@ -63,4 +63,37 @@ fn a_recovery_that_outlasts_every_limit_is_shown_and_taken_for_no_death() {
     until_check(&node, "a node without trouble", |ended| ended.code == Some(0));
     assert_eq!(node.sql("select count(*) from kept"), "8000000");
     assert_eq!(node.json(&["status"])["progress"], serde_json::Value::Null);
+}
+
+#[test]
+fn a_copy_tells_its_share_and_when_it_will_be_done() {
+    let name = "a_copy_tells_its_share_and_when_it_will_be_done";
+    if let Some(why) = lacks_postgres() {
+        return skip(name, &why);
+    }
+    let _alone = alone();
+    let (mut first, second) = (Node::new(113), Node::new(114));
+    let started = first.start(&[]);
+    first.sql("create table filled as select generate_series(1, 1000000) as row");
+    fs::write(second.folder.path().join("node.toml"), "[postgres]\ncopy_rate = \"8MB\"\n").unwrap();
+    let mut joining = second.spawn(&["join", &first.peer(), "--token", started["join_token"].as_str().unwrap()]);
+
+    let status = second.until("a share and a rest", |status| {
+        let progress = &status["progress"];
+        progress["work"] == "copying" && progress["seconds_left"].is_u64() && progress["percent"].as_u64() < Some(100)
+    });
+    assert!(status["progress"]["total_bytes"].as_u64() > Some(30 << 20), "{status}");
+    assert!(status["waiting_on"].to_string().contains("the database to be copied from n113"), "{status}");
+    let page = second.hasup(&["status"]).out;
+    assert!(page.contains("  so far: copied "), "{page}");
+    second.until("a standby", |status| status["state"] == "standby" && status["progress"].is_null());
+    let told = second.log();
+    let shares: Vec<_> = told.lines().filter(|line| line.starts_with("  copied ")).collect();
+    assert!(shares.len() > 1 && shares.iter().any(|line| line.contains(" left")), "{told}");
+    process::send(i32::try_from(joining.id()), Signal::SIGTERM);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while joining.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it does not stop: {}", second.log());
+        pause();
+    }
 }

@@ -194,6 +194,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::ha::record::MemberKind;
+    use crate::node::progress::{LongWork, ProgressStatus};
     use crate::node::status::RaftRole;
     use crate::types::{Generation, Lsn, NodeId, Timeline};
 
@@ -298,6 +299,22 @@ its last members, as far as it knows:
             "{text}"
         );
         assert!(text.ends_with("\nwarnings:\n  n3 is silent\n"), "{text}");
+        cluster.waiting_on = vec!["the database to be copied from n2".to_owned()];
+        cluster.progress = Some(ProgressStatus {
+            work: LongWork::Copying,
+            done_bytes: 1,
+            total_bytes: 4,
+            percent: 25,
+            seconds_left: Some(9),
+            still_seconds: 0,
+            text: "copied 1 of 4".to_owned(),
+        });
+        let copying = status(&cluster, None);
+        assert!(
+            copying.ends_with("waits for:\n  the database to be copied from n2\n  so far: copied 1 of 4\n"),
+            "{copying}"
+        );
+        (cluster.waiting_on, cluster.progress) = (Vec::new(), None);
         let behind = status(&cluster, Some("hasup does not run here"));
         assert_eq!(behind, format!("hasup does not run here\n\n{text}"), "the rest is another node's word");
         assert_eq!(moment(0), "1970-01-01T00:00:00Z");

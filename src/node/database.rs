@@ -126,6 +126,8 @@ pub(super) struct Database {
     cancelled_waits: AtomicU64,
     /// What the server says of collations that differ here; none before it has been asked.
     collation_warnings: Mutex<Option<Vec<String>>>,
+    /// How far the copy is that is made of another node's database; none while none is made.
+    copy: Mutex<Option<Meter>>,
     /// How far it has replayed the log that it has; none while it lets people in.
     replay: Mutex<Option<Meter>>,
     /// Its connections when they were last counted; none while it does not answer.
@@ -164,6 +166,7 @@ impl Database {
             is_hot: AtomicBool::new(true),
             cancelled_waits: AtomicU64::new(0),
             collation_warnings: Mutex::default(),
+            copy: Mutex::default(),
             replay: Mutex::default(),
             connections: Mutex::default(),
             kept_log: Mutex::default(),

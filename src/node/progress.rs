@@ -15,6 +15,8 @@ const RATE_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LongWork {
+    /// The database is copied from another node.
+    Copying,
     /// PostgreSQL replays the log that it has.
     Replaying,
 }
@@ -23,6 +25,7 @@ impl LongWork {
     /// Returns its name as metrics have it.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Copying => "copying",
             Self::Replaying => "replaying",
         }
     }
@@ -61,6 +64,12 @@ pub(super) struct Meter {
 }
 
 impl Meter {
+    /// Begins to measure, at `now`, a copy of which `done` of `total` bytes are there.
+    pub(super) fn of_copy(done: u64, total: u64, now: BootTime) -> Self {
+        let work = LongWork::Copying;
+        Self { work, from: Lsn(0), total, began_at: now, done_before: done, done, moved_at: now }
+    }
+
     /// Begins to measure, at `now`, a replay of the log between `from` and `end`, which has come to `at`.
     pub(super) fn of_replay(from: Lsn, at: Lsn, end: Lsn, now: BootTime) -> Self {
         let done = at.0.saturating_sub(from.0);
@@ -92,6 +101,7 @@ impl Meter {
         let still = now.since(self.moved_at);
         let percent = u64::try_from(percent).unwrap_or(100);
         let mut text = match self.work {
+            LongWork::Copying => format!("copied {} of {} ({percent} %)", Size(self.done), Size(total)),
             LongWork::Replaying => format!(
                 "replayed up to {}, {percent} % of the {} of log on disk, which ends before {}",
                 Lsn(self.from.0 + self.done),
@@ -99,7 +109,9 @@ impl Meter {
                 Lsn(self.from.0 + total)
             ),
         };
-        if still >= STILL_TOLD_AFTER {
+        if self.work == LongWork::Copying && self.done >= total {
+            text += "; it is made durable and put in place";
+        } else if still >= STILL_TOLD_AFTER {
             text += &format!("; nothing has moved for {} s", still.as_secs());
         } else if let Some(left) = seconds_left {
             text += &format!(", about {} left", span(left));
@@ -125,6 +137,22 @@ mod tests {
 
     fn at(second: u64) -> BootTime {
         BootTime::from_millis(second * 1000)
+    }
+
+    #[test]
+    fn a_copy_tells_share_and_rest() {
+        let mut meter = Meter::of_copy(0, 1000 << 20, at(10));
+        assert_eq!(meter.read(at(10)).text, "copied 0 B of 1000 MB (0 %)", "no rate yet");
+        meter.note(200 << 20, 1000 << 20, at(20));
+        let read = meter.read(at(20));
+        assert_eq!((read.percent, read.seconds_left), (20, Some(40)));
+        assert_eq!(read.text, "copied 200 MB of 1000 MB (20 %), about 40 s left");
+        let read = meter.read(at(32));
+        assert_eq!(read.still_seconds, 12);
+        assert_eq!(read.text, "copied 200 MB of 1000 MB (20 %); nothing has moved for 12 s");
+        // the source has grown since it was measured
+        meter.note(1100 << 20, 1000 << 20, at(60));
+        assert_eq!(meter.read(at(60)).text, "copied 1100 MB of 1100 MB (100 %); it is made durable and put in place");
     }
 
     #[test]

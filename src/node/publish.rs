@@ -127,8 +127,8 @@ impl Publisher {
         let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(|wait| named(&wait.to_string(), state)).collect();
         let as_leader = shared.assigned.borrow().waiting_on.clone();
         waiting_on.extend(as_leader.iter().map(|wait| named(&format!("as leader: {wait}"), state)));
-        let progress = shared.postgres.replay();
-        if progress.is_some() && !plan.waiting_on.contains(&WaitingOn::LogEnd) {
+        let progress = shared.postgres.progress();
+        if shared.postgres.replay().is_some() && !plan.waiting_on.contains(&WaitingOn::LogEnd) {
             // whatever else is waited for comes after that
             waiting_on.insert(0, WaitingOn::LogEnd.to_string());
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::{Database, SIZE_LIMIT};
 use crate::node::act::chain;
 use crate::node::progress::{Meter, ProgressStatus};
+use crate::postgres::basebackup::Progress as CopyProgress;
 use crate::postgres::log::LogReader;
 use crate::postgres::slots::Keep;
 use crate::postgres::{Connections, PostgresFacts, ReplaySpan};
@@ -147,6 +148,25 @@ impl Database {
     /// Returns how far PostgreSQL has replayed the log that it has; none while it is not about that.
     pub(in crate::node) fn replay(&self) -> Option<ProgressStatus> {
         self.replay.lock().map(|meter| meter.read(boot_now()))
+    }
+
+    /// Notes how far the copy of another node's database is; none that it has ended.
+    pub(in crate::node) fn note_copied(&self, progress: Option<CopyProgress>) {
+        let (now, mut copy) = (boot_now(), self.copy.lock());
+        let bytes =
+            progress.map(|progress| (progress.done_kib.saturating_mul(1024), progress.total_kib.saturating_mul(1024)));
+        *copy = bytes.map(|(done, total)| {
+            let mut meter = copy.unwrap_or_else(|| Meter::of_copy(done, total, now));
+            meter.note(done, total, now);
+            meter
+        });
+    }
+
+    /// Returns how far long work is; none while none goes on that can be measured.
+    pub(in crate::node) fn progress(&self) -> Option<ProgressStatus> {
+        let (copy, replay) = (*self.copy.lock(), *self.replay.lock());
+        let meter = copy.or(replay);
+        meter.map(|meter| meter.read(boot_now()))
     }
 
     /// Counts PostgreSQL's connections, again and again. Ends with the node.
