@@ -24,6 +24,7 @@ use crate::http::client::{Client, Target};
 use crate::node::error::{ErrorCode, HandleError};
 use crate::node::handle::{Answer, Request};
 use crate::node::options;
+use crate::node::progress::{LongWork, ProgressStatus};
 use crate::node::status::{RaftRole, Status};
 use crate::peer::join::TokenText;
 use crate::postgres::adopt::Adoption;
@@ -426,7 +427,7 @@ async fn announce_up(config: &Config, begin: &Begin, out: Out) -> Result<(), Cli
         Client::new(vec![Target::Admin(config.admin_socket())], None, None).context("prepare to ask the node")?;
     let is_start = matches!(begin, Begin::Start { .. });
     let began = Instant::now();
-    let mut told = Vec::new();
+    let (mut told, mut progress) = (Vec::new(), ProgressLine::default());
     let status = loop {
         if let Ok(status) = client.status().await {
             if if is_start { status.active_ready } else { has_joined(&status) } {
@@ -434,10 +435,12 @@ async fn announce_up(config: &Config, begin: &Begin, out: Out) -> Result<(), Cli
             }
             if status.waiting_on != told {
                 told.clone_from(&status.waiting_on);
+                progress.end()?;
                 for line in &told {
                     writeln!(std::io::stderr(), "{}: {line}", status.state).context("write to standard error")?;
                 }
             }
+            progress.tell(status.progress.as_ref())?;
         }
         // A join copies the whole database: only a person can say how long that may take.
         if is_start && began.elapsed() > START_LIMIT {
@@ -446,6 +449,7 @@ async fn announce_up(config: &Config, begin: &Begin, out: Out) -> Result<(), Cli
         }
         sleep(LOOK_EVERY).await;
     };
+    progress.end()?;
     let name = config.node_name.as_str();
     if !is_start {
         let raft = status.node(&status.me).map_or(RaftRole::Unknown, |node| node.raft);
@@ -469,6 +473,55 @@ async fn announce_up(config: &Config, begin: &Begin, out: Out) -> Result<(), Cli
     let authority = token.join_token.expose().parse::<TokenText>().context("read the join token")?.fingerprint();
     let (value, text) = cluster::started(name, &peer, &dsn, &token, authority);
     out.answer(&value, &text)
+}
+
+/// Tells on standard error how far long work is: in one line on a terminal, elsewhere in a line for each tenth.
+#[derive(Debug, Default)]
+struct ProgressLine {
+    /// What stands in the terminal's line.
+    shown: String,
+    /// The tenth told last, of which work.
+    tenth: Option<(LongWork, u64)>,
+}
+
+impl ProgressLine {
+    fn tell(&mut self, progress: Option<&ProgressStatus>) -> Result<(), CliError> {
+        let mut stderr = std::io::stderr();
+        let text = if stderr.is_terminal() { self.in_place(progress) } else { self.as_line(progress) };
+        write!(stderr, "{}", text.unwrap_or_default()).context("write to standard error")?;
+        stderr.flush().context("write to standard error")?;
+        Ok(())
+    }
+
+    /// Ends the terminal's line, where there is one: another is about to be written.
+    fn end(&mut self) -> Result<(), CliError> {
+        if !std::mem::take(&mut self.shown).is_empty() {
+            writeln!(std::io::stderr()).context("write to standard error")?;
+        }
+        Ok(())
+    }
+
+    /// Returns what writes the line anew, where it has changed.
+    fn in_place(&mut self, progress: Option<&ProgressStatus>) -> Option<String> {
+        let text = &progress?.text;
+        if *text == self.shown {
+            return None;
+        }
+        self.shown.clone_from(text);
+        // to the line's beginning, and what is left of the former line is erased
+        Some(format!("\r  {text}\x1b[K"))
+    }
+
+    /// Returns a line, where a tenth has passed since the last one.
+    fn as_line(&mut self, progress: Option<&ProgressStatus>) -> Option<String> {
+        let progress = progress?;
+        let tenth = Some((progress.work, progress.percent / 10));
+        if tenth == self.tenth {
+            return None;
+        }
+        self.tenth = tenth;
+        Some(format!("  {}\n", progress.text))
+    }
 }
 
 /// Returns whether a joining node streams and has its final Raft role: of an even number of members, one stays a learner.
@@ -549,6 +602,26 @@ mod tests {
         let refused = prepare(folder.path(), "start --foreground --host-ip ::1 --node-name n1").unwrap_err();
         assert_eq!(refused.exit_code(), 3);
         assert!(refused.to_string().contains("thesis.txt"));
+    }
+
+    #[test]
+    fn a_copy_is_told_in_place_or_by_tenths() {
+        let progress = |percent| ProgressStatus {
+            work: LongWork::Copying,
+            done_bytes: percent,
+            total_bytes: 100,
+            percent,
+            seconds_left: None,
+            still_seconds: 0,
+            text: format!("copied {percent} %"),
+        };
+        let mut line = ProgressLine::default();
+        let told: Vec<_> =
+            [0, 3, 9, 10, 35, 36, 100].into_iter().filter_map(|at| line.as_line(Some(&progress(at)))).collect();
+        assert_eq!(told, ["  copied 0 %\n", "  copied 10 %\n", "  copied 35 %\n", "  copied 100 %\n"]);
+        let told: Vec<_> = [0, 0, 3].into_iter().filter_map(|at| line.in_place(Some(&progress(at)))).collect();
+        assert_eq!(told, ["\r  copied 0 %\x1b[K", "\r  copied 3 %\x1b[K"]);
+        assert_eq!((line.in_place(None), line.as_line(None)), (None, None));
     }
 
     #[test]

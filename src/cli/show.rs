@@ -153,7 +153,8 @@ pub(super) fn status(status: &Status, notice: Option<&str>) -> String {
         .collect();
     text += &list("failing checks:", &failing);
     let here = format!("{} ({}) waits for:", status.me, status.state);
-    text += &list(&here, &status.waiting_on);
+    let so_far = status.progress.iter().map(|progress| format!("so far: {}", progress.text));
+    text += &list(&here, &status.waiting_on.iter().cloned().chain(so_far).collect::<Vec<_>>());
     text
 }
 
@@ -193,6 +194,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::ha::record::MemberKind;
+    use crate::node::progress::{LongWork, ProgressStatus};
     use crate::node::status::RaftRole;
     use crate::types::{Generation, Lsn, NodeId, Timeline};
 
@@ -297,6 +299,22 @@ its last members, as far as it knows:
             "{text}"
         );
         assert!(text.ends_with("\nwarnings:\n  n3 is silent\n"), "{text}");
+        cluster.waiting_on = vec!["the database to be copied from n2".to_owned()];
+        cluster.progress = Some(ProgressStatus {
+            work: LongWork::Copying,
+            done_bytes: 1,
+            total_bytes: 4,
+            percent: 25,
+            seconds_left: Some(9),
+            still_seconds: 0,
+            text: "copied 1 of 4".to_owned(),
+        });
+        let copying = status(&cluster, None);
+        assert!(
+            copying.ends_with("waits for:\n  the database to be copied from n2\n  so far: copied 1 of 4\n"),
+            "{copying}"
+        );
+        (cluster.waiting_on, cluster.progress) = (Vec::new(), None);
         let behind = status(&cluster, Some("hasup does not run here"));
         assert_eq!(behind, format!("hasup does not run here\n\n{text}"), "the rest is another node's word");
         assert_eq!(moment(0), "1970-01-01T00:00:00Z");

@@ -16,6 +16,7 @@ use super::access::Caller;
 use super::v1::failure;
 use crate::ha::state::NodeState;
 use crate::node::error::{ErrorCode, HandleError};
+use crate::node::progress::ProgressStatus;
 use crate::node::status::Status;
 use crate::sys::clock;
 use crate::types::BootTime;
@@ -81,6 +82,11 @@ fn render(status: &Status, now: BootTime) -> Result<String, std::fmt::Error> {
     page.gauge("lease_remaining_milliseconds", "What is left of this node's right to act", remaining);
     page.gauge("postgres_accepting", "Whether PostgreSQL takes connections", truth(status.postgres.is_accepting));
     page.gauge("postgres_streaming", "Whether PostgreSQL's WAL receiver streams", truth(status.postgres.is_streaming));
+    let connections = status.postgres.connections;
+    let in_use = connections.map(|connections| signed(connections.in_use));
+    page.gauge("postgres_connections", "PostgreSQL's connections that are in use", in_use);
+    let for_clients = connections.map(|connections| signed(connections.for_clients));
+    page.gauge("postgres_connections_for_clients", "PostgreSQL's connections without the reserved ones", for_clients);
     page.gauge("certificate_days_left", "Days until the node's certificate ends", status.certificate_days_left);
     page.gauge("warnings", "Things that an operator should look at", i64::try_from(status.cluster.warnings.len()).ok());
     let of_node = |name: &str| vec![("node", name.to_owned())];
@@ -93,6 +99,14 @@ fn render(status: &Status, now: BootTime) -> Result<String, std::fmt::Error> {
         node.checks.iter().map(move |(name, check)| (labels(name), i64::from(check.is_passing)))
     });
     page.family("check_passing", "Whether a check of a node passes", checks);
+    let progress = |bytes: fn(&ProgressStatus) -> u64| {
+        let of_work = move |progress: &ProgressStatus| {
+            (vec![("work", progress.work.as_str().to_owned())], signed(bytes(progress)))
+        };
+        status.progress.iter().map(of_work)
+    };
+    page.family("progress_done_bytes", "How much of long work is done", progress(|progress| progress.done_bytes));
+    page.family("progress_total_bytes", "How much there is of long work", progress(|progress| progress.total_bytes));
     let build = vec![("version", status.versions.hasup.clone()), ("node", status.me.clone())];
     page.family("build", "Version of hasup and name of the node", std::iter::once((build, 1)));
     let counter = |value: u64| {
@@ -115,6 +129,7 @@ fn render(status: &Status, now: BootTime) -> Result<String, std::fmt::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::Connections;
 
     #[test]
     fn metrics_tell_role_and_write_readiness() {
@@ -123,6 +138,7 @@ mod tests {
         status.active_ready = true;
         status.active_until = Some(BootTime::from_millis(1500));
         status.role_changes = 3;
+        status.postgres.connections = Some(Connections { in_use: 100, for_clients: 97, all: 100 });
         let text = render(&status, BootTime::from_millis(1000)).unwrap();
         for line in [
             "hasup_node_state{state=\"active\"} 1",
@@ -130,6 +146,8 @@ mod tests {
             "hasup_write_ready 1",
             "hasup_lease_remaining_milliseconds 500",
             "hasup_role_changes_total 3",
+            "hasup_postgres_connections 100",
+            "hasup_postgres_connections_for_clients 97",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }

@@ -627,8 +627,9 @@ impl Shared {
         };
         let mut told = 0;
         let told = &mut told;
-        backup
+        let copied = backup
             .run(self.postgres.postgres.programs(), &layout, |progress| {
+                self.postgres.note_copied(Some(progress));
                 let percent = progress.done_kib * 100 / progress.total_kib.max(1);
                 if percent >= *told + 10 || (percent == 100 && *told < 100) {
                     *told = percent;
@@ -640,8 +641,9 @@ impl Shared {
                     );
                 }
             })
-            .await?;
-        Ok(())
+            .await;
+        self.postgres.note_copied(None);
+        Ok(copied?)
     }
 
     async fn ask_for_checkpoint(&self, node: NodeId, generation: Generation, limit: Duration) -> Result<(), StepError> {

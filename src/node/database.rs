@@ -16,12 +16,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 use super::events::compared;
+use super::progress::Meter;
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
 use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
 use crate::postgres::observe::LiveFacts;
 use crate::postgres::{
-    Divergence, PgError, Postgres, PostgresFacts, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
+    Connections, Divergence, PgError, Postgres, PostgresFacts, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
 };
 use crate::sys::clock::boot_now;
 use crate::types::{BootTime, DataIncarnation, Generation, Lsn, NodeId, NodeName, Timeline, WalPosition};
@@ -125,6 +126,12 @@ pub(super) struct Database {
     cancelled_waits: AtomicU64,
     /// What the server says of collations that differ here; none before it has been asked.
     collation_warnings: Mutex<Option<Vec<String>>>,
+    /// How far the copy is that is made of another node's database; none while none is made.
+    copy: Mutex<Option<Meter>>,
+    /// How far it has replayed the log that it has; none while it lets people in.
+    replay: Mutex<Option<Meter>>,
+    /// Its connections when they were last counted; none while it does not answer.
+    connections: Mutex<Option<Connections>>,
     kept_log: Mutex<BTreeMap<NodeId, u64>>,
     news: Arc<Notify>,
 }
@@ -159,6 +166,9 @@ impl Database {
             is_hot: AtomicBool::new(true),
             cancelled_waits: AtomicU64::new(0),
             collation_warnings: Mutex::default(),
+            copy: Mutex::default(),
+            replay: Mutex::default(),
+            connections: Mutex::default(),
             kept_log: Mutex::default(),
             news,
         };

@@ -11,7 +11,7 @@ use super::status::{
 };
 use super::views::changes_in_trouble;
 use crate::ha::assign::{self, AssignWait};
-use crate::ha::plan::Plan;
+use crate::ha::plan::{Plan, WaitingOn};
 use crate::ha::pulse::Report;
 use crate::ha::quorum::majority_of_every;
 use crate::ha::record::{CommitSet, Member, MemberKind};
@@ -20,7 +20,7 @@ use crate::ha::trouble::Trouble;
 use crate::ha::view::NodeView;
 use crate::kv::State;
 use crate::peer::Addresses;
-use crate::postgres::PostgresFacts;
+use crate::postgres::{Connections, PostgresFacts};
 use crate::raft::Leadership;
 use crate::sys::clock::{boot_now, wall_now};
 use crate::tls::facts::certificate_names;
@@ -124,9 +124,16 @@ impl Publisher {
         let collations = shared.postgres.collation_warnings();
         let here = collations.iter().flatten().map(|warning| format!("{}: {warning}", shared.name));
         cluster.warnings.extend(here);
+        let are_left = shared.postgres.last_observation().facts != PostgresFacts::Exhausted;
+        cluster.warnings.extend(exhausted(shared.name.as_str(), shared.postgres.connections(), are_left));
         let mut waiting_on: Vec<String> = plan.waiting_on.iter().map(|wait| named(&wait.to_string(), state)).collect();
         let as_leader = shared.assigned.borrow().waiting_on.clone();
         waiting_on.extend(as_leader.iter().map(|wait| named(&format!("as leader: {wait}"), state)));
+        let progress = shared.postgres.progress();
+        if shared.postgres.replay().is_some() && !plan.waiting_on.contains(&WaitingOn::LogEnd) {
+            // whatever else is waited for comes after that
+            waiting_on.insert(0, WaitingOn::LogEnd.to_string());
+        }
         if let PostgresFacts::ShutOut { why } = &shared.postgres.last_observation().facts {
             waiting_on.push(why.clone());
         }
@@ -143,6 +150,7 @@ impl Publisher {
             lease_remaining_ms: lease.map(|(_, end)| millis(end.since(view.now))),
             raft_leader: leadership.leader.and_then(name_of),
             waiting_on,
+            progress,
             nodes,
             postgres: postgres_status(shared, view),
             versions: Versions {
@@ -267,7 +275,10 @@ fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap
     let is_running = view.guard.has_processes;
     let answer = match &observation.facts {
         PostgresFacts::Live(_) => "it answers a query".to_owned(),
-        PostgresFacts::NotReady => "it is starting or stopping".to_owned(),
+        PostgresFacts::NotReady => match shared.postgres.replay() {
+            Some(replay) => format!("it lives, and lets nobody in before it has recovered: {}", replay.text),
+            None => "it is starting or stopping".to_owned(),
+        },
         PostgresFacts::Exhausted => "connections exhausted: it lives, and has none left".to_owned(),
         PostgresFacts::Silent { why } | PostgresFacts::ShutOut { why } => why.clone(),
         PostgresFacts::Stopped => "it does not run".to_owned(),
@@ -324,6 +335,7 @@ fn postgres_status(shared: &Shared, view: &NodeView) -> PostgresStatus {
         standbys: view.postgres.standbys.keys().map(ToString::to_string).collect(),
         synchronous_standby_names: live.map(|live| live.sync_names_shown.clone()),
         cancelled_waits: shared.postgres.cancelled_waits(),
+        connections: shared.postgres.connections(),
         warnings: shared.postgres.collation_warnings(),
     }
 }
@@ -429,6 +441,20 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
     warnings
 }
 
+/// Tells that the server of node `name` refuses clients for want of connections; `are_left` is whether hasup itself gets one.
+fn exhausted(name: &str, connections: Option<Connections>, are_left: bool) -> Option<String> {
+    let count = match connections.filter(|it| it.are_exhausted()) {
+        Some(Connections { in_use, for_clients, .. }) => format!("{in_use} of {for_clients} are in use"),
+        None if are_left => return None,
+        None => "not even a reserved one is free".to_owned(),
+    };
+    Some(format!(
+        "{name}: PostgreSQL has no connection left for clients (connections exhausted): {count}, and more are refused; the role stays \
+         where it is. End idle sessions, let clients share connections by a pool, or raise max_connections in `postgres.settings` on \
+         every node, and restart the standbys first"
+    ))
+}
+
 /// Renews this node's certificate at two thirds of its life, and whenever the cluster's authorities or the node's
 /// addresses have changed.
 pub(super) async fn keep_certificate(shared: Arc<Shared>) {
@@ -487,6 +513,17 @@ fn renew_if_due(shared: &Shared, unbegun_since: &mut Option<BootTime>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_that_are_left_for_superusers_alone_are_none_for_clients() {
+        let of = |in_use| Some(Connections { in_use, for_clients: 97, all: 100 });
+        assert_eq!(exhausted("n1", of(96), true), None);
+        assert_eq!(exhausted("n1", None, true), None);
+        let told = exhausted("n1", of(100), true).unwrap();
+        assert!(told.starts_with("n1: PostgreSQL has no connection left for clients"), "{told}");
+        assert!(told.contains("100 of 97 are in use") && told.contains("max_connections"), "{told}");
+        assert!(exhausted("n1", None, false).unwrap().contains("not even a reserved one"));
+    }
 
     #[test]
     fn a_certificate_whose_life_has_not_begun_is_renewed_after_ten_minutes_of_that_alone() {

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::progress::ProgressStatus;
 use crate::ha::record::{Durability, MemberKind};
 use crate::ha::state::NodeState;
+use crate::postgres::Connections;
 use crate::types::{BootTime, ClusterGeneration, Generation, Lsn, NodeId, Timeline};
 
 /// A node's loop looks several times a second; what is older than this is told as old.
@@ -44,6 +46,9 @@ pub struct Status {
     pub raft_leader: Option<String>,
     /// Why nothing more happens now, one sentence each.
     pub waiting_on: Vec<String>,
+    /// How far long work is; absent where none goes on that can be measured.
+    #[serde(default)]
+    pub progress: Option<ProgressStatus>,
     /// Every member, in the order of their numbers.
     pub nodes: Vec<NodeStatus>,
     /// This node's PostgreSQL.
@@ -204,6 +209,9 @@ pub struct PostgresStatus {
     pub synchronous_standby_names: Option<String>,
     /// Commits that their clients were told of although their wait for a standby was cancelled, since the daemon started.
     pub cancelled_waits: u64,
+    /// Its connections; absent while it does not answer.
+    #[serde(default)]
+    pub connections: Option<Connections>,
     /// What it says of itself that an operator should look at, like collations that differ from those its indexes were built
     /// with; absent before it has been asked.
     #[serde(default)]
@@ -235,6 +243,7 @@ impl Status {
             lease_remaining_ms: None,
             raft_leader: None,
             waiting_on: vec!["the node is starting".to_owned()],
+            progress: None,
             nodes: Vec::new(),
             postgres: PostgresStatus::default(),
             versions: Versions { hasup: env!("CARGO_PKG_VERSION").to_owned(), postgres: None },

@@ -107,7 +107,7 @@ impl Postgres {
     }
 
     /// Runs a short query on the kept connection.
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         limit: Duration,
         query: impl AsyncFnOnce(&mut Session, Duration) -> Result<T, PgError>,

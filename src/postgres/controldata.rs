@@ -28,6 +28,8 @@ pub struct ControlData {
     pub state: ControlState,
     /// Where the last checkpoint record begins.
     pub checkpoint: Lsn,
+    /// Where a recovery from that checkpoint begins.
+    pub redo: Lsn,
     /// The timeline of that checkpoint.
     pub timeline: Timeline,
     /// How far recovery must come before the data are consistent; 0 on a primary.
@@ -73,6 +75,7 @@ impl ControlData {
                 _ => ControlState::Other,
             },
             checkpoint: lsn("Latest checkpoint location")?,
+            redo: lsn("Latest checkpoint's REDO location")?,
             timeline: Timeline(
                 u32::try_from(number("Latest checkpoint's TimeLineID")?)
                     .map_err(|_| "timeline too large".to_owned())?,
@@ -97,13 +100,14 @@ mod tests {
                     Database system identifier:           7301234567890123456\n\
                     Database cluster state:               shut down in recovery\n\
                     Latest checkpoint location:           0/3000148\n\
+                    Latest checkpoint's REDO location:    0/3000110\n\
                     Latest checkpoint's TimeLineID:       5\n\
                     Minimum recovery ending location:     0/30001F8\n\
                     Bytes per WAL segment:                16777216\n\
                     Data page checksum version:           1\n";
         let data = ControlData::parse(text).unwrap();
         assert_eq!((data.state, data.timeline), (ControlState::ShutDownInRecovery, Timeline(5)));
-        assert_eq!(data.min_recovery_end, Lsn(0x300_01F8));
+        assert_eq!((data.redo, data.min_recovery_end), (Lsn(0x300_0110), Lsn(0x300_01F8)));
         assert!(data.checksums);
         assert_eq!(ControlData::parse(""), Err("`Database system identifier` is missing".to_owned()));
     }

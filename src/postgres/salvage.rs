@@ -87,6 +87,14 @@ pub(super) fn segments(wal_dir: &Path) -> Result<Vec<Segment>, PgError> {
     Ok(found)
 }
 
+/// Returns where the last file of the log in `wal_dir` ends; none where there is none.
+///
+/// # Errors
+/// The folder or a file in it cannot be read.
+pub(super) fn end_of_log(wal_dir: &Path) -> Result<Option<Lsn>, PgError> {
+    Ok(segments(wal_dir)?.iter().map(Segment::end).max())
+}
+
 /// The histories in a folder, by their timelines.
 type Histories = BTreeMap<Timeline, TimelineHistory>;
 

@@ -155,7 +155,8 @@ mod tests {
     fn control(max_wal_senders: u64) -> ControlData {
         let text = format!(
             "Database system identifier: 7\nDatabase cluster state: shut down\nLatest checkpoint location: 0/3000148\n\
-             Latest checkpoint's TimeLineID: 1\nMinimum recovery ending location: 0/0\nBytes per WAL segment: 16777216\n\
+             Latest checkpoint's REDO location: 0/3000110\nLatest checkpoint's TimeLineID: 1\n\
+             Minimum recovery ending location: 0/0\nBytes per WAL segment: 16777216\n\
              Data page checksum version: 0\nmax_wal_senders setting: {max_wal_senders}\n"
         );
         ControlData::parse(&text).unwrap()
