@@ -48,7 +48,7 @@ async fn a_store_of_release_0_1_0_opens_with_all_that_it_held() {
     consensus.shutdown().await;
 }
 
-/// Aim: a node's data directory that 0.1.0 wrote opens, each file of it, with all that it said. The archive is what
+/// Aim: a node's data directory that 0.1.0 wrote opens with all that it said, but for what only concerns its PostgreSQL. The archive is what
 /// `process/release.rs` makes: the third node of three, n93, whose role had moved three times; its database is left out. The cluster
 /// is gone, so its keys and secrets open nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
