@@ -335,3 +335,22 @@ fn what_was_rebuilt_from_a_primary_that_is_gone_does_not_wait_where_it_is_known_
     script.tick(&[2, 3]);
     assert!(does(&script, 3, rebuilds), "it has had time enough: {:?}", script.plans[&3].steps);
 }
+
+/// Of five voters three suspect and a fourth has promised once more: its bar beside the two others' would leave a majority to the lease.
+#[test]
+fn who_has_promised_does_not_bar_whatever_the_others_suspect() {
+    let mut script = Script::new("", 5);
+    script.wait(2_150);
+    script.tick(&[3, 4, 5]);
+    let until = script.time() + std::time::Duration::from_millis(500);
+    script.node(2).pulse.promise_end = until;
+    for _ in 0..2 {
+        script.tick(&[2, 3, 4, 5]);
+    }
+    let bars = |script: &Script, node: u64| does(script, node, |step| matches!(step, Step::PersistBar { .. }));
+    assert!((3..=5).all(|node| bars(&script, node)), "three suspect: {:?}", script.plans);
+    assert!(!bars(&script, 2), "{:?}", script.plans[&2]);
+    script.wait(501);
+    script.tick(&[2, 3, 4, 5]);
+    assert!(bars(&script, 2), "{:?}", script.plans[&2]);
+}

@@ -155,10 +155,14 @@ fn a_role_that_is_handed_round_waits_for_an_order() {
     script.tell("a person orders node 3 to be active");
     script.lead(2, &[1, 2, 3]);
     assert_eq!(script.record.0.node, NodeId(3));
-    script.tell("node 1 has fallen silent instead: a dead node is replaced however often");
+    script.tell(
+        "node 1 has fallen silent instead: for a moment that means nothing, and a dead node is replaced however often",
+    );
     script.record.0.node = NodeId(1);
     script.record.0.generation = Generation(5);
     script.goals.switchover = None;
+    script.lead(2, &[2, 3]);
+    script.unheard_for = std::time::Duration::from_secs(3);
     script.lead(2, &[2, 3]);
     script.end();
 }

@@ -53,6 +53,8 @@ pub struct Script {
     pub raft_voters: Vec<BTreeSet<NodeId>>,
     /// What commits wait for.
     pub durability: Durability,
+    /// For how long the leader has not heard the record's node.
+    pub unheard_for: Duration,
     /// How often within the hour the role moved because a node gave it up in trouble.
     pub role_changes: u32,
     /// The members marked never to be made active.
@@ -89,6 +91,7 @@ impl Script {
             goals: Goals::default(),
             raft_voters: vec![all],
             durability: Durability::TwoNodes,
+            unheard_for: Duration::ZERO,
             role_changes: 0,
             kept_back: BTreeSet::new(),
         };
@@ -338,7 +341,8 @@ impl Script {
             durability: self.durability,
             raft_voters: self.raft_voters.clone(),
             raft_caught_up: among.iter().map(|node| NodeId(*node)).collect(),
-            holder_unheard_for: Duration::ZERO,
+            holder_unheard_for: self.unheard_for,
+            has_failed_to_hand_over: false,
             resigned_for: Duration::ZERO,
             role_changes: self.role_changes,
             role_changes_max: 6,

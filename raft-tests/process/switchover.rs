@@ -39,6 +39,12 @@ fn active_node_and_standby_make_their_checkpoints_before_a_switchover_stops_anyt
     // the active one leaves: its role is handed over in order, and the other node goes on alone
     two.sql("create table kept as select 1 as row");
     one.until("the former active node as a standby", |status| status["postgres"]["is_streaming"] == true);
+    two.kill_daemon();
+    two.hasup(&["leave"]).fails(3, &["does not answer", "Nothing was done"]);
+    two.run();
+    one.until("the active node well again", |status| {
+        status["active"] == "n92" && status["cluster"]["majority"] == true
+    });
     let ended = two.hasup(&["leave"]);
     assert!(ended.code == Some(0) && ended.out.contains("n92 is no member any more, and has stopped"), "{ended:?}");
     two.ends();

@@ -466,6 +466,7 @@ impl World {
             raft_caught_up,
             failed_promotion: daemon.failed_promotion.clone(),
             holder_unheard_for,
+            has_failed_to_hand_over: false,
             resigned_for,
             role_changes: 0,
             role_changes_max: 6,

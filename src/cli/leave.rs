@@ -12,6 +12,7 @@ use super::show::Out;
 use super::{CliError, systemd};
 use crate::config::Address;
 use crate::http::client::{Client, Target};
+use crate::node::error::HandleError;
 use crate::node::handle::Request;
 
 pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
@@ -21,7 +22,14 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
         return Err(CliError::Usage(text.to_owned()));
     }
     let config = Local::load(&cli.reach, &NodeFlags::default())?.config;
-    let status = local::client(cli)?.status().await?;
+    // this machine's own daemon or nobody: another member's word would take that one out
+    let own = Client::new(vec![Target::Admin(config.admin_socket())], None, None).map_err(anyhow::Error::new)?;
+    let status = own.status().await.map_err(|error| {
+        CliError::Refused(format!(
+            "hasup on this machine does not answer, so it cannot leave in order ({error}). Nothing was done. Start it, or take the node out \
+             by `hasup nodes remove NODE` on another machine"
+        ))
+    })?;
     let name = status.me.clone();
     let others = status.nodes.iter().filter(|node| node.name != name);
     let targets: Vec<Target> =
@@ -32,14 +40,13 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
     }
     let others = local::client_of(&cli.reach, &config.data_dir, targets)?;
     if status.active.as_ref() == Some(&name) {
-        others.request(&Request::Switchover { to: None }).await?;
+        others.request(&Request::Switchover { to: None }).await.map_err(|error| not_left(&name, error))?;
     }
-    others.request(&Request::NodesRemove { name: name.clone() }).await?;
+    others.request(&Request::NodesRemove { name: name.clone() }).await.map_err(|error| not_left(&name, error))?;
     if systemd::runs(&config.data_dir) {
         systemd::retire()?;
     } else {
-        let admin = Client::new(vec![Target::Admin(config.admin_socket())], None, None).map_err(anyhow::Error::new)?;
-        admin.request(&Request::Shutdown { handover: true }).await?;
+        own.request(&Request::Shutdown { handover: true }).await?;
     }
     let text = format!(
         "{name} is no member any more, and has stopped. What it held is still in {}; `hasup destroy` deletes it",
@@ -47,4 +54,9 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
     );
     out.answer(&json!({"node": name, "left": true, "data_dir": config.data_dir}), &text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says that a step on the way out went wrong, and that the command may be repeated.
+fn not_left(name: &str, error: HandleError) -> HandleError {
+    HandleError { message: format!("{}. {name} has not left; `hasup leave` may be repeated", error.message), ..error }
 }

@@ -122,9 +122,9 @@ pub fn assign(view: &ClusterView) -> Assigned {
 
 /// Returns whether the role stands still until a person orders who is to be active.
 ///
-/// Nodes that live and give the role up again and again hand their trouble round: with more than `changes_max` such changes in an hour,
-/// the next one is asked for. A dead node is replaced, and an order is carried out, however often. `holder` is what the record's node
-/// says, if it is heard; `changes` counts the last hour's assignments after a node gave the role up in trouble.
+/// Nodes that live and give the role up again and again hand their trouble round: after `changes_max` such changes in an hour, the next
+/// one is asked for. A dead node is replaced, and an order is carried out, however often. `holder` is what the record's node
+/// says, if it lives; `changes` counts the last hour's assignments after a node gave the role up in trouble.
 pub fn is_for_a_person(a: &Assignment, holder: Option<&Report>, goals: &Goals, changes: u32, changes_max: u32) -> bool {
     let has_given_up = holder.is_some_and(|report| {
         report.resigned >= a.generation && report.resign_reason.as_ref().is_some_and(ResignReason::is_trouble)
@@ -407,10 +407,11 @@ impl Leader<'_> {
     }
 
     fn needs_a_person(&self) -> bool {
-        let holder = self.view.members.get(&self.a.node).filter(|member| member.passes_both_ways);
+        // a few pulses may be lost; who is silent for longer is dead
+        let is_alive = self.view.holder_unheard_for <= self.view.timing.promise();
         is_for_a_person(
             self.a,
-            holder.and_then(|member| member.report.as_ref()),
+            self.report_of(self.a.node).filter(|_| is_alive),
             &self.view.goals,
             self.view.role_changes,
             self.view.role_changes_max,

@@ -250,6 +250,8 @@ pub struct ClusterView {
     pub raft_caught_up: BTreeSet<NodeId>,
     /// For how long the leader has not heard the active node; zero where it is that itself.
     pub holder_unheard_for: Duration,
+    /// Whether this leader has tried in vain to hand the leadership over.
+    pub has_failed_to_hand_over: bool,
     /// For how long the leader knows that the active node has resigned; zero while it has not.
     pub resigned_for: Duration,
     /// How often, in the last hour, the role moved because a node that lives gave it up in trouble.

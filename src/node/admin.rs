@@ -268,6 +268,14 @@ impl Shared {
         };
         // the role is nobody's: the order says who is to have it, and is all that is waited for where it was given up too often
         if heard(record.node).is_some_and(|report| report.resigned >= record.generation) {
+            let unfit =
+                target.filter(|member| member.nofailover || !heard(member.id).is_some_and(|report| report.is_fit));
+            if let Some(Member { name, .. }) = unfit {
+                return Ok(Readiness::NotYet(format!(
+                    "{name} cannot be made active: it is not heard, its PostgreSQL does not run, or it is marked nofailover. Nothing was \
+                     done. Name another node, or see `hasup status` on {name}"
+                )));
+            }
             let to = target.map(|member| member.id);
             return Ok(Readiness::Ready { from: record.generation, holder: None, to });
         }

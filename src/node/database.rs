@@ -99,6 +99,8 @@ struct Memory {
     retries: Vec<(Job, BootTime)>,
     changed_at: BootTime,
     started_at: Option<BootTime>,
+    /// How long PostgreSQL's own log was when it was last started.
+    log_at_start: u64,
     /// Log is being fetched from another standby.
     fetch: Option<followed::Fetching>,
     fetch_ended_at: Option<BootTime>,
@@ -365,6 +367,7 @@ impl Database {
     // ---- what steps leave behind ----
 
     pub(super) fn note_started(&self) {
+        let log_at_start = self.log_bytes();
         let mut memory = self.memory.lock();
         let started_at = Some(boot_now());
         *memory = Memory {
@@ -374,6 +377,7 @@ impl Database {
             retries: std::mem::take(&mut memory.retries),
             fetch_ended_at: memory.fetch_ended_at,
             started_at,
+            log_at_start,
             changed_at: boot_now(),
             ..Memory::default()
         };
@@ -665,6 +669,7 @@ mod tests {
             assert_eq!(parse_member(other), None, "{other}");
         }
     }
+
     #[test]
     fn rebuilt_data_name_a_timeline_only_where_its_primary_is_still_active() {
         let folder = tempfile::tempdir().unwrap();

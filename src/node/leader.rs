@@ -35,6 +35,7 @@ pub(super) async fn lead(shared: Arc<Shared>) {
     let mut memory = LeaderMemory::default();
     let mut transfer_after = boot_now();
     let mut asked_under = None;
+    let mut has_failed_to_hand_over = false;
     loop {
         tokio::select! {
             changed = rounds.changed() => if changed.is_err() { return },
@@ -47,6 +48,7 @@ pub(super) async fn lead(shared: Arc<Shared>) {
         let leadership = leaderships.borrow_and_update().clone();
         if !leadership.is_leader {
             memory = LeaderMemory::default();
+            has_failed_to_hand_over = false;
             shared.assigned.send_replace(Arc::new(Assigned::default()));
             continue;
         }
@@ -60,6 +62,7 @@ pub(super) async fn lead(shared: Arc<Shared>) {
             pulse: &pulse,
             own_report: &own_report,
             leadership: &leadership,
+            has_failed_to_hand_over,
             caught_up: applied
                 .state
                 .members
@@ -90,13 +93,18 @@ pub(super) async fn lead(shared: Arc<Shared>) {
             is_new
         });
         match order {
-            Some(order) => carry_out(&shared, order, why, generation).await,
+            Some(order) => {
+                let is_transfer = matches!(order, Order::TransferLeadership(_));
+                let is_done = carry_out(&shared, order, why, generation).await;
+                has_failed_to_hand_over |= is_transfer && !is_done;
+            }
             None => keep_raft_members(&shared, &leadership, &applied.state.members.keys().copied().collect()).await,
         }
     }
 }
 
-async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Generation) {
+/// Returns whether it is known to be done.
+async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Generation) -> bool {
     // as they are called now: a member that is removed later is still told by its name
     let state = shared.state();
     let why = WhyRecord {
@@ -127,15 +135,16 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
             shared.consensus.transfer_leader(node, MEMBERS_LIMIT).await.map_err(|error| error.to_string())
         }
     };
-    match done {
+    match &done {
         Ok(()) if is_odd => tracing::warn!(because, "as Raft's leader, this node {step}"),
         Ok(()) => tracing::info!(because, "as Raft's leader, this node {step}"),
         // the next look decides afresh; a lost leadership is no error
         Err(error) => {
-            let error = named(&error, &state);
+            let error = named(error, &state);
             tracing::info!(error, "not done, and decided afresh: as Raft's leader, this node {step}");
         }
     }
+    done.is_ok()
 }
 
 /// Names the event by what changes: another active node, by itself or by order, the same one anew, or only the record.

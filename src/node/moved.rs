@@ -12,9 +12,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::Shared;
 use super::error::{ErrorCode, HandleError};
 use super::names::name_of;
-use crate::ha::record::WhyRecord;
+use crate::ha::record::{Member, WhyRecord};
 use crate::kv::Command;
-use crate::peer::{Addresses, PeerRequest, PeerResponse};
+use crate::peer::{Addresses, PeerAddress, PeerClient, PeerRequest, PeerResponse};
 use crate::tls::config::MemberProtocol;
 use crate::types::NodeId;
 
@@ -24,6 +24,8 @@ const WRITE_LIMIT: Duration = Duration::from_secs(5);
 const ASK_LIMIT: Duration = Duration::from_secs(8);
 /// How long the store may take to come to this node once the members have written, and how soon they are asked again.
 const AGAIN: Duration = Duration::from_secs(3);
+/// How long the node may take to answer at its new place.
+const FIND_LIMIT: Duration = Duration::from_secs(3);
 /// What an election and a few lost tries may take; after that, a person should know.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -91,10 +93,32 @@ async fn ask(shared: &Shared) -> Result<(), String> {
 }
 
 impl Shared {
+    /// Asks `member` at the place that it says it is at: nobody would find it there by a slip in its settings, and it would be out.
+    async fn find_at(&self, member: &Member, addresses: &Addresses) -> Result<(), HandleError> {
+        let (client, work) = PeerClient::new(Arc::clone(&self.tls));
+        client.set_peers([PeerAddress { id: member.id, name: member.name.clone(), addresses: addresses.peer.clone() }]);
+        let answer = tokio::select! {
+            answer = client.call(member.id, MemberProtocol::Raft, PeerRequest::Ping, FIND_LIMIT) => answer,
+            () = work => return Err(HandleError::new(ErrorCode::Internal, "the call ended early")),
+        };
+        answer.map(drop).map_err(|error| {
+            HandleError::new(
+                ErrorCode::BadRequest,
+                format!(
+                    "{} does not answer {} at {}, where it says that it is now ({error}). Nothing was changed: mend its `host_ip` or \
+                     `peer.advertise`, and restart it",
+                    member.name,
+                    self.name,
+                    addresses.peer.join(", ")
+                ),
+            )
+        })
+    }
+
     /// Changes where `node` is to be found, by its own word.
     ///
     /// # Errors
-    /// It is no member, another has one of the addresses, or nobody can write now.
+    /// It is no member, does not answer there, another has one of the addresses, or nobody can write now.
     pub(super) async fn take_addresses(&self, node: NodeId, addresses: Addresses) -> Result<(), HandleError> {
         // an older record would take back what operators have changed since
         let state = self.read(true).await?;
@@ -107,6 +131,9 @@ impl Shared {
         let before = Addresses::of(member);
         if before == addresses {
             return Ok(());
+        }
+        if node != self.me {
+            self.find_at(member, &addresses).await?;
         }
         let why = WhyRecord {
             facts: vec![format!("{} says that it is at {} now", member.name, addresses.peer.join(", "))],

@@ -192,7 +192,7 @@ fn idle<'a>(shared: &Shared, view: &NodeView, plan: &Plan, nodes: &'a [NodeStatu
 /// Returns whether the role was given up so often that the cluster waits for a person, as the leader does.
 fn is_for_a_person(shared: &Shared, state: &State, view: &NodeView, plan: &Plan) -> bool {
     let Some(record) = &view.record else { return false };
-    let holder = word(shared, view, plan, record.assignment.node).filter(|(_, age)| *age <= view.timing.report_fresh);
+    let holder = word(shared, view, plan, record.assignment.node).filter(|(_, age)| *age <= view.timing.promise());
     let (changes, changes_max) = (changes_in_trouble(state), state.options.role_changes_per_hour);
     assign::is_for_a_person(&record.assignment, holder.map(|(report, _)| report), &view.goals, changes, changes_max)
 }

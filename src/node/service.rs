@@ -200,8 +200,10 @@ impl Service {
                 return Err(JoinRefusal::AddressTaken { address: address.clone(), member: member.name.clone() });
             }
         }
+        // one that was admitted already asks for nothing
+        let is_known = state.members.values().any(|member| is_same_node(member));
         let differing = differing_options(&state.options, &request.options)?;
-        if !differing.is_empty() {
+        if !differing.is_empty() && !is_known {
             return Err(JoinRefusal::OptionsDiffer { differing });
         }
         if request.kind == MemberKind::Data {

@@ -48,7 +48,7 @@ pub(super) struct LeaderMemory {
 impl LeaderMemory {
     /// Returns the leader's view of the cluster.
     pub(super) fn view(&mut self, facts: LeaderFacts<'_>) -> ClusterView {
-        let LeaderFacts { now, me, state, pulse, own_report, leadership, caught_up } = facts;
+        let LeaderFacts { now, me, state, pulse, own_report, leadership, has_failed_to_hand_over, caught_up } = facts;
         let timing = Timing::from_options(&state.options);
         let record = self.clock.record(state, now);
         let member_view = |member: &Member| {
@@ -72,6 +72,7 @@ impl LeaderMemory {
             rules: Rules::default(),
             goals: (*state.goals.value).clone(),
             durability: state.options.durability,
+            has_failed_to_hand_over,
             resigned_for: self.resigned_for(now, record.as_ref(), &members),
             role_changes: changes_in_trouble(state),
             role_changes_max: state.options.role_changes_per_hour,
@@ -154,5 +155,6 @@ pub(super) struct LeaderFacts<'a> {
     pub(super) pulse: &'a PulseView,
     pub(super) own_report: &'a Report,
     pub(super) leadership: &'a Leadership,
+    pub(super) has_failed_to_hand_over: bool,
     pub(super) caught_up: BTreeSet<NodeId>,
 }

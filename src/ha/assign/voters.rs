@@ -59,7 +59,9 @@ impl Leader<'_> {
             return Assigned { waiting_on: vec![AssignWait::RaftVoters], ..Assigned::default() };
         }
         if self.view.raft_voters != [wanted.clone()] {
-            if let Some(order) = self.hand_over_first(wanted) {
+            if !self.view.has_failed_to_hand_over
+                && let Some(order) = self.hand_over_first(wanted)
+            {
                 return self.done(order, "the leader is to vote no longer", "L22", "hands Raft's leadership over");
             }
             let fact = format!("node {} holds its lease by the old and the new voters", self.a.node);
@@ -72,7 +74,7 @@ impl Leader<'_> {
 
     /// Raft lets a leader lead on that votes no longer, and one that is removed cannot take itself out of the group: it hands the
     /// leadership to a voter that stays, a standby before the active node (L22, L27). Where nobody who votes already can take it,
-    /// Raft changes the voters all the same, and the leadership is handed over after.
+    /// or did when it was tried, Raft changes the voters all the same, and the leadership is handed over after.
     pub(super) fn hand_over_first(&self, voters: &BTreeSet<NodeId>) -> Option<Order> {
         if voters.contains(&self.view.me) {
             return None;

@@ -121,10 +121,14 @@ impl Helper<'_> {
         if has_resigned(self.a.node) {
             return true;
         }
-        let suspects_now = view.now > self.promise_end();
+        // whoever has promised waits, whatever the others say: what they said of themselves may be older than what they promised since, and
+        // only bars of those whose promise is over leave no majority to a lease
+        if view.now <= self.promise_end() {
+            return false;
+        }
         majority_of_every(&self.a.voter_sets, |voter| {
             if voter == view.me {
-                return suspects_now;
+                return true;
             }
             view.pulse.peers.get(&voter).is_some_and(|peer| {
                 let suspects = peer.report.suspects >= generation && peer.is_fresh(view.now, &view.timing);

@@ -146,9 +146,10 @@ impl Database {
         }
     }
 
-    /// What PostgreSQL last ended with, by its own log: the message with its detail and hint.
+    /// What PostgreSQL ended with in its present life, by its own log: the message with its detail and hint.
     pub(in crate::node) fn last_fatal(&self) -> Option<String> {
-        last_fatal(&last_bytes(&self.postgres.layout().log_file(), 0))
+        let from = self.memory.lock().log_at_start;
+        last_fatal(&last_bytes(&self.postgres.layout().log_file(), from))
     }
 
     /// How long PostgreSQL's own log is.
@@ -180,7 +181,7 @@ fn last_fatal(text: &str) -> Option<String> {
     let at = lines.iter().rposition(|line| line.contains("FATAL:  "))?;
     let of = |label: &str| {
         let said = |line: &&str| line.split_once(label).map(|(_, said)| said.trim().to_owned());
-        lines[at..].iter().find_map(said)
+        lines[at..].iter().take(3).find_map(said)
     };
     let parts = ["FATAL:  ", "DETAIL:  ", "HINT:  "].into_iter().filter_map(of);
     Some(parts.collect::<Vec<_>>().join(". ").replace("..", "."))
@@ -246,6 +247,7 @@ mod tests {
         }
         assert_eq!(fetch.moved_at, BootTime(5));
     }
+
     const GONE: &str = "2026-01-01 LOG:  FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment \
                         000000020000000000000003 has already been removed";
 
