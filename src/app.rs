@@ -38,10 +38,11 @@ use crate::postgres::slots::keep_limit_mib;
 use crate::postgres::{Layout, Postgres, PostgresSetup, Programs, SslPaths, StaticSettings};
 use crate::pulse::{PulseConfig, PulseSecret};
 use crate::raft::{Consensus, RaftTiming};
+use crate::sys::clock::boot_id;
 use crate::sys::fs::write_durably;
 use crate::tls::store::TrustPaths;
 use crate::tls::{NodeTrust, TlsContext, host_of};
-use crate::types::{BootId, ClusterGeneration, DaemonIncarnation};
+use crate::types::{ClusterGeneration, DaemonIncarnation};
 
 /// How long handing the role over may take before the process ends all the same: the lease then ends the role.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(30);
@@ -362,14 +363,6 @@ fn guard_program() -> Option<std::path::PathBuf> {
 fn user_name() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid());
     user.ok().flatten().map_or_else(|| "postgres".to_owned(), |user| user.name)
-}
-
-fn boot_id() -> BootId {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    // hashed, as only equality counts
-    let mut id = [0; 16];
-    id.copy_from_slice(&blake3::hash(text.trim().as_bytes()).as_bytes()[..16]);
-    BootId(id)
 }
 
 fn random<const N: usize>() -> anyhow::Result<[u8; N]> {

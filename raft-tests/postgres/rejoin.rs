@@ -164,6 +164,20 @@ async fn a_primary_that_died_before_its_first_checkpoint_is_rewound() {
     for (name, path) in log(&first) {
         std::fs::copy(path, layout.wal_dir().join(name)).unwrap();
     }
+    let stopped = plan.run_observed(second.postgres.programs(), layout, stop_at(RewindStep::Fixing)).await;
+    assert!(stopped.is_err_and(|error| error.to_string().contains("stopped at")));
+    // one that was killed when all was written is not done again, unless the machine went down and what was written with it
+    let mut journal = rewind::pending(layout).unwrap();
+    let boot = std::mem::take(&mut journal.boot);
+    journal.step = RewindStep::Rewinding;
+    let note = |journal: &rewind::RewindJournal| {
+        std::fs::write(layout.config_dir().join("rewind.json"), serde_json::to_vec(journal).unwrap())
+    };
+    note(&journal).unwrap();
+    let lost = plan.run(second.postgres.programs(), layout).await.unwrap_err();
+    assert!(lost.to_string().contains("the machine went down"), "{lost}");
+    journal.boot = boot;
+    note(&journal).unwrap();
     let salvage = plan.run(second.postgres.programs(), layout).await.unwrap();
     assert_eq!((salvage.from, salvage.to, salvage.timeline), (fork, own.lsn, Timeline(4)));
 

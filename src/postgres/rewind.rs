@@ -26,8 +26,9 @@ use super::position::parse_segment;
 use super::salvage::segments;
 use super::settings::{REWIND_ROLE, Source, SslPaths};
 use super::{PgError, Programs, file_error, history};
+use crate::sys::clock::boot_id;
 use crate::sys::exec::{Exclusive, ExecError, Tool};
-use crate::types::{Lsn, Timeline, WalPosition};
+use crate::types::{BootId, Lsn, Timeline, WalPosition};
 
 /// How a node is rewound.
 #[derive(Debug, Clone)]
@@ -69,6 +70,9 @@ pub struct RewindJournal {
     /// What the source writes on. Each promotion has a number of its own, so this tells from which primary it was begun.
     #[serde(default)]
     pub source_timeline: Timeline,
+    /// The boot of the machine in which that step began: what an earlier one had not yet made durable is gone.
+    #[serde(default)]
+    pub boot: BootId,
 }
 
 /// What is known about a tail put aside, as `salvage.json` in its folder.
@@ -107,6 +111,7 @@ pub fn pending(layout: &Layout) -> Option<RewindJournal> {
         step: RewindStep::Rewinding,
         salvage: layout.salvage_dir(),
         source_timeline: Timeline::default(),
+        boot: BootId::default(),
     };
     Some(serde_json::from_slice(&bytes).unwrap_or(unknown))
 }
@@ -138,6 +143,7 @@ impl Rewind {
             step: RewindStep::Quarantine,
             salvage: layout.salvage_dir().join(&self.label),
             source_timeline: self.source_timeline,
+            boot: boot_id(),
         });
         if journal.step != RewindStep::Quarantine && journal.source_timeline != self.source_timeline {
             // what the other alone had written may be in files that a second rewind leaves as they are
@@ -165,30 +171,21 @@ impl Rewind {
             self.quarantine(layout, &journal.salvage, &data)?;
             self.advance(layout, &mut journal, RewindStep::Rewinding)?;
         }
+        if is_repeated && journal.boot != boot_id() {
+            return Err(PgError::Refused(
+                "the machine went down while the database was being rewound, so some of what had been written may be missing: the \
+                 database is copied"
+                    .to_owned(),
+            ));
+        }
         if journal.step == RewindStep::Rewinding {
             reached(RewindStep::Rewinding)?;
             let data = ControlData::read(programs, layout).await?;
-            let mut renamed = Vec::new();
-            // else all but the last of it was done before it was killed
-            if data.timeline != self.source_timeline {
-                if is_repeated {
-                    put_back(layout, &journal.salvage)?;
-                }
-                if programs.major < READS_RECOVERY_END {
-                    renamed = self.rename_log(layout, data.timeline)?;
-                }
-            }
-            let mut has_begun = is_repeated;
-            if let Err(error) = self.rewind(programs, layout, &lock, &mut has_begun).await {
-                if !has_begun && is_of_connection(&error) {
-                    // another primary may follow: nothing was touched, so it may be rewound from that one
-                    for (from, to) in &renamed {
-                        fs::rename(to, from).map_err(file_error("rename", to))?;
-                    }
-                    put_back(layout, &journal.salvage)?;
-                    self.advance(layout, &mut journal, RewindStep::Quarantine)?;
-                }
-                return Err(error);
+            if data.timeline == self.source_timeline {
+                // killed when all was written: the control file comes last, and pg_rewind refuses to do it again
+                sync_all(layout)?;
+            } else {
+                self.rewind(programs, layout, &lock, &mut journal, is_repeated).await?;
             }
             self.advance(layout, &mut journal, RewindStep::Fixing)?;
         }
@@ -207,6 +204,7 @@ impl Rewind {
     fn advance(&self, layout: &Layout, journal: &mut RewindJournal, step: RewindStep) -> Result<(), PgError> {
         journal.step = step;
         journal.source_timeline = self.source_timeline;
+        journal.boot = boot_id();
         layout.write(&journal_path(layout), &serde_json::to_vec(journal).unwrap_or_default())
     }
 
@@ -285,8 +283,38 @@ impl Rewind {
         Ok(renamed)
     }
 
-    /// Runs `pg_rewind`; `has_begun` tells whether it came so far that it may have changed the data directory.
+    /// Brings the log into the form that `pg_rewind` reads and runs it; without its source, all is as it was before.
     async fn rewind(
+        &self,
+        programs: &Programs,
+        layout: &Layout,
+        lock: &Exclusive,
+        journal: &mut RewindJournal,
+        is_repeated: bool,
+    ) -> Result<(), PgError> {
+        if is_repeated {
+            put_back(layout, &journal.salvage)?;
+        }
+        let mut renamed = Vec::new();
+        if programs.major < READS_RECOVERY_END {
+            let data = ControlData::read(programs, layout).await?;
+            renamed = self.rename_log(layout, data.timeline)?;
+        }
+        let mut has_begun = is_repeated;
+        let ended = self.run_tool(programs, layout, lock, &mut has_begun).await;
+        if ended.as_ref().is_err_and(|error| !has_begun && is_of_connection(error)) {
+            // another primary may follow: nothing was touched, so it may be rewound from that one
+            for (from, to) in &renamed {
+                fs::rename(to, from).map_err(file_error("rename", to))?;
+            }
+            put_back(layout, &journal.salvage)?;
+            self.advance(layout, journal, RewindStep::Quarantine)?;
+        }
+        ended
+    }
+
+    /// Runs `pg_rewind`; `has_begun` tells whether it came so far that it may have changed the data directory.
+    async fn run_tool(
         &self,
         programs: &Programs,
         layout: &Layout,
@@ -320,11 +348,27 @@ fn is_of_connection(error: &PgError) -> bool {
         .any(|words| last_lines.contains(words))
 }
 
+/// Makes all of the data directory durable, on each file system that holds a part of it.
+fn sync_all(layout: &Layout) -> Result<(), PgError> {
+    let spaces = layout.pgdata.join("pg_tblspc");
+    let listed = fs::read_dir(&spaces).map_err(file_error("list", &spaces))?;
+    let spaces = listed.flatten().map(|entry| entry.path());
+    for folder in [layout.pgdata.clone(), layout.wal_dir()].into_iter().chain(spaces) {
+        let opened = fs::File::open(&folder).map_err(file_error("make durable", &folder))?;
+        rustix::fs::syncfs(&opened).map_err(|error| file_error("make durable", &folder)(error.into()))?;
+    }
+    Ok(())
+}
+
 /// Puts the log of `salvage` back, as `pg_rewind` found it at first: one that was killed may have written over it.
+///
+/// # Errors
+/// What was put aside cannot be read: then nobody knows what the log was.
 fn put_back(layout: &Layout, salvage: &Path) -> Result<(), PgError> {
-    let listed = fs::read(salvage.join("salvage.json")).ok();
-    let listed = listed.and_then(|bytes| serde_json::from_slice::<Salvage>(&bytes).ok());
-    for name in listed.into_iter().flat_map(|listed| listed.files) {
+    let list = salvage.join("salvage.json");
+    let bytes = fs::read(&list).map_err(file_error("read", &list))?;
+    let listed: Salvage = serde_json::from_slice(&bytes).map_err(|error| file_error("read", &list)(error.into()))?;
+    for name in listed.files {
         copy(layout, &salvage.join(&name), &layout.wal_dir().join(&name))?;
     }
     Ok(())
