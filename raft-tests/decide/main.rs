@@ -86,12 +86,19 @@ fn a_leader_that_is_taken_out_hands_the_leadership_over_first() {
     script.tell("node 3 leads Raft and is to leave; the record has begun to change the voters");
     script.tick(&[1, 2, 3]);
     script.lead(3, &[1, 2, 3]);
-    assert_eq!(script.raft_voters, [all], "it votes until another one leads");
+    assert_eq!(script.raft_voters, std::slice::from_ref(&all), "it votes until another one leads");
     script.tell("node 1 leads");
     script.lead(1, &[1, 2, 3]);
     script.lead(1, &[1, 2, 3]);
     script.tell("node 3 leads on without a vote, as node 1 had none either before the voters changed");
     script.lead(3, &[1, 2, 3]);
+    script.tell("as before the first of it, but node 3 has tried to hand over in vain: the voters change all the same");
+    script.record.0.voter_sets = vec![all.clone(), [NodeId(1)].into()];
+    script.record.0.generation = Generation(5);
+    script.raft_voters = vec![all];
+    script.has_failed_to_hand_over = true;
+    script.lead(3, &[1, 2, 3]);
+    assert_eq!(script.raft_voters, [[NodeId(1)].into()]);
     script.end();
 }
 

@@ -53,6 +53,8 @@ pub struct Script {
     pub raft_voters: Vec<BTreeSet<NodeId>>,
     /// What commits wait for.
     pub durability: Durability,
+    /// Whether the leader has tried in vain to hand the leadership over.
+    pub has_failed_to_hand_over: bool,
     /// For how long the leader has not heard the record's node.
     pub unheard_for: Duration,
     /// How often within the hour the role moved because a node gave it up in trouble.
@@ -91,6 +93,7 @@ impl Script {
             goals: Goals::default(),
             raft_voters: vec![all],
             durability: Durability::TwoNodes,
+            has_failed_to_hand_over: false,
             unheard_for: Duration::ZERO,
             role_changes: 0,
             kept_back: BTreeSet::new(),
@@ -342,7 +345,7 @@ impl Script {
             raft_voters: self.raft_voters.clone(),
             raft_caught_up: among.iter().map(|node| NodeId(*node)).collect(),
             holder_unheard_for: self.unheard_for,
-            has_failed_to_hand_over: false,
+            has_failed_to_hand_over: self.has_failed_to_hand_over,
             resigned_for: Duration::ZERO,
             role_changes: self.role_changes,
             role_changes_max: 6,
