@@ -36,8 +36,9 @@ impl Verdict {
 
 pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
     let (verdict, reasons) = match here::status(cli).await {
-        Ok(Told { mut status, notice }) => {
-            status.cluster.warnings.splice(0..0, notice);
+        Ok(Told { mut status, notice, is_closed }) => {
+            // who may not ask this machine's node has asked another, which is as good
+            status.cluster.warnings.splice(0..0, notice.filter(|_| !is_closed));
             judge(&status)
         }
         Err(error) => (Verdict::Unknown, vec![error.to_string()]),

@@ -18,13 +18,13 @@ use crate::tls::Fingerprint;
 pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
     match &cli.command {
         Command::Status => {
-            let Told { mut status, notice } = here::status(cli).await?;
+            let Told { mut status, notice, .. } = here::status(cli).await?;
             let text = show::status(&status, notice.as_deref());
             status.cluster.warnings.splice(0..0, notice);
             out.answer(&status, &text)?;
         }
         Command::Nodes { command: NodesCommand::List } => {
-            let Told { status, notice } = here::status(cli).await?;
+            let Told { status, notice, .. } = here::status(cli).await?;
             out.answer(&status.nodes, &show::nodes(&status, notice.as_deref()))?;
         }
         _ => {

@@ -25,6 +25,8 @@ pub(super) struct Told {
     pub(super) status: Status,
     /// What is the matter with this machine's own node, as another one had to answer.
     pub(super) notice: Option<String>,
+    /// Whether that one may be well, and only this user may not ask it.
+    pub(super) is_closed: bool,
 }
 
 /// Asks the nodes that the command names, else this machine's node, else members once heard of.
@@ -37,23 +39,24 @@ pub(super) async fn status(cli: &Cli) -> Result<Told, CliError> {
     match client.status_from().await {
         Ok((status, Target::Admin(_))) => {
             local::remember(&status);
-            Ok(Told { status, notice: None })
+            Ok(Told { status, notice: None, is_closed: false })
         }
         Ok((status, Target::Tcp(_))) => {
             local::remember(&status);
-            let notice = notice_of(cli, own).await;
-            let notice = notice.map(|notice| format!("{notice}. What follows is the word of {}", status.me));
-            Ok(Told { status, notice })
+            let found = notice_of(cli, own).await;
+            let is_closed = found.as_ref().is_some_and(|(_, is_closed)| *is_closed);
+            let notice = found.map(|(notice, _)| format!("{notice}. What follows is the word of {}", status.me));
+            Ok(Told { status, notice, is_closed })
         }
         Err(error) => Err(match notice_of(cli, own).await {
-            Some(own) => HandleError::new(error.code, format!("{own}. {}", error.message)).into(),
+            Some((own, _)) => HandleError::new(error.code, format!("{own}. {}", error.message)).into(),
             None => error.into(),
         }),
     }
 }
 
-/// Says what is the matter with the node behind `socket`, where there is one on this machine.
-async fn notice_of(cli: &Cli, socket: Option<&Path>) -> Option<String> {
+/// Says what is the matter with the node behind `socket`, where there is one on this machine, and whether it is only closed to this user.
+async fn notice_of(cli: &Cli, socket: Option<&Path>) -> Option<(String, bool)> {
     let socket = socket?;
     let config = Local::load(&cli.reach, &NodeFlags::default()).ok()?.config;
     if !is_here(&config, socket) {
@@ -61,7 +64,9 @@ async fn notice_of(cli: &Cli, socket: Option<&Path>) -> Option<String> {
     }
     // who hangs takes no connection once those that wait are many
     let connected = timeout(CONNECT_LIMIT, UnixStream::connect(socket)).await;
-    Some(notice(connected.map_or(Ok(()), |connected| connected.map(drop)), socket, systemd::is_here()))
+    let connected = connected.map_or(Ok(()), |connected| connected.map(drop));
+    let is_closed = connected.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+    Some((notice(connected, socket, systemd::is_here()), is_closed))
 }
 
 fn is_here(config: &Config, socket: &Path) -> bool {
