@@ -83,18 +83,33 @@ fn nothing_begins_where_the_port_of_the_pulses_is_taken() {
     drop(taken);
 }
 
+/// `start` and `join` on a node that is to be at `host`, which this machine is not.
+fn begins_nowhere(test: &str, host: &str, told: &[&str]) {
+    if let Some(why) = lacks_postgres() {
+        return skip(test, &why);
+    }
+    let _alone = alone();
+    let mut node = Node::new(43);
+    node.host = host.to_owned();
+    for words in [&["start"][..], &["join", "127.0.0.1:1", "--token", TOKEN][..]] {
+        let ended = node.refused(words);
+        ended.fails(3, told);
+        assert!(!ended.err.contains("is taken"), "{ended:?}");
+        assert!(!node.data_dir().join("identity.json").exists(), "nothing was begun");
+    }
+}
+
 #[test]
 fn a_name_that_nobody_has_is_told_as_that() {
-    let name = "a_name_that_nobody_has_is_told_as_that";
-    if let Some(why) = lacks_postgres() {
-        return skip(name, &why);
-    }
-    let mut node = Node::new(43);
-    node.host = "nohost.invalid".to_owned();
-    let ended = node.refused(&["start"]);
-    ended.fails(3, &["does not know the name nohost.invalid", "getent hosts", "--host-ip"]);
-    assert!(!ended.err.contains("is taken"), "{ended:?}");
-    assert!(!node.data_dir().join("identity.json").exists(), "nothing was begun");
+    let told = ["does not know the name nohost.invalid", "getent hosts", "--host-ip"];
+    begins_nowhere("a_name_that_nobody_has_is_told_as_that", "nohost.invalid", &told);
+}
+
+#[test]
+fn an_address_that_no_interface_has_is_told_as_that() {
+    // set apart for documentation
+    let told = ["no interface of this machine has the address 192.0.2.77", "`ip address`", "--host-ip"];
+    begins_nowhere("an_address_that_no_interface_has_is_told_as_that", "192.0.2.77", &told);
 }
 
 #[test]
@@ -141,24 +156,6 @@ fn killed_midway(node: &mut Node, mut child: Child) {
     child.wait().unwrap();
     node.kill();
     assert!(node.data_dir().join("begin.json").exists(), "it was killed too late: {}", node.log());
-}
-
-#[test]
-fn an_address_that_no_interface_has_is_told_as_that() {
-    let name = "an_address_that_no_interface_has_is_told_as_that";
-    if let Some(why) = lacks_postgres() {
-        return skip(name, &why);
-    }
-    let mut node = Node::new(43);
-    // set apart for documentation
-    node.host = "192.0.2.77".to_owned();
-    let told = ["no interface of this machine has the address 192.0.2.77", "`ip address`", "--host-ip"];
-    for words in [&["start"][..], &["join", "127.0.0.1:1", "--token", TOKEN][..]] {
-        let ended = node.refused(words);
-        ended.fails(3, &told);
-        assert!(!ended.err.contains("is taken"), "{ended:?}");
-        assert!(!node.data_dir().join("identity.json").exists(), "nothing was begun");
-    }
 }
 
 #[test]

@@ -24,10 +24,11 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
     let config = Local::load(&cli.reach, &NodeFlags::default())?.config;
     // this machine's own daemon or nobody: another member's word would take that one out
     let own = Client::new(vec![Target::Admin(config.admin_socket())], None, None).map_err(anyhow::Error::new)?;
-    let status = own.status().await.map_err(|error| {
+    let status = own.status().await.map_err(|_| {
         CliError::Refused(format!(
-            "hasup on this machine does not answer, so it cannot leave in order ({error}). Nothing was done. Start it, or take the node out \
-             by `hasup nodes remove NODE` on another machine"
+            "hasup on this machine does not answer at {}, so it cannot leave in order. Nothing was done. Start it, or take the node out by \
+             `hasup nodes remove NODE` on another machine",
+            config.admin_socket().display()
         ))
     })?;
     let name = status.me.clone();

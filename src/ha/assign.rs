@@ -86,7 +86,7 @@ impl fmt::Display for AssignWait {
             Self::Candidate { node, because } => write!(f, "node {node}, which holds the most log: {because}"),
             Self::Person { changes } => write!(
                 f,
-                "a person: within an hour {changes} nodes that live gave the active role up, and now one does again. Find out why \
+                "a person: nodes that live have given the active role up {changes} times within an hour, and now once more. Find out why \
                  (`hasup history`), then order who is to be active: `hasup promote NODE`"
             ),
             Self::CommitSetSettles => f.write_str("the new commit set to be in effect"),

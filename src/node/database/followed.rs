@@ -180,11 +180,11 @@ fn last_fatal(text: &str) -> Option<String> {
     let lines: Vec<&str> = text.lines().collect();
     let at = lines.iter().rposition(|line| line.contains("FATAL:  "))?;
     let of = |label: &str| {
-        let said = |line: &&str| line.split_once(label).map(|(_, said)| said.trim().to_owned());
+        let said = |line: &&str| line.split_once(label).map(|(_, said)| said.trim().trim_end_matches('.').to_owned());
         lines[at..].iter().take(3).find_map(said)
     };
     let parts = ["FATAL:  ", "DETAIL:  ", "HINT:  "].into_iter().filter_map(of);
-    Some(parts.collect::<Vec<_>>().join(". ").replace("..", "."))
+    Some(parts.collect::<Vec<_>>().join(". "))
 }
 
 /// What PostgreSQL's receiver logs when its source has removed the log that it asks for. The message is the server's, in its
@@ -205,7 +205,7 @@ mod tests {
         let log = "2026-11-22 [1] FATAL:  an older one\n2026-11-22 [2] LOG:  starting\n2026-11-22 [2] FATAL:  data directory \
                    \"/d\" has invalid permissions\n2026-11-22 [2] DETAIL:  Permissions should be u=rwx (0700) or u=rwx,g=rx (0750).\n";
         let said =
-            "data directory \"/d\" has invalid permissions. Permissions should be u=rwx (0700) or u=rwx,g=rx (0750).";
+            "data directory \"/d\" has invalid permissions. Permissions should be u=rwx (0700) or u=rwx,g=rx (0750)";
         assert_eq!(last_fatal(log).as_deref(), Some(said));
         assert_eq!(last_fatal("2026-11-22 [2] LOG:  starting\n"), None);
     }
