@@ -114,7 +114,7 @@ pub async fn run_command(cli: &Cli) -> Result<ExitCode, CliError> {
         Command::Config { command: args::ConfigCommand::Check { node } } => local::config_check(cli, node, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "hasup", &mut script);
+            clap_complete::generate(*shell, &mut shown_commands(), "hasup", &mut script);
             out.bytes(&script)?;
             Ok(ExitCode::SUCCESS)
         }
@@ -122,9 +122,50 @@ pub async fn run_command(cli: &Cli) -> Result<ExitCode, CliError> {
     }
 }
 
+/// Returns the tree of commands without those that only hasup itself gives: a completion script would offer hidden ones too.
+fn shown_commands() -> clap::Command {
+    shown(&Cli::command()).version(env!("CARGO_PKG_VERSION")).propagate_version(true)
+}
+
+fn shown(command: &clap::Command) -> clap::Command {
+    // clap takes no subcommand away again, so the tree is built anew of what completions know
+    clap::Command::new(command.get_name().to_owned())
+        .about(command.get_about().cloned().unwrap_or_default())
+        .args(command.get_arguments())
+        .subcommands(command.get_subcommands().filter(|inner| !inner.is_hide_set()).map(shown))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn completions_offer_what_help_shows() {
+        use clap_complete::Shell;
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish, Shell::PowerShell, Shell::Elvish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut shown_commands(), "hasup", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            for hidden in ["exec-postgres", "exec__postgres", "exec__subcmd__postgres", "poller"] {
+                assert!(!script.contains(hidden), "{shell} has {hidden}");
+            }
+            for word in ["switchover", "completions", "run-dir", "watch", "version"] {
+                assert!(script.contains(word), "{shell} lacks {word}");
+            }
+        }
+    }
+
+    #[test]
+    fn variables_of_commands_are_no_unknown_settings() {
+        fn env_of(command: &clap::Command, found: &mut std::collections::BTreeSet<String>) {
+            let names = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned));
+            found.extend(names);
+            command.get_subcommands().for_each(|inner| env_of(inner, found));
+        }
+        let mut found = std::collections::BTreeSet::new();
+        env_of(&Cli::command(), &mut found);
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), crate::config::VARIABLES_OF_COMMANDS);
+    }
 
     fn code_of(words: &[&str]) -> String {
         let words = std::iter::once("hasup").chain(words.iter().copied()).map(std::ffi::OsString::from);

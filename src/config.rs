@@ -1,7 +1,8 @@
 //! Text in, checked settings out. Pure: strings and facts come in as values, nothing here reads a file or the environment.
 //!
 //! Layers, the later ones win: defaults, the node file, what `start` or `join` was told on its command line and remembered in
-//! the data directory, `HASUP_*` in the environment, flags of this command. [`load`] gathers them, checks everything and
+//! the data directory, `HASUP_*` in the environment, flags of this command. What was remembered yields to the node file where that has
+//! been edited since: it keeps what the file said then. [`load`] gathers them, checks everything and
 //! returns either a [`Config`], in which no invalid value can exist, or every problem at once.
 //!
 //! The file is walked by the table of settings instead of a serde struct that denies unknown keys: serde stops at the first
@@ -24,7 +25,7 @@ pub use check::{Effective, Facts, Loaded, load};
 pub use defaults::{Kind, SETTINGS, Setting, setting};
 pub use host::{Address, Host, HostError};
 pub use owned::is_owned;
-pub use raw::{Layer, Origin, Problem, Problems, Sources, peek, render};
+pub use raw::{Layer, Origin, Problem, Problems, Sources, VARIABLES_OF_COMMANDS, peek, render, render_remembered};
 
 use crate::types::NodeName;
 

@@ -38,7 +38,7 @@ fn run(cli: &Cli) -> Result<ExitCode, CliError> {
             one_thread()?.block_on(cli::run_daemon(service))?;
             Ok(ExitCode::SUCCESS)
         }
-        Some(Daemon::Node { config, begin, announce }) => {
+        Some(Daemon::Node { config, begin, announce, notes }) => {
             cli::drop_privileges(&config)?;
             telemetry::init(&config.log).context("set up logs")?;
             let runtime = Builder::new_multi_thread()
@@ -46,7 +46,7 @@ fn run(cli: &Cli) -> Result<ExitCode, CliError> {
                 .enable_all()
                 .build()
                 .context("start the runtime")?;
-            let ended = runtime.block_on(cli::run_daemon(Daemon::Node { config, begin, announce }));
+            let ended = runtime.block_on(cli::run_daemon(Daemon::Node { config, begin, announce, notes }));
             runtime.shutdown_timeout(DRAIN_LIMIT);
             ended.map(|()| ExitCode::SUCCESS)
         }

@@ -30,6 +30,7 @@ mod leader;
 mod moved;
 mod names;
 pub mod options;
+mod paused;
 pub mod progress;
 mod propose;
 mod publish;
@@ -273,6 +274,7 @@ impl Node {
             tasks.spawn("collations", Arc::clone(&shared.postgres).compare_collations());
             tasks.spawn("recovery", Arc::clone(&shared.postgres).measure_recovery());
             tasks.spawn("connections", Arc::clone(&shared.postgres).count_connections());
+            tasks.spawn("paused replay", paused::watch(Arc::clone(&shared)));
         }
         tasks.spawn("postgres log", Arc::clone(&shared.postgres).follow_log(shared.data_dir.clone()));
         tasks.spawn("control loop", control_loop::run(Arc::clone(&shared), published));

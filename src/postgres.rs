@@ -9,6 +9,8 @@
 //!   nobody can start an old primary writable. Price: a fresh cluster begins on timeline 2.
 //! - hasup's settings live outside the data directory and are given by `-c config_file=`; copies and rewinds, which bring the
 //!   other node's files, cannot change them. `postgresql.auto.conf` could: lines that contradict are taken out before a start.
+//! - Of connections and the like, a start takes as many as the data demand, whatever is set: each start is one in recovery. Price: such a
+//!   number never becomes less once a primary has had it ([`Postgres::prepare_start`]).
 //! - No relay for WAL: standbys connect directly, by a client certificate whose copy belongs to one generation. The bar takes
 //!   that copy away first (L9).
 //! - Timeline numbers are reserved (L13): placeholder history files fill the numbers between. Followers on an older timeline
@@ -28,6 +30,7 @@ pub mod initdb;
 pub mod layout;
 pub mod log;
 pub mod observe;
+mod places;
 pub mod position;
 pub mod programs;
 pub mod provision;

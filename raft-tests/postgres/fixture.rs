@@ -6,11 +6,13 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hasup::guard::{GuardClient, Lease, StopMode, spawn_detached};
 use hasup::ha::record::{CommitSet, DataMember};
 use hasup::postgres::basebackup::BaseBackup;
+use hasup::postgres::initdb::initdb;
 use hasup::postgres::observe::LiveFacts;
 use hasup::postgres::{
     Follow, Layout, Postgres, PostgresFacts, PostgresSetup, Programs, Reader, Source, SslMode, SslPaths,
@@ -72,7 +74,7 @@ pub struct Cluster {
 
 pub struct Node {
     pub id: u64,
-    pub postgres: Postgres,
+    pub postgres: Arc<Postgres>,
     pub guard: GuardClient,
     _connection: JoinSet<()>,
     guard_pid: u32,
@@ -149,14 +151,19 @@ impl Cluster {
         let programs = Programs::find(None, None).unwrap();
         let (guard, connection) = start_guard(&layout).await;
         let guard_pid = guard.last_status().guard_pid;
-        let postgres = Postgres::new(PostgresSetup { layout, programs, settings });
+        let postgres = Arc::new(Postgres::new(PostgresSetup { layout, programs, settings }));
         Node { id, postgres, guard, _connection: connection, guard_pid }
     }
 
     /// A node that is primary of a fresh cluster, on timeline 2, with roles, under generation 1 with a long lease.
     pub async fn primary(&self, id: u64) -> Node {
-        let node = self.node(id).await;
-        hasup::postgres::initdb::initdb(node.postgres.programs(), node.postgres.layout(), LIMIT).await.unwrap();
+        self.make_primary(self.node(id).await).await
+    }
+
+    /// The same of a node that is there.
+    pub async fn make_primary(&self, node: Node) -> Node {
+        let settings = &node.postgres.settings().extra;
+        initdb(node.postgres.programs(), node.postgres.layout(), settings, LIMIT).await.unwrap();
         // a start never leaves the names empty: they are said before each promotion
         node.start(None).await;
         node.postgres.set_sync_names(&SyncNames::Empty, true, LIMIT).await.unwrap();
@@ -210,6 +217,14 @@ impl Node {
         self.postgres.settings().port
     }
 
+    /// Has `name` set to `value` from the next start on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        let mut settings = self.postgres.settings().clone();
+        settings.extra.insert(name.to_owned(), value.to_owned());
+        let (layout, programs) = (self.postgres.layout().clone(), self.postgres.programs().clone());
+        self.postgres = Arc::new(Postgres::new(PostgresSetup { layout, programs, settings }));
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.postgres.layout().data_dir.clone()
     }
@@ -242,7 +257,7 @@ impl Node {
     }
 
     pub async fn start(&self, follow: Option<&Follow>) {
-        let spec = self.postgres.prepare_start(follow, &members()).unwrap();
+        let spec = self.postgres.prepare_start(follow, &members()).await.unwrap();
         self.guard.start_postgres(spec).await.unwrap();
         self.answers().await;
     }

@@ -115,7 +115,7 @@ async fn a_stale_process_id_does_not_keep_postgresql_from_starting() {
     // what a server in a container left or holds does not
     let file = layout.pgdata.join("postmaster.pid");
     std::fs::write(&file, format!("1\n{}\n1\n5432\n/var/run/postgresql\n", layout.pgdata.display())).unwrap();
-    let spec = node.postgres.prepare_start(None, &members()).unwrap();
+    let spec = node.postgres.prepare_start(None, &members()).await.unwrap();
     let refused = node.guard.start_postgres(spec).await.unwrap_err().to_string();
     assert!(refused.contains("another container") && file.exists(), "{refused}");
 }
@@ -146,7 +146,7 @@ async fn daemon_is_replaced_unnoticed_and_the_guards_death_is_a_fence() {
     .await;
 
     let (fourth, _tasks) = start_guard(node.postgres.layout()).await;
-    let spec = node.postgres.prepare_start(None, &members()).unwrap();
+    let spec = node.postgres.prepare_start(None, &members()).await.unwrap();
     std::fs::remove_file(node.postgres.layout().standby_signal()).unwrap();
     let refused = fourth.start_postgres(spec.clone()).await.unwrap_err().to_string();
     assert!(refused.contains("standby.signal"), "{refused}");

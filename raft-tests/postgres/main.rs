@@ -4,6 +4,7 @@
 mod fetch;
 mod fixture;
 mod guard;
+mod places;
 mod rejoin;
 mod roles;
 mod slots;

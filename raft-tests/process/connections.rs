@@ -48,7 +48,8 @@ fn used_up_connections_are_told_and_move_nothing() {
     }
     let _alone = alone();
     let mut node = Node::new(111);
-    let settings = "[postgres]\nsettings = { superuser_reserved_connections = 92 }\n";
+    // fewer than PostgreSQL's default, which counts from the first start on
+    let settings = "[postgres]\nsettings = { max_connections = 40, superuser_reserved_connections = 32 }\n";
     std::fs::write(node.folder.path().join("node.toml"), settings).unwrap();
     node.start(&[]);
     let before = until_check(&node, "a node without trouble", |ended| ended.code == Some(0));

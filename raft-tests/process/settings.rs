@@ -8,7 +8,8 @@ const BAD: &str = "node_name = \"no spaces please\"\nhost_ip = \"127.0.0.1\"\npe
 
 #[test]
 fn all_that_is_wrong_with_the_settings_is_told_at_once() {
-    let node = Node::new(41);
+    let mut node = Node::new(41);
+    node.environment.push(("HASUP_HOST_PI", "127.0.0.41".into()));
     fs::write(node.folder.path().join("node.toml"), BAD).unwrap();
     let before = contents(node.folder.path());
     for words in [
@@ -21,7 +22,7 @@ fn all_that_is_wrong_with_the_settings_is_told_at_once() {
         ended.fails(
             2,
             &[
-                "4 problems",
+                "5 problems",
                 "node.toml:1",
                 "node_name",
                 "node.toml:3",
@@ -29,6 +30,7 @@ fn all_that_is_wrong_with_the_settings_is_told_at_once() {
                 "node.toml:4",
                 "65535",
                 "node.toml:5",
+                "did you mean `HASUP_HOST_IP`?",
             ],
         );
         assert!(ended.err.contains("Nothing was started"), "{ended:?}");

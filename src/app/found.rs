@@ -90,7 +90,8 @@ pub(super) async fn prepare(
         adoption.take_over(layout).context("take the database over")?;
     } else if !layout.pgdata.join("PG_VERSION").exists() {
         tracing::info!(folder = %layout.pgdata.display(), version = programs.major, "making a fresh PostgreSQL database");
-        initdb(programs, layout, INITDB_LIMIT).await.context("make a fresh PostgreSQL database")?;
+        let settings = &config.postgres.settings;
+        initdb(programs, layout, settings, INITDB_LIMIT).await.context("make a fresh PostgreSQL database")?;
     }
     Node::adopt_fresh_database(&config.data_dir).context("keep this node's durable facts")?;
     let identity = Identity {

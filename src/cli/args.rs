@@ -363,14 +363,14 @@ pub enum KvCommand {
         #[arg(long)]
         stale: bool,
     },
-    /// Print a key each time it changes
+    /// Print a key as it is, then each time it changes
     Watch {
         /// The key
         key: String,
-        /// Watch all keys that begin with it
+        /// Watch all keys that begin with it: prints all of them, then those that change; --json prints all each time, and names those
         #[arg(long)]
         prefix: bool,
-        /// End after so many changes; default: never
+        /// End after so many answers, the first one included; default: never
         #[arg(long)]
         count: Option<u64>,
     },

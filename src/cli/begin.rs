@@ -50,6 +50,8 @@ pub enum Daemon {
         begin: Begin,
         /// Whether to print how to go on once it is up, and as JSON or not.
         announce: Option<bool>,
+        /// What to log of the settings.
+        notes: Vec<String>,
     },
     /// The node under systemd: only started and waited for here.
     Service {
@@ -105,7 +107,9 @@ pub fn prepare_daemon(cli: &Cli) -> Result<Option<Daemon>, CliError> {
             set_out(cli, node, begin, RunningServer::IsRefused, ask).map(Some)
         }
         Command::Run { node, .. } => {
-            let Local { config, .. } = Local::load(&cli.reach, node)?;
+            let local = Local::load(&cli.reach, node)?;
+            let notes = local.notes();
+            let config = local.config;
             make_folders(&config, owner(&config)?)?;
             let begin = Begin::load(&config.data_dir).context("see how the node begins")?;
             if begin == Begin::Run && !app::is_member(&config.data_dir) {
@@ -115,7 +119,7 @@ pub fn prepare_daemon(cli: &Cli) -> Result<Option<Daemon>, CliError> {
                 );
                 return Err(CliError::Refused(text));
             }
-            Ok(Some(Daemon::Node { config, begin, announce: None }))
+            Ok(Some(Daemon::Node { config, begin, announce: None, notes }))
         }
         Command::Guard { node } => {
             let Local { config, .. } = Local::load(&cli.reach, node)?;
@@ -198,7 +202,10 @@ fn set_out(
         }
         Begin::Join { .. } | Begin::Run => None,
     };
-    let mut remembered = format!("# What this node was told when it began.\n{}", config::render(&sources)?);
+    let mut remembered = format!(
+        "# What this node was told when it began. A setting that has been edited in the node file since counts as that says.\n{}",
+        config::render_remembered(&sources)?
+    );
     if !flags.foreground && write_node_file(&config, &sources)? {
         "# What this node was told when it began is in the node file.\n".clone_into(&mut remembered);
     }
@@ -216,7 +223,7 @@ fn set_out(
     }
     let announce = (!flags.no_wait).then_some(cli.reach.json);
     Ok(if flags.foreground {
-        Daemon::Node { config, begin, announce }
+        Daemon::Node { config, begin, announce, notes: Vec::new() }
     } else {
         Daemon::Service { config, begin, announce }
     })
@@ -261,17 +268,16 @@ fn first_entry(folder: &Path) -> Option<String> {
 /// node file.
 fn write_node_file(config: &Config, sources: &Sources) -> Result<bool, CliError> {
     let path = Path::new(NODE_FILE);
-    let remembered = config.data_dir.join(REMEMBERED).display().to_string();
     if !path.exists() || fs::read_to_string(path).is_ok_and(|text| is_left_over(&text)) {
         let folder = path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         // A file named by --config is copied whole; the flags beside it stay remembered in the data directory.
-        let named = sources.files.iter().find(|layer| layer.name != remembered);
+        let named = sources.files.first();
         let text = named.map_or_else(|| config::render(sources), |layer| Ok(layer.text.clone()))?;
         begin::keep(path, own_node_file(&text).as_bytes(), 0o644, None).context("write the node file")?;
         return Ok(named.is_none());
     }
-    if let Some(other) = sources.files.iter().find(|layer| layer.name != NODE_FILE && layer.name != remembered) {
+    if let Some(other) = sources.files.iter().find(|layer| layer.name != NODE_FILE) {
         let text = format!(
             "the unit reads {NODE_FILE}, which exists, and this command {}. Nothing was started. Move one over the other, or \
              say --foreground",
@@ -347,7 +353,8 @@ fn prompt(question: &str) -> Result<String, CliError> {
 /// The node could not begin, or ended in a way that its supervisor should know.
 pub async fn run_daemon(daemon: Daemon) -> Result<(), CliError> {
     match daemon {
-        Daemon::Node { config, begin, announce } => {
+        Daemon::Node { config, begin, announce, notes } => {
+            notes.iter().for_each(|note| tracing::info!("{note}"));
             let told = async {
                 if let Some(json) = announce
                     && let Err(error) = announce_up(&config, &begin, Out::new(json)).await
@@ -592,6 +599,22 @@ mod tests {
         assert_eq!(code("run"), Ok(Begin::Run));
         assert_eq!(code("start --foreground"), Err(3), "it has begun");
         assert_eq!(code(&join), Err(3), "it has begun");
+    }
+
+    #[test]
+    fn a_node_file_that_is_edited_wins_over_what_the_node_was_told_when_it_began() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("hasup.toml");
+        let port = |words: &str| {
+            let words = format!("{words} --config {}", file.display());
+            prepared(folder.path(), &words).map(|(config, _)| config.peer.port)
+        };
+        fs::write(&file, "node_name = \"n1\"\nhost_ip = \"::1\"\npeer.port = 7000\n").unwrap();
+        assert_eq!(port("start --foreground --peer-port 7100").unwrap(), 7100);
+        assert_eq!(port("run").unwrap(), 7100, "as it was told");
+        fs::write(&file, "node_name = \"n1\"\nhost_ip = \"::1\"\npeer.port = 7200\n").unwrap();
+        assert_eq!(port("run").unwrap(), 7200, "as the file says since");
+        assert_eq!(port("run --peer-port 7300").unwrap(), 7300, "as this command says");
     }
 
     #[test]

@@ -70,7 +70,9 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
         Some(_) => {}
     }
     for node in &status.nodes {
-        if !node.is_reachable {
+        if !node.is_reachable && node.is_spare {
+            note(Verdict::Warning, format!("{} is silent, a spare: the cluster is as redundant as with it", node.name));
+        } else if !node.is_reachable {
             note(Verdict::Warning, format!("{} is silent", node.name));
         } else if node.state == NodeState::Failed {
             note(Verdict::Warning, format!("{} needs a person", node.name));
@@ -129,6 +131,10 @@ mod tests {
             (Verdict::Critical, vec!["n1 is no member".to_owned()]),
             "nothing else is of the present"
         );
+        let mut spare = example();
+        spare.nodes[2].is_spare = true;
+        let told = "n3 is silent, a spare: the cluster is as redundant as with it".to_owned();
+        assert_eq!(judge(&spare), (Verdict::Warning, vec![told]));
         let mut well = example();
         well.nodes.truncate(2);
         assert_eq!(judge(&well), (Verdict::Ok, vec!["n1 is active, 2 nodes".to_owned()]));

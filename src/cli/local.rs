@@ -57,9 +57,21 @@ impl Local {
         sources.files.retain(|layer| layer.name != NODE_FILE || !is_left_over(&layer.text));
         let folder = data_dir(&sources);
         if app::is_member(&folder) {
-            sources.files.extend(read_layer(&folder.join(REMEMBERED), false)?);
+            sources.remembered = read_layer(&folder.join(REMEMBERED), false)?;
         }
         Self::of(sources)
+    }
+
+    /// Returns what the daemon should say of its settings.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let outvoted = self.effective.iter().filter_map(|effective| {
+            let (value, origin) = effective.instead_of.as_ref()?;
+            Some(format!(
+                "{} is {} by {}, and not {value} as in {origin}: this node was told so when it began. Edit that line, which then counts",
+                effective.key, effective.value, effective.origin
+            ))
+        });
+        outvoted.collect()
     }
 
     fn of(sources: Sources) -> Result<Self, CliError> {
@@ -72,7 +84,7 @@ impl Local {
 /// Gathers all layers of the configuration.
 fn sources(reach: &Reach, node: &NodeFlags) -> Result<Sources, CliError> {
     let mut sources = named_sources(reach, node)?;
-    sources.files.extend(read_layer(&data_dir(&sources).join(REMEMBERED), false)?);
+    sources.remembered = read_layer(&data_dir(&sources).join(REMEMBERED), false)?;
     Ok(sources)
 }
 
@@ -87,7 +99,7 @@ fn named_sources(reach: &Reach, node: &NodeFlags) -> Result<Sources, CliError> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with("HASUP_"))
         .collect();
-    Ok(Sources { files, env, flags: flags(reach, node) })
+    Ok(Sources { files, remembered: None, env, flags: flags(reach, node) })
 }
 
 fn data_dir(sources: &Sources) -> PathBuf {
@@ -359,13 +371,25 @@ pub(super) fn config_check(cli: &Cli, node: &NodeFlags, out: Out) -> Result<Exit
     let rows: Vec<_> = local
         .effective
         .iter()
-        .map(|effective| vec![effective.key.to_owned(), effective.value.clone(), effective.origin.to_string()])
+        .map(|effective| {
+            let over = effective.instead_of.as_ref().map(|(value, origin)| {
+                format!("; {origin} has {value}, which counts once that line is edited, or this one removed")
+            });
+            let from = format!("{}{}", effective.origin, over.unwrap_or_default());
+            vec![effective.key.to_owned(), effective.value.clone(), from]
+        })
         .collect();
     let json: Vec<_> = local
         .effective
         .iter()
         .map(|effective| {
-            serde_json::json!({"key": effective.key, "value": effective.value, "origin": effective.origin.to_string()})
+            let mut row = serde_json::json!({
+                "key": effective.key, "value": effective.value, "origin": effective.origin.to_string(),
+            });
+            if let Some((value, origin)) = &effective.instead_of {
+                row["instead_of"] = serde_json::json!({"value": value, "origin": origin.to_string()});
+            }
+            row
         })
         .collect();
     out.answer(&json, &table(&["SETTING", "VALUE", "FROM"], &rows))?;

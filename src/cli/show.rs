@@ -211,6 +211,7 @@ pub(super) mod tests {
             is_reachable: true,
             heard_ms_ago: Some(40),
             raft,
+            is_spare: false,
             priority: 100,
             nofailover: false,
             timeline: Some(Timeline(2)),
@@ -266,7 +267,7 @@ n3    10.0.0.3:7400  failed   unknown   100       silent 12 s  0.1.0
         let expected = serde_json::json!({
             "id": 2, "name": "n2", "address": "10.0.0.2:7400", "api_address": "10.0.0.2:7401",
             "postgres_address": "10.0.0.2:5432", "kind": "data", "state": "standby", "is_reachable": true,
-            "heard_ms_ago": 40, "raft": "leader", "priority": 100, "nofailover": true, "timeline": 2, "lsn": "0/3000148",
+            "heard_ms_ago": 40, "raft": "leader", "is_spare": false, "priority": 100, "nofailover": true, "timeline": 2, "lsn": "0/3000148",
             "lag_bytes": 20_000_000, "kept_log_bytes": null, "version": "0.1.0", "checks": {}, "troubles": [],
         });
         assert_eq!(json, expected);

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use super::defaults::{SETTINGS, setting};
 use super::host::{Address, Host};
 use super::owned::is_owned;
-use super::raw::{Origin, Problem, Problems, Said, Sources, Value, gather};
+use super::raw::{Origin, Outvoted, Problem, Problems, Said, Sources, Value, gather_all};
 use super::{BalancerConfig, Config, Endpoint, LogConfig, LogFormat, PostgresConfig};
 use crate::types::NodeName;
 
@@ -30,6 +30,8 @@ pub struct Effective {
     pub value: String,
     /// Who said so.
     pub origin: Origin,
+    /// What the node file says instead and does not count, as the node was told otherwise when it began, and where.
+    pub instead_of: Option<(String, Origin)>,
 }
 
 /// A checked configuration.
@@ -47,8 +49,8 @@ pub struct Loaded {
 /// Every problem found, each with its place, key, value and cure.
 pub fn load(sources: &Sources, facts: &Facts) -> Result<Loaded, Problems> {
     let mut problems = Vec::new();
-    let said = gather(sources, &mut problems);
-    let mut checker = Checker { said, problems, effective: BTreeMap::new() };
+    let (said, outvoted) = gather_all(sources, &mut problems);
+    let mut checker = Checker { said, outvoted, problems, effective: BTreeMap::new() };
     let config = checker.config(facts);
     let Checker { problems, mut effective, .. } = checker;
     match config {
@@ -63,6 +65,7 @@ pub fn load(sources: &Sources, facts: &Facts) -> Result<Loaded, Problems> {
 /// Works through the settings; a value that cannot be used is a problem, and the work goes on to find the others.
 struct Checker {
     said: Said,
+    outvoted: Outvoted,
     problems: Vec<Problem>,
     effective: BTreeMap<&'static str, Effective>,
 }
@@ -219,7 +222,8 @@ impl Checker {
 
     fn note(&mut self, key: &str, value: &Value, origin: Origin) {
         let key = setting(key).map_or("", |setting| setting.key);
-        self.effective.insert(key, Effective { key, value: value.to_string(), origin });
+        let instead_of = self.outvoted.get(key).map(|(value, origin)| (value.to_string(), origin.clone()));
+        self.effective.insert(key, Effective { key, value: value.to_string(), origin, instead_of });
     }
 
     fn text(&mut self, key: &str, default: &str) -> String {
@@ -352,7 +356,7 @@ fn copy_rate(text: &str) -> Option<Option<u32>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::raw::{Layer, render};
+    use super::super::raw::{Layer, render, render_remembered};
     use super::*;
 
     fn facts() -> Facts {
@@ -461,7 +465,7 @@ port = 6432
     #[test]
     fn later_layers_win_and_flags_can_be_remembered() {
         let mut sources = file("[peer]\nport = 1\n[api]\nport = 2\n[postgres]\nport = 3\n");
-        sources.files.push(Layer { name: "node.toml".to_owned(), text: "api.port = 20".to_owned() });
+        sources.files.push(Layer { name: "other.toml".to_owned(), text: "api.port = 20".to_owned() });
         sources.env.insert("HASUP_POSTGRES_PORT".to_owned(), "30".to_owned());
         sources.flags = vec![
             ("--postgres-port".to_owned(), "postgres.port".to_owned(), "300".to_owned()),
@@ -474,6 +478,63 @@ port = 6432
         let remembered = render(&sources).unwrap();
         assert_eq!(remembered, "host_ip = \"fd00::1\"\npostgres.port = 300\n");
         assert_eq!(load(&file(&remembered), &facts()).unwrap().config.postgres.port, 300);
+    }
+
+    #[test]
+    fn flags_that_were_remembered_count_until_the_node_file_is_edited() {
+        let mut sources = file("peer.port = 7000\napi.port = 8000\nlog.level = \"warn\"\n");
+        for (key, value) in [("peer.port", "7100"), ("api.port", "8000"), ("postgres.port", "6000")] {
+            sources.flags.push((format!("--{key}"), key.to_owned(), value.to_owned()));
+        }
+        let text = render_remembered(&sources).unwrap();
+        assert_eq!(
+            text,
+            "peer.port = 7100\napi.port = 8000\npostgres.port = 6000\n# The node file said then: peer.port = 7000\n"
+        );
+        let ports = |now: &str| {
+            let remembered = Some(Layer { name: "node.toml".to_owned(), text: text.clone() });
+            let loaded = load(&Sources { remembered, ..file(now) }, &facts()).unwrap();
+            let of = |key: &str| {
+                let effective = loaded.effective.iter().find(|effective| effective.key == key).unwrap();
+                let instead = effective.instead_of.as_ref().map(|(value, origin)| format!(", not {value} ({origin})"));
+                format!("{} ({}){}", effective.value, effective.origin, instead.unwrap_or_default())
+            };
+            ["peer.port", "api.port", "postgres.port"].map(of)
+        };
+        assert_eq!(
+            ports("peer.port = 7000\napi.port = 8000\n"),
+            ["7100 (node.toml:1), not 7000 (hasup.toml:1)", "8000 (hasup.toml:2)", "6000 (node.toml:3)"]
+        );
+        assert_eq!(
+            ports("log.level = \"info\"\npeer.port = 7200\napi.port = 8200\npostgres.port = 6200\n"),
+            ["7200 (hasup.toml:2)", "8200 (hasup.toml:3)", "6200 (hasup.toml:4)"]
+        );
+        assert_eq!(ports(""), ["7100 (node.toml:1)", "8000 (node.toml:2)", "6000 (node.toml:3)"]);
+    }
+
+    #[test]
+    fn variables_that_nobody_reads_are_told_with_the_nearest_name() {
+        let mut sources = Sources::default();
+        for (name, value) in [
+            ("HASUP_PEER_PROT", "1"),
+            ("HASUP_TARGETS", "db1"),
+            ("HASUP_COLOUR", "secret"),
+            ("HASUP_PEER_PORT", "7777"),
+            ("HASUP_CONFIG", "/c"),
+            ("HASUP_TEST_FULL", "1"),
+            ("HASUP_SIM_SEEDS", "7"),
+        ] {
+            sources.env.insert(name.to_owned(), value.to_owned());
+        }
+        let lines: Vec<_> = load(&sources, &facts()).unwrap_err().0.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lines,
+            [
+                "HASUP_COLOUR: is no variable that hasup reads: unset it",
+                "HASUP_PEER_PROT: is no variable that hasup reads: did you mean `HASUP_PEER_PORT`? Else unset it",
+                "HASUP_TARGETS: is no variable that hasup reads: did you mean `HASUP_TARGET`? Else unset it",
+            ]
+        );
     }
 
     #[test]

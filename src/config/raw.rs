@@ -90,9 +90,12 @@ pub struct Layer {
 /// Everything that was said about the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
-    /// The node file, then what the node was told when it began; later ones win.
+    /// The node file; of several, later ones win.
     pub files: Vec<Layer>,
-    /// The environment; only `HASUP_*` that name a setting are looked at.
+    /// What the node was told when it began, as [`render_remembered`] writes it. It wins over the node file for as long as that says of
+    /// a setting what it said then.
+    pub remembered: Option<Layer>,
+    /// The environment: all that begins with `HASUP_`.
     pub env: BTreeMap<String, String>,
     /// Flags: the flag's name, the key it sets, its value.
     pub flags: Vec<(String, String, String)>,
@@ -125,12 +128,46 @@ impl fmt::Display for Value {
 /// What was said last about each key.
 pub(super) type Said = BTreeMap<&'static str, (Value, Origin)>;
 
+/// What was said of each key in the node file and does not count, as the node was told otherwise when it began.
+pub(super) type Outvoted = BTreeMap<&'static str, (Value, Origin)>;
+
+/// Begins a line of what a node remembers that says what the node file said of a setting when the node was told otherwise.
+const THEN_MARK: &str = "# The node file said then: ";
+
+/// Environment variables that are no settings: flags of commands.
+pub const VARIABLES_OF_COMMANDS: [&str; 5] =
+    ["HASUP_API_TOKEN_FILE", "HASUP_CA_FILE", "HASUP_CONFIG", "HASUP_TARGET", "HASUP_TOKEN"];
+/// How those begin that hasup's own tests read.
+const OF_TESTS: [&str; 3] = ["HASUP_BLESS", "HASUP_SIM_", "HASUP_TEST_"];
+
 /// Gathers all layers; what cannot be understood goes to `problems`.
 pub(super) fn gather(sources: &Sources, problems: &mut Vec<Problem>) -> Said {
-    let mut said = Said::new();
+    gather_all(sources, problems).0
+}
+
+/// As [`gather`], and what of the node file does not count.
+pub(super) fn gather_all(sources: &Sources, problems: &mut Vec<Problem>) -> (Said, Outvoted) {
+    let (mut said, mut outvoted) = (Said::new(), Outvoted::new());
     for layer in &sources.files {
         read_file(layer, &mut said, problems);
     }
+    if let Some(layer) = &sources.remembered {
+        let (mut told, mut then) = (Said::new(), Said::new());
+        read_file(layer, &mut told, problems);
+        let text = layer.text.lines().filter_map(|line| line.strip_prefix(THEN_MARK)).collect::<Vec<_>>().join("\n");
+        // written by hasup; what a person made of it counts for nothing
+        read_file(&Layer { name: layer.name.clone(), text }, &mut then, &mut Vec::new());
+        for (key, value) in told {
+            match said.get(key) {
+                Some((now, _)) if then.get(key).map(|(then, _)| then) != Some(now) => {}
+                _ => {
+                    let before = said.insert(key, value);
+                    outvoted.extend(before.map(|before| (key, before)));
+                }
+            }
+        }
+    }
+    blame_unknown_variables(&sources.env, problems);
     for setting in SETTINGS {
         if let Some(text) = sources.env.get(&setting.env()) {
             take_text(setting.key, text, Origin::Env(setting.env()), &mut said, problems);
@@ -139,7 +176,29 @@ pub(super) fn gather(sources: &Sources, problems: &mut Vec<Problem>) -> Said {
     for (flag, key, text) in &sources.flags {
         take_text(key, text, Origin::Flag(flag.clone()), &mut said, problems);
     }
-    said
+    outvoted.retain(|key, _| matches!(said.get(key), Some((_, Origin::File { .. }))));
+    (said, outvoted)
+}
+
+/// Tells of variables that nobody reads: most likely they are misspelt.
+fn blame_unknown_variables(env: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
+    let known: Vec<String> =
+        SETTINGS.iter().map(super::Setting::env).chain(VARIABLES_OF_COMMANDS.map(str::to_owned)).collect();
+    for name in env.keys().filter(|name| name.starts_with("HASUP_") && !known.contains(name)) {
+        if OF_TESTS.iter().any(|start| name.starts_with(start)) {
+            continue;
+        }
+        let close = known.iter().map(|known| (edits(name, known), known)).min().filter(|(edits, _)| *edits <= 2);
+        // its value may be a secret under a wrong name
+        problems.push(Problem {
+            origin: Origin::Env(name.clone()),
+            key: String::new(),
+            value: String::new(),
+            what: "is no variable that hasup reads".to_owned(),
+            cure: close
+                .map_or_else(|| "unset it".to_owned(), |(_, near)| format!("did you mean `{near}`? Else unset it")),
+        });
+    }
 }
 
 fn read_file(layer: &Layer, said: &mut Said, problems: &mut Vec<Problem>) {
@@ -328,20 +387,39 @@ pub fn peek(sources: &Sources, key: &str) -> Option<String> {
     }
 }
 
-/// Returns a file that says what the flags of `sources` say, for the node to remember; later files and flags override it.
+/// Returns a file that says what the flags of `sources` say.
 ///
 /// # Errors
 /// A flag's value cannot be read.
 pub fn render(sources: &Sources) -> Result<String, Problems> {
+    Ok(lines_of(&said_by_flags(sources)?, ""))
+}
+
+/// Returns what the node is to remember of the flags of `sources`, so that they count until the node file is edited.
+///
+/// # Errors
+/// A flag's value cannot be read.
+pub fn render_remembered(sources: &Sources) -> Result<String, Problems> {
+    let told = said_by_flags(sources)?;
+    let files = Sources { files: sources.files.clone(), ..Sources::default() };
+    let mut then = gather(&files, &mut Vec::new());
+    then.retain(|key, (value, _)| told.get(key).is_some_and(|(told, _)| told != value));
+    Ok(format!("{}{}", lines_of(&told, ""), lines_of(&then, THEN_MARK)))
+}
+
+fn said_by_flags(sources: &Sources) -> Result<Said, Problems> {
     let mut problems = Vec::new();
     let flags = Sources { flags: sources.flags.clone(), ..Sources::default() };
     let said = gather(&flags, &mut problems);
-    if !problems.is_empty() {
-        return Err(Problems(problems));
-    }
+    if problems.is_empty() { Ok(said) } else { Err(Problems(problems)) }
+}
+
+/// Renders `said` as TOML, each line after `prefix`.
+fn lines_of(said: &Said, prefix: &str) -> String {
     // Dotted keys need no section headers, and keep the order of the table.
     let order = |key: &str| SETTINGS.iter().position(|setting| setting.key == key);
-    let mut lines: Vec<_> = said.iter().map(|(key, (value, _))| (order(key), format!("{key} = {value}\n"))).collect();
+    let mut lines: Vec<_> =
+        said.iter().map(|(key, (value, _))| (order(key), format!("{prefix}{key} = {value}\n"))).collect();
     lines.sort();
-    Ok(lines.into_iter().map(|(_, line)| line).collect())
+    lines.into_iter().map(|(_, line)| line).collect()
 }

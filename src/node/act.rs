@@ -260,13 +260,11 @@ impl Shared {
             return Ok(());
         }
         let members = self.state().members.values().map(|member| member.name.clone()).collect();
-        let postgres = Arc::clone(&self.postgres.postgres);
         if self.postgres.postgres.postmaster().is_some() {
             // somebody started it by hand, past the guard
             self.guard.client()?.stop(StopMode::Immediate { kill_after: KILL_AFTER }).await?;
         }
-        let prepared = tokio::task::spawn_blocking(move || postgres.prepare_start(None, &members)).await;
-        let spec = prepared.map_err(|error| StepError::Unknown(format!("prepare PostgreSQL's start: {error}")))??;
+        let spec = self.postgres.postgres.prepare_start(None, &members).await?;
         self.postgres.note_follows(None)?;
         self.postgres.note_started();
         self.guard.client()?.start_postgres(spec).await?;

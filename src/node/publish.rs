@@ -14,7 +14,7 @@ use crate::ha::assign::{self, AssignWait};
 use crate::ha::plan::{Plan, WaitingOn};
 use crate::ha::pulse::Report;
 use crate::ha::quorum::majority_of_every;
-use crate::ha::record::{CommitSet, Member, MemberKind};
+use crate::ha::record::{Assignment, CommitSet, Member, MemberKind};
 use crate::ha::state::NodeState;
 use crate::ha::trouble::Trouble;
 use crate::ha::view::NodeView;
@@ -242,6 +242,7 @@ fn node_status(
         is_reachable,
         heard_ms_ago: word.map(|(_, age)| millis(age)),
         raft,
+        is_spare: view.record.as_ref().is_some_and(|record| is_spare(&record.assignment, member.id)),
         priority: member.priority,
         nofailover: member.nofailover,
         timeline: position.map(|position| position.timeline),
@@ -254,6 +255,14 @@ fn node_status(
             .unwrap_or_default(),
         checks: if member.id == shared.me { checks(shared, view, leadership) } else { BTreeMap::new() },
     }
+}
+
+/// Returns whether the cluster is as redundant without `node`. Of two nodes, the second holds the only other copy, vote or not.
+fn is_spare(record: &Assignment, node: NodeId) -> bool {
+    let has_vote = record.voter_sets.iter().any(|voters| voters.contains(&node));
+    let is_waited_for = record.commit_sets.iter().any(|set| set.members.iter().any(|member| member.node == node));
+    let is_needed = record.voter_sets.iter().any(|voters| voters.len() < 3);
+    record.node != node && !has_vote && !is_waited_for && !is_needed
 }
 
 fn trouble_status(trouble: Trouble, member: &Member) -> TroubleStatus {
@@ -360,7 +369,8 @@ fn cluster_status(state: &State, view: &NodeView, nodes: &[NodeStatus], idle: &[
 
 /// What a failure right now would cost, in one plain sentence. `idle` are standbys that are heard and do not stream.
 fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus], idle: &[&NodeStatus]) -> String {
-    let reachable = nodes.iter().filter(|node| node.is_reachable).count();
+    let is_one_missing = nodes.iter().any(|node| !node.is_reachable && !node.is_spare);
+    let idle: Vec<_> = idle.iter().filter(|node| !node.is_spare).collect();
     let data = nodes.iter().filter(|node| node.kind == MemberKind::Data).count();
     match (set, data) {
         (None, _) => "The cluster has no active node yet; nothing is served.".to_owned(),
@@ -371,7 +381,7 @@ fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus], idle: &[&NodeStat
         (Some(_), 2) if nodes.len() == 2 => {
             "Losing the other node costs no data; losing the active one stops writes until it is back, as two nodes have no majority. Add a third.".to_owned()
         }
-        (Some(_), _) if reachable < nodes.len() => {
+        (Some(_), _) if is_one_missing => {
             "HA is degraded: one more loss may stop writes. Repair or replace the nodes that are not heard.".to_owned()
         }
         (Some(_), _) if !idle.is_empty() => {
@@ -408,7 +418,8 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
         } else {
             "look whether it runs, and at the network between".to_owned()
         };
-        warnings.push(format!("{} is not heard: {cure}{kept}", node.name));
+        let spare = if node.is_spare { "a spare, without which the cluster is as redundant as with it; " } else { "" };
+        warnings.push(format!("{} is not heard: {spare}{cure}{kept}", node.name));
     }
     for node in nodes.iter().filter(|node| node.is_reachable) {
         warnings.extend(node.troubles.iter().map(|trouble| trouble.text.clone()));
@@ -513,6 +524,8 @@ fn renew_if_due(shared: &Shared, unbegun_since: &mut Option<BootTime>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ha::record::{AssignmentReason, DataMember};
+    use crate::types::{DataIncarnation, Timeline, WalPosition};
 
     #[test]
     fn connections_that_are_left_for_superusers_alone_are_none_for_clients() {
@@ -523,6 +536,66 @@ mod tests {
         assert!(told.starts_with("n1: PostgreSQL has no connection left for clients"), "{told}");
         assert!(told.contains("100 of 97 are in use") && told.contains("max_connections"), "{told}");
         assert!(exhausted("n1", None, false).unwrap().contains("not even a reserved one"));
+    }
+
+    #[test]
+    fn a_spare_that_no_majority_and_no_commit_counts_on_degrades_nothing() {
+        let member = |node| DataMember { node: NodeId(node), incarnation: DataIncarnation(1) };
+        let set = CommitSet { members: [member(2), member(3)].into(), k: 1 };
+        let mut record = Assignment {
+            generation: Generation(2),
+            node: NodeId(1),
+            incarnation: DataIncarnation(1),
+            promoted: Generation(2),
+            timeline: Timeline(2),
+            start: WalPosition { timeline: Timeline(1), lsn: Lsn(0) },
+            why: AssignmentReason::Bootstrap,
+            voter_sets: vec![[1, 2, 3].map(NodeId).into()],
+            commit_sets: vec![set.clone()],
+            opened: true,
+            since_opened: Vec::new(),
+        };
+        let is_spare = |record: &Assignment| [1, 2, 3, 4].map(|node| super::is_spare(record, NodeId(node)));
+        assert_eq!(is_spare(&record), [false, false, false, true]);
+
+        let mut nodes: Vec<NodeStatus> = (1..=4)
+            .map(|id| NodeStatus {
+                id: NodeId(id),
+                name: format!("n{id}"),
+                address: String::new(),
+                api_address: String::new(),
+                postgres_address: String::new(),
+                kind: MemberKind::Data,
+                state: if id == 1 { NodeState::Active } else { NodeState::Standby },
+                is_reachable: id != 4,
+                heard_ms_ago: None,
+                raft: RaftRole::Unknown,
+                is_spare: id == 4,
+                priority: 100,
+                nofailover: false,
+                timeline: None,
+                lsn: None,
+                lag_bytes: None,
+                kept_log_bytes: None,
+                version: String::new(),
+                checks: BTreeMap::new(),
+                troubles: Vec::new(),
+            })
+            .collect();
+        let cost = |nodes: &[NodeStatus]| failure_cost(Some(&set), nodes, &[]);
+        assert!(cost(&nodes).starts_with("Losing any one node loses no acknowledged commit"), "{}", cost(&nodes));
+        let told = warnings(&State::default(), true, &nodes).concat();
+        assert!(told.contains("n4 is not heard: a spare, "), "{told}");
+        let heard_and_idle = [&nodes[3]];
+        assert!(failure_cost(Some(&set), &nodes, &heard_and_idle).starts_with("Losing any one"));
+        nodes[3].is_spare = false;
+        assert!(cost(&nodes).starts_with("HA is degraded"), "{}", cost(&nodes));
+
+        record.commit_sets.push(CommitSet { members: [member(2), member(3), member(4)].into(), k: 2 });
+        assert_eq!(is_spare(&record), [false; 4], "commits may wait for it");
+        record.commit_sets.pop();
+        record.voter_sets = vec![[NodeId(1)].into()];
+        assert_eq!(is_spare(&record), [false; 4], "one vote alone is no redundancy");
     }
 
     #[test]

@@ -136,6 +136,9 @@ pub struct NodeStatus {
     pub heard_ms_ago: Option<u64>,
     /// What it is to Raft.
     pub raft: RaftRole,
+    /// Whether the cluster is as redundant without it: no majority counts it, and no commit may wait for it.
+    #[serde(default)]
+    pub is_spare: bool,
     /// Breaks ties among equally safe promotion candidates; higher wins.
     pub priority: u32,
     /// Never made active by itself.

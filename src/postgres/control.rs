@@ -139,10 +139,12 @@ impl Postgres {
         }
     }
 
-    /// Prepares all files for a start as a standby that follows `follow` or nobody, and returns what the guard is to start.
-    ///
-    /// PostgreSQL must not run. The standbys' names are kept as they were, for a start never releases a commit.
-    pub fn prepare_start(&self, follow: Option<&Follow>, members: &BTreeSet<NodeName>) -> Result<StartSpec, PgError> {
+    /// Writes the files of a start, as [`prepare_start`](Self::prepare_start) says; waits for the disk.
+    pub(super) fn write_start(
+        &self,
+        follow: Option<&Follow>,
+        members: &BTreeSet<NodeName>,
+    ) -> Result<StartSpec, PgError> {
         let PostgresSetup { layout, programs, settings } = &self.setup;
         if self.postmaster().is_some() {
             return Err(PgError::Refused(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::layout::Layout;
+use super::places::{PLACES, Places};
 use super::{PgError, Programs};
 use crate::sys::exec::Tool;
 use crate::types::{Lsn, Timeline};
@@ -42,8 +43,8 @@ pub struct ControlData {
     pub is_standby: bool,
     /// Whether its log holds too little for standbys.
     pub is_minimal: bool,
-    /// How many WAL senders it was set to have; 0 where that is not told.
-    pub max_wal_senders: u64,
+    /// What a server in recovery must have at least, by the names of settings; what is not told is absent.
+    pub(super) places: Places,
 }
 
 impl ControlData {
@@ -85,7 +86,7 @@ impl ControlData {
             wal_segment_bytes: number("Bytes per WAL segment")?,
             is_standby: matches!(get("Database cluster state")?, "shut down in recovery" | "in archive recovery"),
             is_minimal: fields.get("wal_level setting") == Some(&"minimal"),
-            max_wal_senders: fields.get("max_wal_senders setting").and_then(|text| text.parse().ok()).unwrap_or(0),
+            places: PLACES.iter().filter_map(|(name, field)| Some((*name, fields.get(field)?.parse().ok()?))).collect(),
         })
     }
 }
@@ -104,10 +105,13 @@ mod tests {
                     Latest checkpoint's TimeLineID:       5\n\
                     Minimum recovery ending location:     0/30001F8\n\
                     Bytes per WAL segment:                16777216\n\
+                    max_connections setting:              100\n\
+                    max_prepared_xacts setting:           0\n\
                     Data page checksum version:           1\n";
         let data = ControlData::parse(text).unwrap();
         assert_eq!((data.state, data.timeline), (ControlState::ShutDownInRecovery, Timeline(5)));
         assert_eq!((data.redo, data.min_recovery_end), (Lsn(0x300_0110), Lsn(0x300_01F8)));
+        assert_eq!(data.places, Places::from([("max_connections", 100), ("max_prepared_transactions", 0)]));
         assert!(data.checksums);
         assert_eq!(ControlData::parse(""), Err("`Database system identifier` is missing".to_owned()));
     }

@@ -24,7 +24,8 @@ pub(super) fn kept(
         kept.insert("wal_level".to_owned(), level.clone());
     }
     // a standby does not start with fewer than its primary had
-    for (name, had) in [("max_wal_senders", control.max_wal_senders), ("max_replication_slots", 0)] {
+    for name in ["max_wal_senders", "max_replication_slots"] {
+        let had = control.places.get(name).copied().unwrap_or(0);
         let theirs = get(name).and_then(|value| value.parse().ok()).unwrap_or(0).max(had);
         if theirs > settings::REPLICATION_PLACES {
             kept.insert(name.to_owned(), theirs.to_string());
