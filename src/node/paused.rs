@@ -10,7 +10,7 @@ use crate::guard::StopMode;
 use crate::postgres::PostgresFacts;
 
 /// How often a standby is asked.
-const ASK_EVERY: Duration = Duration::from_secs(2);
+const ASK_EVERY: Duration = Duration::from_secs(5);
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// How long its orderly stop may take: what is killed replays more at its start.
 const STOP_LIMIT: Duration = Duration::from_secs(20);

@@ -11,6 +11,8 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
+
 use super::controldata::ControlData;
 use super::settings::Follow;
 use super::{PgError, Postgres};
@@ -87,16 +89,14 @@ impl Postgres {
 
     async fn lacking_at_start(&self, spec: &StartSpec) -> Result<Vec<(&'static str, u64, u64)>, PgError> {
         let demanded = self.control_data().await?.places;
-        let mut set = Places::new();
-        for (name, _) in PLACES {
-            // settings may come from any of several files, so PostgreSQL itself is asked
+        // settings may come from any of several files, so PostgreSQL itself is asked, for all of them at once
+        let asked = PLACES.map(async |(name, _)| {
             let args = ["-C".to_owned(), name.to_owned()].into_iter().chain(spec.args.iter().cloned());
             let mut tool = Tool::new(&spec.program, args, READ_LIMIT);
             tool.run_as = spec.run_as;
-            if let Ok(count) = tool.run().await?.trim().parse() {
-                set.insert(name, count);
-            }
-        }
+            Ok::<_, PgError>(tool.run().await?.trim().parse().ok().map(|count: u64| (name, count)))
+        });
+        let set = try_join_all(asked).await?.into_iter().flatten().collect();
         Ok(lacking(&set, &demanded))
     }
 
