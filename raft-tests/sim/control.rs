@@ -221,6 +221,7 @@ impl World {
             job: daemon.running.as_ref().map(|running| running.job.clone()),
             is_stopping: daemon.is_stopping,
             newer_cluster: None,
+            place: Default::default(),
             unfit: (self.now < host.unfit_until).then(|| "so it was drawn".to_owned()),
             kept_back: daemon.kept_back.clone(),
             troubles: Default::default(),

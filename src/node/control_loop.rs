@@ -243,6 +243,7 @@ impl ControlLoop {
             job,
             is_stopping,
             newer_cluster: shared.pulses.newer_cluster(),
+            place: shared.place(state),
             unfit: None,
             kept_back: state.members.values().filter(|member| member.nofailover).map(|member| member.id).collect(),
             troubles: shared.troubles(),

@@ -112,7 +112,9 @@ impl Publisher {
             cluster.failure_cost = format!("No node takes writes, and none will by itself. It waits for {told}.");
             cluster.warnings.push(format!("The cluster waits for {told}"));
         }
-        let not_a_member = self.not_a_member(shared, state, &cluster);
+        cluster.warnings.extend(shared.copies.told());
+        let place_taken = shared.copies.told_of(shared.me);
+        let not_a_member = place_taken.or_else(|| self.not_a_member(shared, state, &cluster));
         if let Some(told) = &not_a_member {
             // the others are well, and nothing is to be repaired there
             cluster.warnings = vec![told.clone()];

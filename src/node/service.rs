@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::Shared;
+use super::moved::NotMoved;
 use super::options;
 use super::propose::WriteError;
 use crate::codec;
@@ -131,9 +132,10 @@ impl Service {
                 Ok(PeerResponse::Renewed { certificate, ca_certificates })
             }
             PeerRequest::Moved(addresses) => {
-                shared.take_addresses(from, addresses).await.map_err(unable)?;
+                shared.take_addresses(from, addresses).await.map_err(NotMoved::into_refusal)?;
                 Ok(PeerResponse::Moved)
             }
+            PeerRequest::Start => Ok(PeerResponse::Start(shared.start)),
             PeerRequest::Admin(_) => Err(PeerRefusal::Unsupported),
         }
     }

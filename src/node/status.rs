@@ -27,8 +27,8 @@ pub struct Status {
     /// How old it was when it was told, in milliseconds; absent where it is of the present. What hangs says nothing new.
     #[serde(default)]
     pub stale_ms: Option<u64>,
-    /// That it is no member of the cluster any more, and what to do, as two sentences; absent on a member. What it shows of others is
-    /// of the past.
+    /// That it is no member of the cluster any more, or only the copy of one, and what to do; absent on a member. What it shows of
+    /// others is of the past.
     #[serde(default)]
     pub not_a_member: Option<String>,
     /// Its own state.

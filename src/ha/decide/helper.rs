@@ -9,7 +9,7 @@ use crate::ha::record::{Assignment, DataMember, MemberKind};
 use crate::ha::rules::Mutation;
 use crate::ha::state::NodeState;
 use crate::ha::timing::Timing;
-use crate::ha::view::{Followed, Lineage, NodeView};
+use crate::ha::view::{Followed, Lineage, NodeView, Place};
 use crate::types::{BootTime, DataIncarnation, Generation, NodeId, WalPosition};
 
 /// The first life of a node's data: what is made of it before it has been whole is what the node joined for.
@@ -369,7 +369,13 @@ impl Helper<'_> {
     }
 
     fn follow(&self, draft: &mut Draft<'_>) {
-        if !self.is_following() {
+        if self.is_following() {
+            return;
+        }
+        if self.view.place == Place::Moved {
+            // the copy of a machine that lives would stream under its name, and confirm commits in its stead
+            draft.wait(WaitingOn::Place);
+        } else {
             draft.step(Step::Follow(Followed { node: self.a.node, generation: self.a.generation }));
         }
     }
