@@ -291,7 +291,9 @@ impl Shared {
             step: format!("{} is no longer looked for at {was}", member.name),
         };
         let event = self.event("member_moved", generation, why);
-        self.write(Command::PutMember { member: addresses.moves(member) }, Some(event), WRITE_LIMIT).await?;
+        // where somebody has changed a member meanwhile, the node asks again
+        let command = Command::ChangeMember { expected: state.members_index, member: addresses.moves(member) };
+        self.write(command, Some(event), WRITE_LIMIT).await?;
         self.copies.forget(node);
         Ok(())
     }
