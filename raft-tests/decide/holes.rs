@@ -315,6 +315,21 @@ fn a_node_that_may_be_a_copy_follows_nobody_and_one_that_is_a_copy_takes_no_part
 }
 
 #[test]
+fn a_stream_that_is_lost_is_sought_where_the_active_node_has_moved() {
+    let mut script = Script::new("", 3);
+    let again = |step: &Step| matches!(step, Step::Follow(Followed { node: NodeId(1), generation: Generation(5) }));
+    script.node(2).postgres.has_source_moved = true;
+    script.tick(&[1, 2, 3]);
+    assert!(!does(&script, 2, again), "it still streams from the former address: {:?}", script.plans[&2]);
+    script.node(2).postgres.is_streaming = false;
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 2, again), "{:?}", script.plans[&2]);
+    script.node(2).postgres.has_source_moved = false;
+    script.tick(&[1, 2, 3]);
+    assert!(!does(&script, 2, again), "once: {:?}", script.plans[&2]);
+}
+
+#[test]
 fn senders_stay_only_where_old_and_new_copies_of_the_names_cannot_err() {
     let names = |nodes: &[u64], k: u32| SyncNames::Set(set(nodes, k));
     assert!(names(&[2], 1).may_mix_with(&names(&[2, 3], 1)));

@@ -178,6 +178,7 @@ impl World {
             PostgresView {
                 in_recovery: answers.then(|| pg.run != Run::Primary),
                 follows: pg.follows,
+                has_source_moved: false,
                 has_receiver: pg.receiver.is_some(),
                 is_streaming: pg.receiver.is_some_and(|stream| self.streams[stream].has_caught_up()),
                 position: self.position_of(node),

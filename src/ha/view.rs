@@ -115,6 +115,8 @@ pub struct PostgresView {
     pub in_recovery: Option<bool>,
     /// The label of the credentials by which its WAL receiver may connect (L9); absent where none can.
     pub follows: Option<Followed>,
+    /// Whether the node that it follows is elsewhere, by its record, than where the receiver was told to find it.
+    pub has_source_moved: bool,
     /// Whether a WAL receiver process exists.
     pub has_receiver: bool,
     /// Whether the receiver streams.

@@ -222,7 +222,9 @@ impl ControlLoop {
         // before what it leaves behind: work that ends in between would else have ended without a trace, as a failure does
         let job = shared.postgres.job(now);
         let guard = shared.guard.view();
-        let postgres = shared.postgres.view(&guard, shared.postgres_process());
+        let mut postgres = shared.postgres.view(&guard, shared.postgres_process());
+        let source = postgres.follows.and_then(|followed| shared.source(followed.node).ok());
+        postgres.has_source_moved = source.is_some_and(|source| !shared.postgres.looks_at(&source));
         let is_stopping = *shared.shutdown.borrow() == Some(true);
         NodeView {
             now,
