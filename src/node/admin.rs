@@ -17,7 +17,7 @@ use super::names::name_of;
 use super::options;
 use super::propose::WriteError;
 use crate::config::Secret;
-use crate::ha::record::{Event, Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
+use crate::ha::record::{Event, EventKind, Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
 use crate::kv::command::VALUE_BYTES_MAX;
 use crate::kv::{Bytes, Command, KvCommand, Refusal, State, Watch};
 use crate::peer::join::TokenText;
@@ -221,7 +221,7 @@ impl Shared {
             rule: "an operator's order".to_owned(),
             step: format!("ends generation {from} in order"),
         };
-        let event = self.event("switchover_ordered", from, why);
+        let event = self.event(EventKind::SwitchoverOrdered, from, why);
         let goal = SwitchoverGoal { from, to: target };
         self.change_goals(Some(event), |goals| Goals { switchover: Some(goal.clone()), ..goals.clone() }).await?;
         let (node, generation) = self.wait_for_handover(from).await?;
@@ -428,7 +428,7 @@ impl Shared {
         }
         // taking it out has made generations of its own
         let generation = self.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
-        let event = self.event("member_removed", generation, why);
+        let event = self.event(EventKind::MemberRemoved, generation, why);
         self.write(Command::RemoveMember { id }, Some(event), WRITE_LIMIT).await?;
         let goals = self.state().goals.clone();
         let rest = goals.value.without(id);

@@ -22,7 +22,7 @@ use super::Shared;
 use super::error::{ErrorCode, HandleError};
 use super::names::name_of;
 use super::propose::WriteError;
-use crate::ha::record::{Member, WhyRecord};
+use crate::ha::record::{Event, EventKind, Member, WhyRecord};
 use crate::ha::view::Place;
 use crate::kv::{Command, State};
 use crate::peer::{Addresses, DaemonStart, PeerAddress, PeerClient, PeerRefusal, PeerRequest, PeerResponse};
@@ -41,9 +41,6 @@ const FIND_LIMIT: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a copy is told of after it was last heard: it asks again each few seconds, of one member after the other.
 const TOLD_FOR: Duration = Duration::from_secs(60);
-
-/// The kind of the event that tells of a copy.
-const COPIED: &str = "node_copied";
 
 /// The machines that were seen to run as one member: this node itself, or others that asked it to be known elsewhere.
 #[derive(Debug, Default)]
@@ -290,7 +287,7 @@ impl Shared {
             rule: "a member says where it is".to_owned(),
             step: format!("{} is no longer looked for at {was}", member.name),
         };
-        let event = self.event("member_moved", generation, why);
+        let event = self.event(EventKind::MemberMoved, generation, why);
         // where somebody has changed a member meanwhile, the node asks again
         let command = Command::ChangeMember { expected: state.members_index, member: addresses.moves(member) };
         self.write(command, Some(event), WRITE_LIMIT).await?;
@@ -304,12 +301,12 @@ impl Shared {
         self.copies.note(member.id, told.clone());
         self.news.notify_one();
         let step = format!("{} is not looked for at {now}", member.name);
-        let is_known = |event: &crate::ha::record::Event| event.kind == COPIED && event.why.step == step;
+        let is_known = |event: &Event| event.is(EventKind::NodeCopied) && event.why.step == step;
         if state.events.iter().any(|stored| is_known(&stored.event)) {
             return;
         }
         let why = WhyRecord { facts: vec![told], rule: "one machine is one member".to_owned(), step };
-        let event = self.event(COPIED, generation, why);
+        let event = self.event(EventKind::NodeCopied, generation, why);
         if let Err(error) = self.write(Command::AppendEvents, Some(event), WRITE_LIMIT).await {
             tracing::info!(%error, "an event is missing from the history");
         }
