@@ -321,8 +321,7 @@ impl ControlLoop {
                 | NodeState::Demoting
                 | NodeState::Rejoining
                 | NodeState::Witness
-                | NodeState::Paused
-                | NodeState::Unknown => tracing::info!("{line}"),
+                | NodeState::Paused => tracing::info!("{line}"),
             }
             self.logged = Some(told);
             self.changed_at = Instant::now();
@@ -363,7 +362,6 @@ fn sentence(plan: &Plan, reads_for_long: bool, is_stopping: bool, finds_primary:
         NodeState::Witness => "votes, and holds no PostgreSQL",
         NodeState::Paused => "left alone by an operator's order",
         NodeState::Failed => "cannot go on without a person",
-        NodeState::Unknown => "nothing is known of it",
     };
     Some(format!("{state}: {meaning}"))
 }

@@ -78,7 +78,7 @@ impl Publisher {
         for node in idle {
             let since = *self.idle_since.entry(node.id).or_insert(now);
             if now.since(since) >= IDLE_TOLD_AFTER {
-                let (name, state) = (&node.name, node.state);
+                let (name, state) = (&node.name, node.state_word());
                 told.push(format!(
                     "{name} ({state}) does not stream from the active node: until it does, it neither holds commits nor can take over. \
                      `hasup status` on {name} tells why"
@@ -215,10 +215,10 @@ fn node_status(
     let is_reachable = member.id == shared.me
         || view.pulse.peers.get(&member.id).is_some_and(|peer| peer.is_fresh(view.now, &view.timing));
     let report = word.map(|(report, _)| report);
-    let said = report.map_or(NodeState::Unknown, |report| report.state);
+    let said = report.map(|report| report.state);
     // who is not heard may be anything but is no longer believed to be active
     let state = match said {
-        NodeState::Active | NodeState::Promoting if !is_reachable => NodeState::Minority,
+        Some(NodeState::Active | NodeState::Promoting) if !is_reachable => Some(NodeState::Minority),
         other => other,
     };
     let position = report.and_then(|report| report.data).and_then(|data| data.position);
@@ -366,7 +366,7 @@ fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus], idle: &[&NodeStat
     let data = nodes.iter().filter(|node| node.kind == MemberKind::Data).count();
     match (set, data) {
         (None, _) => "The cluster has no active node yet; nothing is served.".to_owned(),
-        _ if !nodes.iter().any(|node| node.state == NodeState::Active) => {
+        _ if !nodes.iter().any(|node| node.state == Some(NodeState::Active)) => {
             "No node takes writes at present; what is waited for stands below, or on the node that was made active.".to_owned()
         }
         (Some(_), 0 | 1) => "This is the only node: its loss stops writes, and loses what is not in a backup.".to_owned(),
