@@ -89,10 +89,10 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     layout.prepare().context("prepare the folders of PostgreSQL")?;
     let identity = Identity::load(&config.data_dir)?;
     // all ports before anything is made: a try that cannot end well leaves nothing behind
-    let api_listeners = ports::listen(&config.api, ports::API).await?;
+    let api_listeners = ports::listen(&config.api, ports::Purpose::Api).await?;
     ports::require_free_for_pulses(&config.peer).await?;
     if identity.is_none() {
-        drop(ports::listen(&config.peer, ports::PEER).await?);
+        drop(ports::listen(&config.peer, ports::Purpose::Peer).await?);
         if !config.is_witness {
             ports::require_free(&config.postgres).await?;
         }
@@ -113,7 +113,7 @@ async fn run_node(config: &Config, begin: Begin, tasks: &Tasks) -> anyhow::Resul
     };
     let trust = NodeTrust::load(&config.data_dir).context("read this node's certificates")?;
     let tls = Arc::new(TlsContext::new(&trust).context("use this node's certificates")?);
-    let peer_listeners = ports::listen(&config.peer, ports::PEER).await?;
+    let peer_listeners = ports::listen(&config.peer, ports::Purpose::Peer).await?;
 
     let (peers, peer_work) = PeerClient::new(Arc::clone(&tls));
     tasks.spawn("peer client", peer_work);

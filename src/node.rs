@@ -66,7 +66,7 @@ use crate::ha::record::MemberKind;
 use crate::ha::timing::Timing;
 use crate::ha::trouble::Trouble;
 use crate::kv::State;
-use crate::peer::{Addresses, PeerClient, PeerService};
+use crate::peer::{Addresses, DaemonStart, PeerClient, PeerService};
 use crate::postgres::Postgres;
 use crate::pulse::{PulseConfig, Pulses};
 use crate::raft::{Consensus, LogMark, RaftTransport};
@@ -165,6 +165,10 @@ pub(crate) struct Shared {
     copy_rate_kib: Option<u32>,
     first_peers: BTreeMap<String, NodeId>,
     addresses: Addresses,
+    /// This start of the daemon.
+    start: DaemonStart,
+    /// The machines that were seen to run as one member.
+    copies: moved::Copies,
     consensus: Consensus,
     peers: PeerClient,
     pulses: Pulses,
@@ -228,6 +232,7 @@ impl Node {
             of_loop.notify_one();
             of_leader.notify_one();
         };
+        let start = DaemonStart { boot: parts.pulse.boot, incarnation: parts.pulse.incarnation };
         let pulses = Pulses::start(parts.pulse, promised, on_lease, on_news).map_err(NodeError::Pulses)?;
         let (plan, _) = watch::channel(Arc::new(control_loop::first_plan()));
         let acted_under = Mutex::new(durable.get().acknowledged);
@@ -242,6 +247,8 @@ impl Node {
             copy_rate_kib: parts.copy_rate_kib,
             first_peers: parts.first_peers,
             addresses: parts.addresses,
+            start,
+            copies: moved::Copies::default(),
             postgres: Arc::new(Database::new(parts.postgres, Arc::clone(&news))),
             consensus: parts.consensus,
             peers: parts.peers,

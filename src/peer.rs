@@ -32,7 +32,7 @@ pub mod server;
 mod tests;
 
 pub use client::{PeerAddress, PeerClient, PeerError};
-pub use message::{Addresses, PeerRefusal, PeerRequest, PeerResponse};
+pub use message::{Addresses, DaemonStart, PeerRefusal, PeerRequest, PeerResponse};
 pub use server::{PeerService, serve};
 
 use std::io;

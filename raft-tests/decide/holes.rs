@@ -3,8 +3,9 @@
 use hasup::ha::durable::DataState;
 use hasup::ha::plan::{Step, WaitingOn};
 use hasup::ha::record::ResignReason;
+use hasup::ha::state::NodeState;
 use hasup::ha::trouble::Trouble;
-use hasup::ha::view::{Job, Lineage, SyncNames};
+use hasup::ha::view::{Followed, Job, Lineage, Place, SyncNames};
 use hasup::types::{DataIncarnation, Generation, Lsn, NodeId, Timeline};
 
 use crate::script::{Script, at, set};
@@ -284,6 +285,48 @@ fn who_hears_of_a_later_life_of_the_cluster_ends_its_role_and_helps_nobody() {
         assert_eq!((stance.asks, stance.grants, stance.report.suspects), (None, None, Generation(0)), "node {node}");
         assert_eq!(script.plans[&node].serves_until, None);
     }
+}
+
+#[test]
+fn a_node_that_may_be_a_copy_follows_nobody_and_one_that_is_a_copy_takes_no_part() {
+    let mut script = Script::new("", 3);
+    let standby = script.node(2);
+    let followed = standby.postgres.follows.take();
+    (standby.place, standby.postgres.is_streaming, standby.postgres.has_receiver) = (Place::Moved, false, false);
+    script.tick(&[1, 2, 3]);
+    assert!(!does(&script, 2, |step| matches!(step, Step::Follow(_))), "{:?}", script.plans[&2]);
+    assert_eq!(script.plans[&2].waiting_on, [WaitingOn::Place]);
+    script.node(2).place = Place::Known;
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 2, |step| matches!(step, Step::Follow(Followed { node: NodeId(1), .. }))));
+
+    // copied while it was the standby, and while it was the active node
+    let standby = script.node(2);
+    (standby.place, standby.postgres.follows, standby.postgres.has_receiver) = (Place::Taken, followed, true);
+    script.node(1).place = Place::Taken;
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 2, |step| matches!(step, Step::CutReceiver { .. })), "{:?}", script.plans[&2]);
+    assert!(does(&script, 1, |step| matches!(step, Step::Fence { .. })), "{:?}", script.plans[&1]);
+    for node in [1, 2] {
+        let (plan, stance) = (&script.plans[&node], &script.plans[&node].stance);
+        assert_eq!((stance.asks, stance.grants, plan.serves_until), (None, None, None), "node {node}");
+        assert_eq!((plan.state, stance.report.suspects), (NodeState::Failed, Generation(0)), "node {node}");
+    }
+}
+
+#[test]
+fn a_stream_that_is_lost_is_sought_where_the_active_node_has_moved() {
+    let mut script = Script::new("", 3);
+    let again = |step: &Step| matches!(step, Step::Follow(Followed { node: NodeId(1), generation: Generation(5) }));
+    script.node(2).postgres.has_source_moved = true;
+    script.tick(&[1, 2, 3]);
+    assert!(!does(&script, 2, again), "it still streams from the former address: {:?}", script.plans[&2]);
+    script.node(2).postgres.is_streaming = false;
+    script.tick(&[1, 2, 3]);
+    assert!(does(&script, 2, again), "{:?}", script.plans[&2]);
+    script.node(2).postgres.has_source_moved = false;
+    script.tick(&[1, 2, 3]);
+    assert!(!does(&script, 2, again), "once: {:?}", script.plans[&2]);
 }
 
 #[test]

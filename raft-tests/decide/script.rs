@@ -143,6 +143,7 @@ impl Script {
             job: None,
             is_stopping: false,
             newer_cluster: None,
+            place: Default::default(),
             unfit: None,
             kept_back: Default::default(),
             troubles: Default::default(),

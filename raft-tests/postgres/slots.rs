@@ -16,7 +16,11 @@ async fn keep(node: &Node, members: &[(u64, Option<Lsn>)]) {
         .collect();
     // a standby that has just begun has no point to reserve from yet
     eventually("slots are kept", async || {
-        node.postgres.keep_slots(&members, LIMIT).await.map(drop).map_err(|error| format!("{error:?}"))
+        node.postgres
+            .keep_slots(&members, |node| format!("n{node}"), LIMIT)
+            .await
+            .map(drop)
+            .map_err(|error| format!("{error:?}"))
     })
     .await;
 }

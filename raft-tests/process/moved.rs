@@ -59,6 +59,29 @@ fn a_member_that_comes_up_at_another_address_is_found_there_by_all() {
     let dsn = second.json(&["dsn"]);
     assert!(dsn["uri"].as_str().is_some_and(|uri| uri.contains(&format!("{}:", first.host))), "{dsn}");
 
+    // a machine that was copied with its data directory says that it has moved, while the original goes on where it was
+    assert_eq!(third.stop(), Some(0), "{}", third.log());
+    let mut copy = third.copied(68);
+    third.run();
+    first.until("the original is back", is_whole);
+    copy.run_with(&["--host-ip", &copy.host.clone()]);
+    let told = "Two machines run as n63";
+    let status = copy.until("the copy knows that it is one", |status| status["state"] == "failed");
+    assert!(status["not_a_member"].as_str().is_some_and(|said| said.contains(told)), "{status}");
+    assert_eq!(copy.sql("select count(*) from pg_stat_wal_receiver"), "0", "it would confirm commits as the original");
+    copy.hasup(&["leave"]).fails(3, &[told, "nothing was done"]);
+    for node in [&*first, second] {
+        let status =
+            node.until("the cluster is told", |status| status["cluster"]["warnings"].to_string().contains(told));
+        assert!(is_whole(&status), "the original stays in its place: {status}");
+        assert_eq!(status["nodes"][2]["address"], third.peer().as_str(), "{status}");
+    }
+    assert_eq!(first.json(&["history"]).to_string().matches("node_copied").count(), 1, "once, whoever is asked");
+    let destroyed = copy.hasup(&["destroy", "--yes"]);
+    assert_eq!(destroyed.code, Some(0), "{destroyed:?}");
+    copy.ends();
+    first.until("the original goes on", is_whole);
+
     // a node that has heard nobody since its start says so, and has no business removing the others
     for node in [first, second] {
         assert_eq!(node.stop(), Some(0), "{}", node.log());

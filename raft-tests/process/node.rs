@@ -79,6 +79,16 @@ impl Node {
         Self { name: format!("n{number}"), host, folder, ports, environment: Vec::new(), daemon: None }
     }
 
+    /// Returns a copy of this node with all that it holds, at 127.0.0.`number`. Neither runs.
+    pub(crate) fn copied(&self, number: u8) -> Self {
+        let mut copy = Self::new(number);
+        let from = format!("{}/.", self.folder.path().display());
+        let done = Command::new("cp").args(["-a", &from]).arg(copy.folder.path()).status().unwrap();
+        assert!(done.success(), "{done}");
+        (copy.name, copy.ports, copy.environment) = (self.name.clone(), self.ports, self.environment.clone());
+        copy
+    }
+
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.folder.path().join("d")
     }

@@ -178,6 +178,7 @@ impl World {
             PostgresView {
                 in_recovery: answers.then(|| pg.run != Run::Primary),
                 follows: pg.follows,
+                has_source_moved: false,
                 has_receiver: pg.receiver.is_some(),
                 is_streaming: pg.receiver.is_some_and(|stream| self.streams[stream].has_caught_up()),
                 position: self.position_of(node),
@@ -221,6 +222,7 @@ impl World {
             job: daemon.running.as_ref().map(|running| running.job.clone()),
             is_stopping: daemon.is_stopping,
             newer_cluster: None,
+            place: Default::default(),
             unfit: (self.now < host.unfit_until).then(|| "so it was drawn".to_owned()),
             kept_back: daemon.kept_back.clone(),
             troubles: Default::default(),

@@ -12,7 +12,7 @@ use super::identity::Identity;
 use super::{certificate_hosts, hex, random};
 use crate::config::Config;
 use crate::ha::record::{
-    Assignment, AssignmentReason, ClusterIdentity, CommitSet, Event, MemberKind, Options, Trust, WhyRecord,
+    Assignment, AssignmentReason, ClusterIdentity, CommitSet, Event, EventKind, MemberKind, Options, Trust, WhyRecord,
 };
 use crate::kv::{Command, NewMember, Proposal, Reply, State};
 use crate::node::{FIRST_PRIORITY, Node, options, request_id};
@@ -198,7 +198,7 @@ fn first_event(state: &State, config: &Config) -> Event {
         step: format!("assigns {} under generation 1", config.node_name),
     };
     let at_ms = u64::try_from(wall_now().as_millis()).unwrap_or(u64::MAX);
-    Event { at_ms, by: FIRST, generation: Generation(1), kind: "assigned".to_owned(), why }
+    Event { at_ms, by: FIRST, generation: Generation(1), kind: EventKind::Assigned.as_str().to_owned(), why }
 }
 
 async fn propose(consensus: &Consensus, command: Command, event: Option<Event>) -> anyhow::Result<()> {

@@ -49,7 +49,7 @@ pub(super) async fn join(
         probe_key: probe_key.clone(),
         options: options.clone(),
     };
-    let listeners = ports::listen(&config.peer, ports::PEER).await?;
+    let listeners = ports::listen(&config.peer, ports::Purpose::Peer).await?;
     let mut sockets = Vec::new();
     for listener in listeners {
         let address = listener.local_addr().context("see the peer port's address")?;

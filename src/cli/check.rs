@@ -64,8 +64,8 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
     }
     match status.active.as_ref().and_then(|name| status.node(name)) {
         None => note(Verdict::Critical, "no node is active".to_owned()),
-        Some(node) if node.state != NodeState::Active => {
-            note(Verdict::Critical, format!("{} was made active and is {}", node.name, node.state));
+        Some(node) if node.state != Some(NodeState::Active) => {
+            note(Verdict::Critical, format!("{} was made active and is {}", node.name, node.state_word()));
         }
         Some(_) => {}
     }
@@ -74,7 +74,7 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
             note(Verdict::Warning, format!("{} is silent, a spare: the cluster is as redundant as with it", node.name));
         } else if !node.is_reachable {
             note(Verdict::Warning, format!("{} is silent", node.name));
-        } else if node.state == NodeState::Failed {
+        } else if node.state == Some(NodeState::Failed) {
             note(Verdict::Warning, format!("{} needs a person", node.name));
         }
         for trouble in node.troubles.iter().filter(|trouble| node.is_reachable && trouble.is_critical) {

@@ -32,6 +32,10 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
         ))
     })?;
     let name = status.me.clone();
+    if let Some(told) = status.not_a_member {
+        // the others would take out whoever else runs under the name
+        return Err(CliError::Refused(format!("There is nothing to leave, and nothing was done. {told}")));
+    }
     let others = status.nodes.iter().filter(|node| node.name != name);
     let targets: Vec<Target> =
         others.filter_map(|node| Address::parse(&node.api_address, 7401).ok()).map(Target::Tcp).collect();

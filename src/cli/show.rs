@@ -92,7 +92,15 @@ fn node_table(status: &Status) -> String {
         };
         let priority = if node.nofailover { "never".to_owned() } else { node.priority.to_string() };
         let raft = node.raft.as_str().to_owned();
-        vec![node.name.clone(), node.address.clone(), node.state.to_string(), raft, priority, lag, node.version.clone()]
+        vec![
+            node.name.clone(),
+            node.address.clone(),
+            node.state_word().to_owned(),
+            raft,
+            priority,
+            lag,
+            node.version.clone(),
+        ]
     };
     let rows: Vec<_> = status.nodes.iter().map(row).collect();
     let mut text = table(&["NAME", "ADDRESS", "STATE", "RAFT", "PRIORITY", "LAG", "VERSION"], &rows);
@@ -121,9 +129,11 @@ pub(super) fn status(status: &Status, notice: Option<&str>) -> String {
     }
     let cluster = &status.cluster;
     let active = match &status.active {
-        Some(name) => match status.node(name).map(|node| node.state) {
-            Some(NodeState::Active) | None => format!("{name} is active"),
-            Some(other) => format!("{name} was made active and is {other}"),
+        Some(name) => match status.node(name) {
+            Some(node) if node.state != Some(NodeState::Active) => {
+                format!("{name} was made active and is {}", node.state_word())
+            }
+            Some(_) | None => format!("{name} is active"),
         },
         None => "no node is active".to_owned(),
     };
@@ -207,7 +217,7 @@ pub(super) mod tests {
             api_address: format!("10.0.0.{id}:7401"),
             postgres_address: format!("10.0.0.{id}:5432"),
             kind: MemberKind::Data,
-            state,
+            state: Some(state),
             is_reachable: true,
             heard_ms_ago: Some(40),
             raft,
@@ -271,6 +281,20 @@ n3    10.0.0.3:7400  failed   unknown   100       silent 12 s  0.1.0
             "lag_bytes": 20_000_000, "kept_log_bytes": null, "version": "0.1.0", "checks": {}, "troubles": [],
         });
         assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn a_node_that_was_not_heard_is_unknown_and_is_read_so_again() {
+        let mut node = example().nodes[2].clone();
+        for state in NodeState::ALL.map(Some).into_iter().chain([None]) {
+            node.state = state;
+            let json = serde_json::to_value(&node).unwrap();
+            assert_eq!(json["state"], node.state_word());
+            assert_eq!(serde_json::from_value::<NodeStatus>(json).unwrap(), node);
+        }
+        assert_eq!(node.state_word(), "unknown");
+        let odd = serde_json::to_string(&node).unwrap().replace("unknown", "odd");
+        assert!(serde_json::from_str::<NodeStatus>(&odd).is_err());
     }
 
     #[test]

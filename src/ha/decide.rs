@@ -15,14 +15,23 @@ use super::pulse::{ActiveReport, DataReport, Report, Stance, StatedPosition};
 use super::record::{MemberKind, ResignReason};
 use super::rules::Mutation;
 use super::state::NodeState;
-use super::view::{Job, NodeView};
-use crate::types::{BootTime, ClusterGeneration, Generation, NodeId};
+use super::view::{Job, NodeView, Place};
+use crate::types::{BootTime, Generation, NodeId};
 
 /// Decides what this node does now. Total: every view has a plan.
 pub fn decide(view: &NodeView) -> Plan {
     let mut draft = Draft::new(view);
     if let Some(newer) = view.newer_cluster {
-        leave_behind(view, newer, &mut draft);
+        stand_aside(view, WaitingOn::LeftBehind { newer }, &mut draft);
+        return draft.finish();
+    }
+    if view.place == Place::Taken {
+        stand_aside(view, WaitingOn::Copied, &mut draft);
+        let is_open = view.postgres.follows.is_some() || view.postgres.has_receiver;
+        if draft.steps.is_empty() && is_open {
+            // it streams under the name of the other: what it confirms would count for what that one holds
+            draft.step(Step::CutReceiver { generation: view.durable.acknowledged });
+        }
         return draft.finish();
     }
     match &view.record {
@@ -156,10 +165,11 @@ fn is_able(view: &NodeView) -> bool {
     view.unfit.is_none() && !view.is_stopping && view.guard.is_present
 }
 
-/// The cluster goes on in a later life, to which this node does not belong: it asks for nothing, grants nothing and ends its role (L26).
-fn leave_behind(view: &NodeView, newer: ClusterGeneration, draft: &mut Draft<'_>) {
+/// The cluster goes on without this node, in a later life (L26) or with another machine in its place: it asks for nothing, grants
+/// nothing, ends its role and waits for a person.
+fn stand_aside(view: &NodeView, why: WaitingOn, draft: &mut Draft<'_>) {
     draft.state = NodeState::Failed;
-    draft.wait(WaitingOn::LeftBehind { newer });
+    draft.wait(why);
     let may_be_primary = view.postgres.in_recovery == Some(false) && view.guard.has_processes;
     if let Some(armed) = view.guard.armed {
         end_former_role(view, armed, armed, draft);

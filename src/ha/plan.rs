@@ -190,6 +190,10 @@ pub enum WaitingOn {
         /// Which life.
         newer: ClusterGeneration,
     },
+    /// Another machine runs as this same node, where the members know it: a person has to say which of the two is to stay.
+    Copied,
+    /// The members have to know where this node is now.
+    Place,
     /// The store is behind a record that this node has acted on before.
     NewerRecord {
         /// The newest generation that it acknowledged.
@@ -263,6 +267,11 @@ impl fmt::Display for WaitingOn {
                 "a person: the cluster was recovered without this node (its generation is {newer} now). What this node holds is no part \
                  of it; save what you need, then `hasup destroy --yes` and `hasup join` here"
             ),
+            Self::Copied => f.write_str(
+                "a person: another machine runs as this same node, where the members know it. One of the two was copied from the other with \
+                 its data directory. On the copy: `hasup destroy --yes`, then `hasup join` under a name of its own",
+            ),
+            Self::Place => f.write_str("the members to know where this node is now"),
             Self::NewerRecord { generation } => {
                 write!(
                     f,

@@ -340,7 +340,11 @@ impl PulseCore {
                 return received;
             }
         }
-        if !is_replayed {
+        // two daemons of one node, where a machine was copied: the one that hears this node is not deprived of its echoes
+        let is_copy = proved_at.is_none()
+            && peer.newest.is_some_and(|(boot, start, _)| (boot, start) != (datagram.boot, datagram.incarnation))
+            && peer.view.as_ref().is_some_and(|view| view.is_fresh(now, &self.timing));
+        if !is_replayed && !is_copy {
             peer.newest = Some((datagram.boot, datagram.incarnation, datagram.sequence));
         }
         if let Some(proved_at) = proved_at {
@@ -509,5 +513,57 @@ impl PulseCore {
         if self.lease.is_none_or(|(held, before)| held != generation || before < end) {
             self.lease = Some((generation, end));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn core(me: u64, start: u64, now: BootTime) -> PulseCore {
+        let mut core = PulseCore::new(
+            NodeId(me),
+            ClusterGeneration(1),
+            BootId([1; 16]),
+            DaemonIncarnation(start),
+            Timing::default(),
+            Duration::ZERO,
+            now,
+        );
+        core.set_peers(&BTreeSet::from([NodeId(1), NodeId(2)]));
+        core
+    }
+
+    /// What is sent from `from` now arrives at `to`, if there is one that hears it.
+    fn round(now: BootTime, from: &mut PulseCore, to: Option<&mut PulseCore>) {
+        let sent = from.tick(now);
+        let Some(to) = to else { return };
+        for (_, datagram) in sent {
+            to.receive(now, from.me, datagram);
+        }
+    }
+
+    #[test]
+    fn the_copy_of_a_machine_takes_no_echo_from_the_one_that_is_heard() {
+        let start = BootTime::from_millis(1000);
+        let (mut peer, mut original, mut copy) = (core(1, 1, start), core(2, 2, start), core(2, 3, start));
+        let mut now = start;
+        let mut rounds = |count: usize, original: &mut PulseCore, copy: &mut PulseCore, is_original_there: bool| {
+            for _ in 0..count {
+                now = now + Timing::default().pulse;
+                if is_original_there {
+                    round(now, original, Some(&mut peer));
+                }
+                // the copy's comes last before the peer's round, which goes to where the original is
+                round(now, copy, Some(&mut peer));
+                round(now, &mut peer, Some(if is_original_there { &mut *original } else { &mut *copy }));
+            }
+            let is_fresh = |core: &PulseCore| core.heard_now(now).contains(&NodeId(1));
+            (is_fresh(original), is_fresh(copy), peer.heard_now(now).contains(&NodeId(2)))
+        };
+        round(start, &mut original, None);
+        assert_eq!(rounds(20, &mut original, &mut copy, true), (true, false, true));
+        // a daemon that starts anew is heard as soon as it hears
+        assert_eq!(rounds(6, &mut original, &mut copy, false), (false, true, true));
     }
 }

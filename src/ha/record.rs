@@ -374,10 +374,72 @@ pub struct Event {
     pub by: NodeId,
     /// The generation that it belongs to.
     pub generation: Generation,
-    /// Stable name of what happened, like `assigned`, `resigned`, `barred`, `member_joined`.
+    /// Stable name of what happened: an [`EventKind`], or one of another release.
     pub kind: String,
     /// Why.
     pub why: WhyRecord,
+}
+
+impl Event {
+    /// Returns whether it tells of `kind`.
+    pub fn is(&self, kind: EventKind) -> bool {
+        self.kind == kind.as_str()
+    }
+}
+
+/// What happened, as this release names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// A node was made active.
+    Assigned,
+    /// Another node was made active because one that lives gave the role up in trouble.
+    Reassigned,
+    /// The active role was handed over by order.
+    SwitchedOver,
+    /// The active node goes on under a new generation.
+    Renewed,
+    /// The record changed within its generation.
+    RecordChanged,
+    /// A node gave the active role up.
+    Resigned,
+    /// The role was given up so often that a person has to decide.
+    PersonAsked,
+    /// An operator ordered a switchover.
+    SwitchoverOrdered,
+    /// A standby's log was fetched from another one (L12).
+    Fetched,
+    /// A node's database was rewound or copied.
+    Rebuilt,
+    /// A node joined.
+    MemberJoined,
+    /// A node is elsewhere.
+    MemberMoved,
+    /// A node was removed.
+    MemberRemoved,
+    /// Two machines run as one node.
+    NodeCopied,
+}
+
+impl EventKind {
+    /// Returns the name that the history has.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Assigned => "assigned",
+            Self::Reassigned => "reassigned",
+            Self::SwitchedOver => "switched_over",
+            Self::Renewed => "renewed",
+            Self::RecordChanged => "record_changed",
+            Self::Resigned => "resigned",
+            Self::PersonAsked => "person_asked",
+            Self::SwitchoverOrdered => "switchover_ordered",
+            Self::Fetched => "fetched",
+            Self::Rebuilt => "rebuilt",
+            Self::MemberJoined => "member_joined",
+            Self::MemberMoved => "member_moved",
+            Self::MemberRemoved => "member_removed",
+            Self::NodeCopied => "node_copied",
+        }
+    }
 }
 
 /// Facts, the rule they meet, and the step that follows.

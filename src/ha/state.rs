@@ -35,13 +35,11 @@ pub enum NodeState {
     Paused,
     /// Cannot go on without a person; the reason says what to do.
     Failed,
-    /// Another node of which nothing was heard since this one started.
-    Unknown,
 }
 
 impl NodeState {
     /// Every state.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 13] = [
         Self::Empty,
         Self::Joining,
         Self::Standby,
@@ -55,7 +53,6 @@ impl NodeState {
         Self::Witness,
         Self::Paused,
         Self::Failed,
-        Self::Unknown,
     ];
 
     /// Returns the word as printed in `nodes list` and in JSON.
@@ -74,7 +71,6 @@ impl NodeState {
             Self::Witness => "witness",
             Self::Paused => "paused",
             Self::Failed => "failed",
-            Self::Unknown => "unknown",
         }
     }
 }

@@ -62,6 +62,8 @@ pub struct NodeView {
     pub is_stopping: bool,
     /// A life of the cluster after the one that this node belongs to, if it has heard of one (L26).
     pub newer_cluster: Option<ClusterGeneration>,
+    /// Whether the members know where this node is.
+    pub place: Place,
     /// Why this node is not fit to become active, if so (operator's order, disk, checks).
     pub unfit: Option<String>,
     /// The members that an operator marked never to be made active.
@@ -75,6 +77,18 @@ impl NodeView {
     pub fn busy(&self) -> Option<&Job> {
         self.job.as_ref().filter(|job| !matches!(job, Job::Failed { .. }))
     }
+}
+
+/// Whether the members know where a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Place {
+    /// It is where its record says.
+    #[default]
+    Known,
+    /// It is elsewhere, and has yet to hear that the members know: it may be the copy of a machine that goes on where the record says.
+    Moved,
+    /// The machine that it is a copy of goes on where the record says.
+    Taken,
 }
 
 /// What the guard says.
@@ -101,6 +115,8 @@ pub struct PostgresView {
     pub in_recovery: Option<bool>,
     /// The label of the credentials by which its WAL receiver may connect (L9); absent where none can.
     pub follows: Option<Followed>,
+    /// Whether the node that it follows is elsewhere, by its record, than where the receiver was told to find it.
+    pub has_source_moved: bool,
     /// Whether a WAL receiver process exists.
     pub has_receiver: bool,
     /// Whether the receiver streams.

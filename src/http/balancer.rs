@@ -158,7 +158,6 @@ fn amp_state(state: NodeState, is_active: bool, reads_as_standby: bool) -> &'sta
         | NodeState::Minority
         | NodeState::ActiveMinority
         | NodeState::Fenced
-        | NodeState::Unknown
         | NodeState::Witness
         | NodeState::Paused => "STANDBY",
     }
@@ -173,11 +172,11 @@ fn amp_states(status: &Status, is_active: bool) -> Value {
             let is_me = node.name == status.me;
             let word = if is_me {
                 amp_state(status.state, is_active, serves_as_standby(status))
-            } else if !node.is_reachable {
-                "FAILED"
+            } else if let Some(state) = node.state.filter(|_| node.is_reachable) {
+                let is_master = state == NodeState::Active && status.active.as_ref() == Some(&node.name);
+                amp_state(state, is_master, state == NodeState::Standby)
             } else {
-                let is_master = node.state == NodeState::Active && status.active.as_ref() == Some(&node.name);
-                amp_state(node.state, is_master, node.state == NodeState::Standby)
+                "FAILED"
             };
             let heard = node.heard_ms_ago.map(|age| wall_ms.saturating_sub(age));
             let remote = if is_me { Some(wall_ms) } else { heard };
@@ -222,8 +221,7 @@ mod tests {
         let mut status = Status::starting("n1");
         status.state = state;
         status.published_at = BootTime::from_millis(1000);
-        let runs = !matches!(state, NodeState::Empty | NodeState::Joining | NodeState::Witness | NodeState::Failed)
-            && state != NodeState::Unknown;
+        let runs = !matches!(state, NodeState::Empty | NodeState::Joining | NodeState::Witness | NodeState::Failed);
         status.postgres.is_running = runs;
         status.postgres.is_accepting = runs;
         status.postgres.is_in_recovery = runs.then_some(state != NodeState::Active);
@@ -269,7 +267,6 @@ fenced          400 503 503 503 200 200 503 \"STANDBY\"
 witness         400 503 503 503 503 200 503 \"STANDBY\"
 paused          400 503 200 200 200 200 503 \"HOT_STANDBY\"
 failed          400 503 503 503 503 200 503 \"FAILED\"
-unknown         400 503 503 503 503 200 503 \"STANDBY\"
 ";
         assert_eq!(table, expected);
     }

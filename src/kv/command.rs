@@ -76,7 +76,7 @@ pub enum Command {
         /// The join token that must be valid now; `None` for the cluster's first node.
         token: Option<String>,
     },
-    /// Changes a present member.
+    /// Changes a present member, whatever it has become: as logs of before [`Self::ChangeMember`] have it.
     PutMember {
         /// The member as it shall be.
         member: Member,
@@ -119,6 +119,13 @@ pub enum Command {
     },
     /// Adds the proposal's events to the history and changes nothing else.
     AppendEvents,
+    /// Changes a present member.
+    ChangeMember {
+        /// Compare-and-set: the log index of the last change of any member.
+        expected: u64,
+        /// The member as it shall be.
+        member: Member,
+    },
 }
 
 impl Command {
@@ -139,6 +146,7 @@ impl Command {
             Self::RevokeToken { .. } => "revoke_token",
             Self::SetTrust { .. } => "set_trust",
             Self::AppendEvents => "append_events",
+            Self::ChangeMember { .. } => "change_member",
         }
     }
 }

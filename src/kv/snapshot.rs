@@ -2,6 +2,10 @@
 //!
 //! Magic with a format byte, then frames of a length (u32, little-endian) and that many bytes of one encoded [`Section`], then
 //! a length of 0 and the BLAKE3 of everything before.
+//!
+//! What comes later is a [`Named`] section, which has a format number of its own and says which release brought it and whether the
+//! state is whole without it: an older hasup skips what it need not know, and else says what it lacks. So a snapshot goes both ways
+//! between the releases of a cluster that is being upgraded, for as long as nothing needed is in it.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -43,9 +47,22 @@ pub enum SnapshotError {
     /// A frame holds something else.
     #[error("the snapshot holds a frame that is not understood")]
     Frame(#[from] CodecError),
+    /// A later hasup wrote what the state is not whole without.
+    #[error(
+        "the snapshot holds {section}, which this hasup ({}) cannot read and must not leave out: a later one wrote it{}. Nothing was \
+         changed. Upgrade hasup on this node",
+        env!("CARGO_PKG_VERSION"),
+        since.as_ref().map(|since| format!(" ({since} or later)")).unwrap_or_default()
+    )]
+    Newer {
+        /// What it is.
+        section: String,
+        /// The first release that writes it, where it says so.
+        since: Option<String>,
+    },
 }
 
-/// One frame. New variants are added at the end.
+/// One frame. What is new is [`Named`].
 #[derive(Serialize, Deserialize)]
 enum Section {
     Facts(Box<Facts>),
@@ -55,7 +72,51 @@ enum Section {
     Requests(Vec<(u128, Reply)>),
     Entries(Vec<(Bytes, Entry)>),
     Tombstones(Vec<Tombstone>),
+    /// As builds wrote it before there were named sections.
     Former(Vec<(NodeId, NodeName)>),
+    Named(Named),
+}
+
+/// The number of [`Section::Named`], the last one: a frame tells its section by its second byte.
+const SECTION_MAX: u8 = 8;
+
+/// A part of the state that came after the first format.
+#[derive(Serialize, Deserialize)]
+struct Named {
+    name: String,
+    /// Of `body`.
+    format: u32,
+    /// The first release that writes it in this format.
+    since: String,
+    /// Whether a state without it is not what the cluster agreed on.
+    is_needed: bool,
+    body: Vec<u8>,
+}
+
+/// What former members were called: for people alone.
+const FORMER: &str = "former";
+
+impl Named {
+    fn former(names: &[(NodeId, NodeName)]) -> Self {
+        Self { name: FORMER.to_owned(), format: 1, since: "0.1.0".to_owned(), is_needed: false, body: encode(names) }
+    }
+
+    /// Puts it into `state`, if it is known or may be left out.
+    fn restore(self, state: &mut State) -> Result<(), SnapshotError> {
+        match (self.name.as_str(), self.format) {
+            (FORMER, 1) => restore_former(state, decode(&self.body)?),
+            _ if !self.is_needed => {}
+            (name, format) => {
+                let section = format!("`{name}` in format {format}");
+                return Err(SnapshotError::Newer { section, since: Some(self.since) });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn restore_former(state: &mut State, names: Vec<(NodeId, NodeName)>) {
+    names.into_iter().for_each(|(id, name)| state.note_former(id, name));
 }
 
 /// What there is one of.
@@ -92,7 +153,8 @@ pub fn write(state: &State, label: &[u8], out: impl Write) -> io::Result<()> {
     };
     write_frame(&mut out, &Section::Facts(Box::new(facts)))?;
     write_in_frames(&mut out, state.members.values().cloned(), Section::Members)?;
-    write_in_frames(&mut out, state.former.iter().map(|(id, name)| (*id, name.clone())), Section::Former)?;
+    let former = state.former.iter().map(|(id, name)| (*id, name.clone()));
+    write_in_frames(&mut out, former, |names| Section::Named(Named::former(&names)))?;
     write_in_frames(&mut out, state.tokens.values().cloned(), Section::Tokens)?;
     write_in_frames(&mut out, state.events.iter().cloned(), Section::Events)?;
     let replies = state.requests.iter().filter_map(|id| Some((*id, state.replies.get(id)?.clone())));
@@ -125,11 +187,23 @@ pub fn read(input: impl Read) -> Result<(Vec<u8>, State), SnapshotError> {
     }
     let mut state = State::new();
     let mut label = None;
+    let mut newer = None;
     while let Some(frame) = read_frame(&mut input)? {
+        // told once the checksum has shown that it was written so
+        if let Some(number) = frame.get(1).filter(|number| **number > SECTION_MAX) {
+            let section = format!("a section of number {number}");
+            newer.get_or_insert(SnapshotError::Newer { section, since: None });
+            continue;
+        }
         match decode::<Section>(&frame)? {
             Section::Facts(facts) => label = Some(restore_facts(&mut state, *facts)),
             Section::Members(members) => state.members.extend(members.into_iter().map(|member| (member.id, member))),
-            Section::Former(names) => names.into_iter().for_each(|(id, name)| state.note_former(id, name)),
+            Section::Former(names) => restore_former(&mut state, names),
+            Section::Named(named) => {
+                if let Err(error) = named.restore(&mut state) {
+                    newer.get_or_insert(error);
+                }
+            }
             Section::Tokens(tokens) => state.tokens.extend(tokens.into_iter().map(|token| (token.id.clone(), token))),
             Section::Events(events) => state.events.extend(events),
             Section::Requests(replies) => {
@@ -157,6 +231,9 @@ pub fn read(input: impl Read) -> Result<(Vec<u8>, State), SnapshotError> {
     }
     if input.inner.read(&mut [0])? != 0 {
         return Err(SnapshotError::Damaged("something follows its end"));
+    }
+    if let Some(newer) = newer {
+        return Err(newer);
     }
     let label = label.ok_or(SnapshotError::Damaged("it has no first frame"))?;
     state.changes = Changes::since(state.table.index());
@@ -297,6 +374,58 @@ mod tests {
         assert_eq!(restored.watch_index(&watch), log.state.watch_index(&watch));
         assert_eq!(restored.changed_since(&watch, 5), log.state.changed_since(&watch, 5));
         assert_eq!(log.propose(add("n2", "b:1")), restored.apply(log.index, &Proposal::new(5, 0, add("n2", "b:1"))));
+    }
+
+    /// Returns a snapshot with the frame `frame` after the first one.
+    fn with_frame(state: &State, frame: &[u8]) -> Vec<u8> {
+        let bytes = bytes_of(state);
+        let first = MAGIC.len() + 4 + u32::from_le_bytes(bytes[8..12].try_into().unwrap()) as usize;
+        let mut changed = bytes[..first].to_vec();
+        changed.extend(u32::try_from(frame.len()).unwrap().to_le_bytes());
+        changed.extend(frame);
+        changed.extend(&bytes[first..bytes.len() - 32]);
+        let checksum = blake3::hash(&changed);
+        changed.extend(checksum.as_bytes());
+        changed
+    }
+
+    #[test]
+    fn what_a_later_release_added_is_skipped_or_named() {
+        let state = rich().state;
+        let named = |format, is_needed| {
+            let section = Named {
+                name: "spec".into(),
+                format,
+                since: "0.3.0".into(),
+                is_needed,
+                body: b"not known here".to_vec(),
+            };
+            encode(&Section::Named(section))
+        };
+        assert_eq!(read(&with_frame(&state, &named(1, false))[..]).unwrap().1, state);
+        let told = |frame: &[u8]| read(&with_frame(&state, frame)[..]).unwrap_err().to_string();
+        let needed = told(&named(2, true));
+        assert!(needed.contains("`spec` in format 2") && needed.contains("0.3.0 or later"), "{needed}");
+        assert!(needed.contains(env!("CARGO_PKG_VERSION")) && needed.contains("Upgrade hasup"), "{needed}");
+        let mut unknown = encode(&Section::Tokens(Vec::new()));
+        assert_eq!(named(1, true)[1], SECTION_MAX, "the last section");
+        unknown[1] = SECTION_MAX + 1;
+        assert!(told(&unknown).contains("number 9"), "{}", told(&unknown));
+        // a damaged one is not taken for one of a later release
+        let mut damaged = with_frame(&state, &unknown);
+        let end = damaged.len() - 1;
+        damaged[end] ^= 1;
+        assert!(matches!(read(&damaged[..]), Err(SnapshotError::Damaged(_))));
+    }
+
+    #[test]
+    fn the_names_of_former_members_are_read_as_earlier_builds_wrote_them() {
+        let mut state = Log::new().state;
+        let names = vec![(NodeId(7), "gone".parse().unwrap())];
+        let frame = encode(&Section::Former(names.clone()));
+        let (_, read) = read(&with_frame(&state, &frame)[..]).unwrap();
+        restore_former(&mut state, names);
+        assert_eq!(read, state);
     }
 
     #[test]

@@ -181,13 +181,10 @@ impl State {
             }
             Command::SetAssignment { expected, assignment } => self.set_assignment(index, *expected, assignment)?,
             Command::AddMember { member, token } => return self.add_member(index, member, token.as_deref()),
-            Command::PutMember { member } => {
-                if !self.members.contains_key(&member.id) {
-                    return Err(Refusal::UnknownMember { id: member.id }.into());
-                }
-                self.check_unique(member.id, &member.name, &member.peer_addresses)?;
-                self.put_member(index, member.clone());
-                self.mirror_assignment(index);
+            Command::PutMember { member } => self.change_member(index, member)?,
+            Command::ChangeMember { expected, member } => {
+                expect_index(self.members_index, Some(*expected))?;
+                self.change_member(index, member)?;
             }
             Command::RemoveMember { id } => self.remove_member(index, *id)?,
             Command::SetGoals { expected, goals } => {
@@ -256,6 +253,16 @@ impl State {
         self.next_node_id = id.next();
         self.put_member(index, member.clone().with_id(id));
         Ok(Reply::MemberAdded { index, id })
+    }
+
+    fn change_member(&mut self, index: u64, member: &Member) -> Result<(), NotApplied> {
+        if !self.members.contains_key(&member.id) {
+            return Err(Refusal::UnknownMember { id: member.id }.into());
+        }
+        self.check_unique(member.id, &member.name, &member.peer_addresses)?;
+        self.put_member(index, member.clone());
+        self.mirror_assignment(index);
+        Ok(())
     }
 
     fn put_member(&mut self, index: u64, member: Member) {
@@ -502,6 +509,25 @@ pub(super) mod tests {
         let gone = Command::PutMember { member: new_member("n2", "b:1").with_id(NodeId(2)) };
         assert_eq!(refused(log.propose(gone)), Refusal::UnknownMember { id: NodeId(2) });
         assert_eq!(log.propose(add("n2", "b:1")), Reply::MemberAdded { index: 7, id: NodeId(3) });
+    }
+
+    #[test]
+    fn a_change_of_a_member_overwrites_no_other_change() {
+        let mut log = Log::new();
+        log.propose(add("n1", "a:1"));
+        log.propose(add("n2", "b:1"));
+        let seen = log.state.clone();
+        let change = |change: &dyn Fn(&mut Member)| {
+            let mut member = (*seen.members[&NodeId(2)]).clone();
+            change(&mut member);
+            Command::ChangeMember { expected: seen.members_index, member }
+        };
+        let moved = change(&|member| member.peer_addresses = vec!["c:1".into()]);
+        let marked = change(&|member| member.nofailover = true);
+        assert_eq!(log.propose(marked), Reply::Applied { index: 3 });
+        assert_eq!(log.propose(moved), Reply::Conflict { current: 3 });
+        let member = &log.state.members[&NodeId(2)];
+        assert_eq!((member.nofailover, &*member.peer_addresses), (true, &["b:1".to_owned()][..]));
     }
 
     #[test]

@@ -280,7 +280,7 @@ impl Shared {
             reader: Reader::Standby(member),
         };
         // noted first: after a crash in between, the bar still knows that there may be a receiver
-        self.postgres.note_follows(Some(followed))?;
+        self.postgres.note_follows(Some((followed, &follow.source)))?;
         self.postgres.postgres.follow(&follow)?;
         self.postgres.note_change();
         Ok(())
@@ -291,7 +291,7 @@ impl Shared {
         let source = self.source(from)?;
         // what cannot begin, for want of room perhaps, keeps this node from stating what it holds for a while only
         self.postgres.note_fetch_tried();
-        self.postgres.note_fetch(Followed { node: from, generation: under })?;
+        self.postgres.note_fetch(Followed { node: from, generation: under }, &source)?;
         self.postgres.postgres.follow(&Follow { generation: under, source, reader: Reader::Fetch })?;
         self.postgres.note_change();
         Ok(())
@@ -302,7 +302,7 @@ impl Shared {
         member.ok_or_else(|| StepError::Unknown(format!("node {node} is no member that this node knows of")))
     }
 
-    fn source(&self, node: NodeId) -> Result<Source, StepError> {
+    pub(super) fn source(&self, node: NodeId) -> Result<Source, StepError> {
         let member = self.member(node)?;
         let host = member.postgres_host.trim_matches(['[', ']']).to_owned();
         Ok(Source { host, port: member.postgres_port, ssl_mode: SslMode::VerifyCa })

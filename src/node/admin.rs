@@ -17,7 +17,7 @@ use super::names::name_of;
 use super::options;
 use super::propose::WriteError;
 use crate::config::Secret;
-use crate::ha::record::{Event, Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
+use crate::ha::record::{Event, EventKind, Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
 use crate::kv::command::VALUE_BYTES_MAX;
 use crate::kv::{Bytes, Command, KvCommand, Refusal, State, Watch};
 use crate::peer::join::TokenText;
@@ -39,7 +39,7 @@ const READY_LIMIT: Duration = Duration::from_secs(8);
 /// The longest life of a join token: one that outlives its purpose is a key left in the door.
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often an order is written anew when the leader or another operator was quicker.
-const GOAL_TRIES: u32 = 5;
+const CHANGE_TRIES: u32 = 5;
 /// Orders worked on at once: watches wait for minutes each.
 const ORDERS_MAX: usize = 1024;
 
@@ -136,15 +136,7 @@ impl Shared {
         match request {
             Request::Switchover { to } => self.switchover(to).await,
             Request::Promote { node, force } => self.promote(node, force).await,
-            Request::NodesSet { name, priority, nofailover } => {
-                let state = self.state();
-                let mut member = find(&state, &name)?.clone();
-                member.priority = priority.unwrap_or(member.priority);
-                member.nofailover = nofailover.unwrap_or(member.nofailover);
-                let (priority, nofailover) = (member.priority, member.nofailover);
-                self.write(Command::PutMember { member }, None, WRITE_LIMIT).await?;
-                Ok(Done::answer(format!("{name} has priority {priority} and nofailover {nofailover}")))
-            }
+            Request::NodesSet { name, priority, nofailover } => self.set_node(&name, priority, nofailover).await,
             Request::NodesRemove { name } => self.remove(&name).await,
             Request::Leave => {
                 let name = self.name.to_string();
@@ -229,7 +221,7 @@ impl Shared {
             rule: "an operator's order".to_owned(),
             step: format!("ends generation {from} in order"),
         };
-        let event = self.event("switchover_ordered", from, why);
+        let event = self.event(EventKind::SwitchoverOrdered, from, why);
         let goal = SwitchoverGoal { from, to: target };
         self.change_goals(Some(event), |goals| Goals { switchover: Some(goal.clone()), ..goals.clone() }).await?;
         let (node, generation) = self.wait_for_handover(from).await?;
@@ -327,7 +319,7 @@ impl Shared {
     /// Changes what the leader is to bring about; once more from the present goals where these have changed meanwhile.
     async fn change_goals(&self, event: Option<Event>, change: impl Fn(&Goals) -> Goals) -> Result<(), WriteError> {
         let mut states = self.consensus.state();
-        for _ in 1..GOAL_TRIES {
+        for _ in 1..CHANGE_TRIES {
             let state = self.state();
             let command = Command::SetGoals { expected: Some(state.goals.index), goals: change(&state.goals.value) };
             match self.write(command, event.clone(), WRITE_LIMIT).await {
@@ -377,6 +369,29 @@ impl Shared {
         self.switchover(Some(node)).await
     }
 
+    async fn set_node(&self, name: &str, priority: Option<u32>, nofailover: Option<bool>) -> Outcome {
+        let mut states = self.consensus.state();
+        let mut tries_left = CHANGE_TRIES;
+        loop {
+            let state = self.state();
+            let mut member = find(&state, name)?.clone();
+            member.priority = priority.unwrap_or(member.priority);
+            member.nofailover = nofailover.unwrap_or(member.nofailover);
+            let done = format!("{name} has priority {} and nofailover {}", member.priority, member.nofailover);
+            let command = Command::ChangeMember { expected: state.members_index, member };
+            tries_left -= 1;
+            match self.write(command, None, WRITE_LIMIT).await {
+                Err(WriteError::Conflict { current }) if tries_left > 0 => {
+                    let is_known = states.wait_for(|applied| applied.state.members_index >= current);
+                    // where this node stays behind, the next try says so
+                    let _ = timeout(READ_LIMIT, is_known).await;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(_) => return Ok(Done::answer(done)),
+            }
+        }
+    }
+
     async fn remove(&self, name: &str) -> Outcome {
         let state = self.state();
         let id = find(&state, name)?.id;
@@ -413,7 +428,7 @@ impl Shared {
         }
         // taking it out has made generations of its own
         let generation = self.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
-        let event = self.event("member_removed", generation, why);
+        let event = self.event(EventKind::MemberRemoved, generation, why);
         self.write(Command::RemoveMember { id }, Some(event), WRITE_LIMIT).await?;
         let goals = self.state().goals.clone();
         let rest = goals.value.without(id);

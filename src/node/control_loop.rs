@@ -222,7 +222,9 @@ impl ControlLoop {
         // before what it leaves behind: work that ends in between would else have ended without a trace, as a failure does
         let job = shared.postgres.job(now);
         let guard = shared.guard.view();
-        let postgres = shared.postgres.view(&guard, shared.postgres_process());
+        let mut postgres = shared.postgres.view(&guard, shared.postgres_process());
+        let source = postgres.follows.and_then(|followed| shared.source(followed.node).ok());
+        postgres.has_source_moved = source.is_some_and(|source| !shared.postgres.looks_at(&source));
         let is_stopping = *shared.shutdown.borrow() == Some(true);
         NodeView {
             now,
@@ -243,6 +245,7 @@ impl ControlLoop {
             job,
             is_stopping,
             newer_cluster: shared.pulses.newer_cluster(),
+            place: shared.place(state),
             unfit: None,
             kept_back: state.members.values().filter(|member| member.nofailover).map(|member| member.id).collect(),
             troubles: shared.troubles(),
@@ -318,8 +321,7 @@ impl ControlLoop {
                 | NodeState::Demoting
                 | NodeState::Rejoining
                 | NodeState::Witness
-                | NodeState::Paused
-                | NodeState::Unknown => tracing::info!("{line}"),
+                | NodeState::Paused => tracing::info!("{line}"),
             }
             self.logged = Some(told);
             self.changed_at = Instant::now();
@@ -360,7 +362,6 @@ fn sentence(plan: &Plan, reads_for_long: bool, is_stopping: bool, finds_primary:
         NodeState::Witness => "votes, and holds no PostgreSQL",
         NodeState::Paused => "left alone by an operator's order",
         NodeState::Failed => "cannot go on without a person",
-        NodeState::Unknown => "nothing is known of it",
     };
     Some(format!("{state}: {meaning}"))
 }

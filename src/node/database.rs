@@ -84,6 +84,8 @@ impl Rebuilt {
 #[derive(Debug, Default)]
 struct Memory {
     follows: Option<Followed>,
+    /// Where that was to be found when the receiver was told to follow it; none where an earlier build told it.
+    follows_at: Option<(String, u16)>,
     in_recovery: Option<(PostgresProcess, bool)>,
     promoted_at: Option<(Timeline, Lsn)>,
     names: Option<NamesInEffect>,
@@ -174,10 +176,12 @@ impl Database {
             kept_log: Mutex::default(),
             news,
         };
-        let (follows, rebuilt) = (database.read_followed(), database.read_rebuilt());
+        let (followed, rebuilt) = (database.read_followed(), database.read_rebuilt());
         {
             let mut memory = database.memory.lock();
-            memory.follows = follows;
+            if let Some((followed, at)) = followed {
+                (memory.follows, memory.follows_at) = (Some(followed), at);
+            }
             // what an earlier start of the daemon followed then may have been another; who lacks log says so again and again
             memory.log_from = database.log_bytes();
             memory.lineage = rebuilt.map(|rebuilt| (rebuilt.promoted, Lineage::Follows, None));
@@ -296,6 +300,8 @@ impl Database {
         PostgresView {
             in_recovery: in_recovery.map(|(_, recovering)| recovering),
             follows: memory.follows,
+            // the records are not known here
+            has_source_moved: false,
             // the bar has seen it gone before nobody was followed; a conninfo that nobody here wrote is none of ours
             has_receiver: match live {
                 Some(live) => live.receiver.is_some() || (follows_nobody && !live.follows_nobody),

@@ -118,9 +118,7 @@ impl Shared {
         let is_off = self.tls.invalid_by_clock().iter().any(|node| members.contains_key(node));
         raft.into_iter().chain(*self.disk.borrow()).chain(is_off.then_some(Trouble::ClocksDiffer)).collect()
     }
-}
 
-impl Shared {
     /// Returns why Raft has stopped, where it did; at this daemon's own end that is in order.
     pub(super) fn raft_failed(&self) -> Option<String> {
         let failed = self.consensus.leadership().borrow().failed.clone();

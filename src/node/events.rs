@@ -7,7 +7,7 @@ use super::names::name_of;
 use super::{EVENT_LIMIT, Shared};
 use crate::ha::assign::AssignWait;
 use crate::ha::durable::DataState;
-use crate::ha::record::{Event, ResignReason, WhyRecord};
+use crate::ha::record::{Event, EventKind, ResignReason, WhyRecord};
 use crate::ha::view::{Followed, Lineage};
 use crate::kv::Command;
 use crate::sys::clock::wall_now;
@@ -15,9 +15,9 @@ use crate::types::{Generation, Lsn, NodeId, Timeline, WalPosition};
 
 impl Shared {
     /// Returns an event of this node, now.
-    pub(super) fn event(&self, kind: &str, generation: Generation, why: WhyRecord) -> Event {
+    pub(super) fn event(&self, kind: EventKind, generation: Generation, why: WhyRecord) -> Event {
         let at_ms = u64::try_from(wall_now().as_millis()).unwrap_or(u64::MAX);
-        Event { at_ms, by: self.me, generation, kind: kind.to_owned(), why }
+        Event { at_ms, by: self.me, generation, kind: kind.as_str().to_owned(), why }
     }
 
     pub(super) fn event_of_resignation(&self, generation: Generation, reason: &ResignReason) -> Event {
@@ -26,7 +26,7 @@ impl Shared {
             rule: "L7".to_owned(),
             step: format!("{} ends generation {generation}", self.name),
         };
-        self.event("resigned", generation, why)
+        self.event(EventKind::Resigned, generation, why)
     }
 
     pub(super) fn event_of_question(&self, generation: Generation, wait: &AssignWait) -> Event {
@@ -35,7 +35,7 @@ impl Shared {
             rule: "role_changes_per_hour".to_owned(),
             step: format!("nobody is made active: the cluster waits for {wait}"),
         };
-        self.event("person_asked", generation, why)
+        self.event(EventKind::PersonAsked, generation, why)
     }
 
     pub(super) fn event_of_fetch(&self, from: Followed, until: Lsn) -> Event {
@@ -45,7 +45,7 @@ impl Shared {
             rule: "L12".to_owned(),
             step: format!("{} fetched the log of {source} up to {until}", self.name),
         };
-        self.event("fetched", from.generation, why)
+        self.event(EventKind::Fetched, from.generation, why)
     }
 
     /// `copied_from` is the node whose database was copied; none where this node's own was rewound.
@@ -59,7 +59,7 @@ impl Shared {
             rule: "L19".to_owned(),
             step: format!("the database of {} was {how}", self.name),
         };
-        self.event("rebuilt", generation, why)
+        self.event(EventKind::Rebuilt, generation, why)
     }
 
     /// Adds an event to the history, beside whatever goes on; the log is warned of it where nobody wanted it so.

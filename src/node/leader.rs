@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use super::Shared;
 use super::names::{name_of, named};
-use super::views::{LeaderFacts, LeaderMemory, REASSIGNED};
+use super::views::{LeaderFacts, LeaderMemory};
 use crate::ha::assign::{AssignWait, Assigned, Order, assign};
-use crate::ha::record::{Assignment, AssignmentReason, Event, Goals, ResignReason, WhyRecord};
+use crate::ha::record::{Assignment, AssignmentReason, Event, EventKind, Goals, ResignReason, WhyRecord};
 use crate::kv::{Command, Proposal, Reply};
 use crate::raft::Leadership;
 use crate::sys::clock::{boot_now, wall_now};
@@ -148,15 +148,17 @@ async fn carry_out(shared: &Shared, order: Order, why: WhyRecord, generation: Ge
 }
 
 /// Names the event by what changes: another active node, by itself or by order, the same one anew, or only the record.
-fn kind_of(assignment: &Assignment, generation: Generation) -> &'static str {
+fn kind_of(assignment: &Assignment, generation: Generation) -> EventKind {
     match &assignment.why {
-        _ if assignment.generation == generation => "record_changed",
-        AssignmentReason::Renewed | AssignmentReason::VotersChanged => "renewed",
+        _ if assignment.generation == generation => EventKind::RecordChanged,
+        AssignmentReason::Renewed | AssignmentReason::VotersChanged => EventKind::Renewed,
         AssignmentReason::Resigned { because: ResignReason::Switchover | ResignReason::Stopping, .. } => {
-            "switched_over"
+            EventKind::SwitchedOver
         }
-        AssignmentReason::Resigned { because, .. } if because.is_trouble() => REASSIGNED,
-        AssignmentReason::Bootstrap | AssignmentReason::Silent { .. } | AssignmentReason::Resigned { .. } => "assigned",
+        AssignmentReason::Resigned { because, .. } if because.is_trouble() => EventKind::Reassigned,
+        AssignmentReason::Bootstrap | AssignmentReason::Silent { .. } | AssignmentReason::Resigned { .. } => {
+            EventKind::Assigned
+        }
     }
 }
 

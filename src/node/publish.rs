@@ -78,7 +78,7 @@ impl Publisher {
         for node in idle {
             let since = *self.idle_since.entry(node.id).or_insert(now);
             if now.since(since) >= IDLE_TOLD_AFTER {
-                let (name, state) = (&node.name, node.state);
+                let (name, state) = (&node.name, node.state_word());
                 told.push(format!(
                     "{name} ({state}) does not stream from the active node: until it does, it neither holds commits nor can take over. \
                      `hasup status` on {name} tells why"
@@ -112,7 +112,9 @@ impl Publisher {
             cluster.failure_cost = format!("No node takes writes, and none will by itself. It waits for {told}.");
             cluster.warnings.push(format!("The cluster waits for {told}"));
         }
-        let not_a_member = self.not_a_member(shared, state, &cluster);
+        cluster.warnings.extend(shared.copies.told());
+        let place_taken = shared.copies.told_of(shared.me);
+        let not_a_member = place_taken.or_else(|| self.not_a_member(shared, state, &cluster));
         if let Some(told) = &not_a_member {
             // the others are well, and nothing is to be repaired there
             cluster.warnings = vec![told.clone()];
@@ -213,10 +215,10 @@ fn node_status(
     let is_reachable = member.id == shared.me
         || view.pulse.peers.get(&member.id).is_some_and(|peer| peer.is_fresh(view.now, &view.timing));
     let report = word.map(|(report, _)| report);
-    let said = report.map_or(NodeState::Unknown, |report| report.state);
+    let said = report.map(|report| report.state);
     // who is not heard may be anything but is no longer believed to be active
     let state = match said {
-        NodeState::Active | NodeState::Promoting if !is_reachable => NodeState::Minority,
+        Some(NodeState::Active | NodeState::Promoting) if !is_reachable => Some(NodeState::Minority),
         other => other,
     };
     let position = report.and_then(|report| report.data).and_then(|data| data.position);
@@ -374,7 +376,7 @@ fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus], idle: &[&NodeStat
     let data = nodes.iter().filter(|node| node.kind == MemberKind::Data).count();
     match (set, data) {
         (None, _) => "The cluster has no active node yet; nothing is served.".to_owned(),
-        _ if !nodes.iter().any(|node| node.state == NodeState::Active) => {
+        _ if !nodes.iter().any(|node| node.state == Some(NodeState::Active)) => {
             "No node takes writes at present; what is waited for stands below, or on the node that was made active.".to_owned()
         }
         (Some(_), 0 | 1) => "This is the only node: its loss stops writes, and loses what is not in a backup.".to_owned(),
@@ -566,7 +568,7 @@ mod tests {
                 api_address: String::new(),
                 postgres_address: String::new(),
                 kind: MemberKind::Data,
-                state: if id == 1 { NodeState::Active } else { NodeState::Standby },
+                state: Some(if id == 1 { NodeState::Active } else { NodeState::Standby }),
                 is_reachable: id != 4,
                 heard_ms_ago: None,
                 raft: RaftRole::Unknown,

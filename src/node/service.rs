@@ -9,10 +9,11 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::Shared;
+use super::moved::NotMoved;
 use super::options;
 use super::propose::WriteError;
 use crate::codec;
-use crate::ha::record::{Member, MemberKind, Options, Trust};
+use crate::ha::record::{EventKind, Member, MemberKind, Options, Trust};
 use crate::kv::{Command, NewMember, Proposal, Refusal, Reply, State};
 use crate::peer::join::{JoinGrant, JoinRefusal, JoinRequest, OptionDiffers, dial_back};
 use crate::peer::{Addresses, PeerError, PeerRefusal, PeerRequest, PeerResponse, PeerService};
@@ -131,9 +132,10 @@ impl Service {
                 Ok(PeerResponse::Renewed { certificate, ca_certificates })
             }
             PeerRequest::Moved(addresses) => {
-                shared.take_addresses(from, addresses).await.map_err(unable)?;
+                shared.take_addresses(from, addresses).await.map_err(NotMoved::into_refusal)?;
                 Ok(PeerResponse::Moved)
             }
+            PeerRequest::Start => Ok(PeerResponse::Start(shared.start)),
             PeerRequest::Admin(_) => Err(PeerRefusal::Unsupported),
         }
     }
@@ -232,7 +234,7 @@ impl Service {
             step: format!("admits {} as a member", request.name),
         };
         let generation = shared.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
-        let event = shared.event("member_joined", generation, why);
+        let event = shared.event(EventKind::MemberJoined, generation, why);
         // a newcomer comes after all others
         let lowest = shared.state().members.values().map(|member| member.priority).min().unwrap_or(FIRST_PRIORITY + 1);
         let member = new_member(request, lowest.saturating_sub(1));

@@ -38,7 +38,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         let observation = shared.postgres.last_observation();
         if let PostgresFacts::Live(live) = &observation.facts {
             let members = wanted(&state, shared.me, live, &shared.pulses.view(), began, boot_now());
-            shared.postgres.keep_slots(&members).await;
+            shared.postgres.keep_slots(&members, &state).await;
         }
     }
 }

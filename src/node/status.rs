@@ -27,8 +27,8 @@ pub struct Status {
     /// How old it was when it was told, in milliseconds; absent where it is of the present. What hangs says nothing new.
     #[serde(default)]
     pub stale_ms: Option<u64>,
-    /// That it is no member of the cluster any more, and what to do, as two sentences; absent on a member. What it shows of others is
-    /// of the past.
+    /// That it is no member of the cluster any more, or only the copy of one, and what to do; absent on a member. What it shows of
+    /// others is of the past.
     #[serde(default)]
     pub not_a_member: Option<String>,
     /// Its own state.
@@ -128,8 +128,9 @@ pub struct NodeStatus {
     pub postgres_address: String,
     /// What it takes part in.
     pub kind: MemberKind,
-    /// Its state by its last word.
-    pub state: NodeState,
+    /// Its state by its last word; in JSON `unknown` where none was heard since the node that tells has started.
+    #[serde(with = "last_word")]
+    pub state: Option<NodeState>,
     /// Whether that word is recent; without it, everything here is the last that was heard.
     pub is_reachable: bool,
     /// How old its last word is, in milliseconds; absent if none was heard.
@@ -159,6 +160,39 @@ pub struct NodeStatus {
     /// What is wrong with its machine, by its last word.
     #[serde(default)]
     pub troubles: Vec<TroubleStatus>,
+}
+
+impl NodeStatus {
+    /// Returns its state in one word.
+    pub fn state_word(&self) -> &'static str {
+        self.state.map_or(UNKNOWN, NodeState::as_str)
+    }
+}
+
+/// The state of a node of which nothing was heard.
+const UNKNOWN: &str = "unknown";
+
+mod last_word {
+    use serde::de::{IntoDeserializer, value::Error as WordError};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{NodeState, UNKNOWN};
+
+    pub(super) fn serialize<S: Serializer>(state: &Option<NodeState>, to: S) -> Result<S::Ok, S::Error> {
+        match state {
+            Some(state) => state.serialize(to),
+            None => to.serialize_str(UNKNOWN),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<NodeState>, D::Error> {
+        let word = String::deserialize(from)?;
+        if word == UNKNOWN {
+            return Ok(None);
+        }
+        let state: Result<_, WordError> = NodeState::deserialize(word.as_str().into_deserializer());
+        state.map(Some).map_err(serde::de::Error::custom)
+    }
 }
 
 /// Something that is wrong with a node's machine.

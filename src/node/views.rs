@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::ha::pulse::{PulseView, Report};
-use crate::ha::record::{Member, ResignReason};
+use crate::ha::record::{EventKind, Member, ResignReason};
 use crate::ha::rules::Rules;
 use crate::ha::timing::Timing;
 use crate::ha::view::{AppliedRecord, ClusterView, MemberView};
@@ -12,8 +12,6 @@ use crate::kv::State;
 use crate::raft::Leadership;
 use crate::types::{BootTime, Generation, NodeId};
 
-/// The kind of the event that another node was made active because one that lives gave the role up in trouble.
-pub(super) const REASSIGNED: &str = "reassigned";
 const HOUR_MS: u64 = 3_600_000;
 
 /// Remembers when this node applied the record's present generation: promises and time limits run from there.
@@ -143,7 +141,7 @@ impl LeaderMemory {
 pub(super) fn changes_in_trouble(state: &State) -> u32 {
     let since = state.clock_ms.saturating_sub(HOUR_MS);
     let newest_first = state.events.iter().rev().take_while(|stored| stored.event.at_ms >= since);
-    let changes = newest_first.filter(|stored| stored.event.kind == REASSIGNED);
+    let changes = newest_first.filter(|stored| stored.event.is(EventKind::Reassigned));
     u32::try_from(changes.count()).unwrap_or(u32::MAX)
 }
 

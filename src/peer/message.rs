@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ha::record::Member;
-use crate::types::{Generation, NodeId, NodeName, Timeline};
+use crate::types::{BootId, DaemonIncarnation, Generation, NodeId, NodeName, Timeline};
 
 /// The first thing a server says on a member's connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,17 @@ pub enum PeerRequest {
     Admin(Vec<u8>),
     /// The asking node is to be found here from now on: change its record. Asked again, it is no change.
     Moved(Addresses),
+    /// Say which start of which daemon answers: two places may be one machine's, or that of a machine and of its copy.
+    Start,
+}
+
+/// Names one start of a daemon among all of all machines, also where one is a copy of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStart {
+    /// The machine's boot.
+    pub boot: BootId,
+    /// The daemon's start.
+    pub incarnation: DaemonIncarnation,
 }
 
 /// Where a member is to be found, as it says itself.
@@ -139,6 +150,8 @@ pub enum PeerResponse {
     Refused(PeerRefusal),
     /// To `Moved`, once it is written.
     Moved,
+    /// To `Start`.
+    Start(DaemonStart),
 }
 
 impl PeerResponse {
@@ -154,7 +167,8 @@ impl PeerResponse {
             | Self::Checkpointed
             | Self::Renewed { .. }
             | Self::Admin(_)
-            | Self::Moved => "it answered something else than was asked".to_owned(),
+            | Self::Moved
+            | Self::Start(_) => "it answered something else than was asked".to_owned(),
         }
     }
 }
@@ -188,5 +202,11 @@ pub enum PeerRefusal {
     Unable {
         /// Why, as a clause.
         because: String,
+    },
+    /// Another machine runs as the asking node, where the members know that: one of the two is a copy.
+    #[error("{told}")]
+    Copied {
+        /// What is the matter, for people.
+        told: String,
     },
 }

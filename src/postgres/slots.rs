@@ -54,13 +54,14 @@ fn name(node: NodeId) -> String {
 
 impl Postgres {
     /// Makes, moves on and drops slots so that there is one for each of `members`, and none for others. Repeatable; on a primary
-    /// or a standby. Returns how much log each of them kept before, in bytes.
+    /// or a standby. Returns how much log each of them kept before, in bytes. The log speaks of members as `name_of` calls them.
     ///
     /// # Errors
     /// PostgreSQL does not answer, or refuses a change; those before it are made.
     pub async fn keep_slots(
         &self,
         members: &BTreeMap<NodeId, Keep>,
+        name_of: impl Fn(NodeId) -> String,
         limit: Duration,
     ) -> Result<BTreeMap<NodeId, u64>, PgError> {
         let mut session = self.new_session(limit).await?;
@@ -92,8 +93,12 @@ impl Postgres {
                 return first;
             }
             match change {
-                Change::Make(node) => tracing::info!(slot = name(node), "log is kept for a member from now on"),
-                Change::Drop(node) => tracing::info!(slot = name(node), "no log is kept for a member any more"),
+                Change::Make(node) => {
+                    tracing::info!(slot = name(node), "log is kept for {} from now on", name_of(node));
+                }
+                Change::Drop(node) => {
+                    tracing::info!(slot = name(node), "no log is kept for {} any more", name_of(node));
+                }
                 Change::Advance(..) => {}
             }
         }

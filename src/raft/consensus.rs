@@ -346,6 +346,11 @@ impl Consensus {
         }
     }
 
+    /// Lets this node ask for votes, or not: it does unless told otherwise.
+    pub fn let_campaign(&self, may_campaign: bool) {
+        self.inner.raft.runtime_config().elect(may_campaign);
+    }
+
     /// Begins a group of this node alone. Fails where the node is part of a group already.
     pub async fn initialize_single(&self) -> Result<(), ProposeError> {
         let alone = BTreeSet::from([self.inner.me.0]);

@@ -9,7 +9,7 @@ use crate::ha::record::{Assignment, DataMember, MemberKind};
 use crate::ha::rules::Mutation;
 use crate::ha::state::NodeState;
 use crate::ha::timing::Timing;
-use crate::ha::view::{Followed, Lineage, NodeView};
+use crate::ha::view::{Followed, Lineage, NodeView, Place};
 use crate::types::{BootTime, DataIncarnation, Generation, NodeId, WalPosition};
 
 /// The first life of a node's data: what is made of it before it has been whole is what the node joined for.
@@ -309,6 +309,11 @@ impl Helper<'_> {
         if self.is_following() && view.postgres.is_streaming {
             return;
         }
+        // a stream goes on at the former place for as long as it is served there; one that is lost is sought at the new one
+        if self.is_following() && view.postgres.has_source_moved {
+            self.follow_anew(draft);
+            return;
+        }
         // what was rebuilt from this very primary may say where its log ends only once it has streamed some more
         if verdict == Some(Lineage::Follows) {
             self.follow(draft);
@@ -370,6 +375,15 @@ impl Helper<'_> {
 
     fn follow(&self, draft: &mut Draft<'_>) {
         if !self.is_following() {
+            self.follow_anew(draft);
+        }
+    }
+
+    fn follow_anew(&self, draft: &mut Draft<'_>) {
+        if self.view.place == Place::Moved {
+            // the copy of a machine that lives would stream under its name, and confirm commits in its stead
+            draft.wait(WaitingOn::Place);
+        } else {
             draft.step(Step::Follow(Followed { node: self.a.node, generation: self.a.generation }));
         }
     }

@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Database, SIZE_LIMIT};
+use crate::kv::State;
 use crate::node::act::chain;
+use crate::node::names::name_of;
 use crate::node::progress::{Meter, ProgressStatus};
 use crate::postgres::basebackup::Progress as CopyProgress;
 use crate::postgres::log::LogReader;
@@ -209,8 +211,8 @@ impl Database {
 
     /// Keeps log for `members` by slots of this node's server, whichever its role; a server that does not answer is left for the
     /// next time.
-    pub(in crate::node) async fn keep_slots(&self, members: &BTreeMap<NodeId, Keep>) {
-        match self.postgres.keep_slots(members, SIZE_LIMIT).await {
+    pub(in crate::node) async fn keep_slots(&self, members: &BTreeMap<NodeId, Keep>, state: &State) {
+        match self.postgres.keep_slots(members, |node| name_of(node, state), SIZE_LIMIT).await {
             Ok(kept) => *self.kept_log.lock() = kept,
             Err(error) => {
                 tracing::debug!(error = %crate::node::act::chain(&error), "the replication slots are not as they should be yet");
