@@ -33,6 +33,7 @@ pub mod options;
 pub mod progress;
 mod propose;
 mod publish;
+mod resolver;
 mod service;
 mod slots;
 mod standing;
@@ -164,6 +165,7 @@ pub(crate) struct Shared {
     copy_rate_kib: Option<u32>,
     first_peers: BTreeMap<String, NodeId>,
     addresses: Addresses,
+    resolver: resolver::Resolver,
     consensus: Consensus,
     peers: PeerClient,
     pulses: Pulses,
@@ -241,6 +243,7 @@ impl Node {
             copy_rate_kib: parts.copy_rate_kib,
             first_peers: parts.first_peers,
             addresses: parts.addresses,
+            resolver: resolver::Resolver::default(),
             postgres: Arc::new(Database::new(parts.postgres, Arc::clone(&news))),
             consensus: parts.consensus,
             peers: parts.peers,
@@ -283,6 +286,7 @@ impl Node {
         tasks.spawn("disk", disk::watch(Arc::clone(&shared)));
         tasks.spawn("standing", standing::ask(Arc::clone(&shared)));
         tasks.spawn("addresses", moved::tell(Arc::clone(&shared)));
+        tasks.spawn("resolver", resolver::keep(Arc::clone(&shared)));
         tasks.spawn("log mark", keep_mark(Arc::clone(&shared)));
         tasks.spawn("certificates", publish::keep_certificate(Arc::clone(&shared)));
         Ok(Self { shared, handle })

@@ -274,13 +274,19 @@ impl Shared {
         Ok(())
     }
 
-    fn follow(&self, followed: Followed) -> Result<(), StepError> {
+    fn to_follow(&self, followed: Followed) -> Result<Follow, StepError> {
         let member = DataMember { node: self.me, incarnation: self.durable.get().incarnation };
-        let follow = Follow {
-            generation: followed.generation,
-            source: self.source(followed.node)?,
-            reader: Reader::Standby(member),
-        };
+        let source = self.source(followed.node)?;
+        Ok(Follow { generation: followed.generation, source, reader: Reader::Standby(member) })
+    }
+
+    /// Whether PostgreSQL was told to follow that node somewhere else than where it is to be found now.
+    pub(super) fn follows_elsewhere(&self, followed: Followed) -> bool {
+        self.to_follow(followed).is_ok_and(|follow| self.postgres.postgres.follows_elsewhere(&follow))
+    }
+
+    fn follow(&self, followed: Followed) -> Result<(), StepError> {
+        let follow = self.to_follow(followed)?;
         // noted first: after a crash in between, the bar still knows that there may be a receiver
         self.postgres.note_follows(Some(followed))?;
         self.postgres.postgres.follow(&follow)?;
@@ -307,7 +313,8 @@ impl Shared {
     fn source(&self, node: NodeId) -> Result<Source, StepError> {
         let member = self.member(node)?;
         let host = member.postgres_host.trim_matches(['[', ']']).to_owned();
-        Ok(Source { host, port: member.postgres_port, ssl_mode: SslMode::VerifyCa })
+        let addresses = self.resolver.known(&host);
+        Ok(Source { host, addresses, port: member.postgres_port, ssl_mode: SslMode::VerifyCa })
     }
 
     /// Sets the names. On a standby that is about to be promoted they are written and seen; on a primary they are in effect.

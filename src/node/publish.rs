@@ -107,6 +107,7 @@ impl Publisher {
         let idle = idle(shared, view, plan, &nodes);
         let mut cluster = cluster_status(state, view, &nodes, &idle);
         cluster.warnings.extend(self.idle_too_long(view.now, &idle));
+        cluster.warnings.extend(shared.resolver.told(shared.me, state));
         if is_for_a_person(shared, state, view, plan) {
             let told = AssignWait::Person { changes: changes_in_trouble(state) };
             cluster.failure_cost = format!("No node takes writes, and none will by itself. It waits for {told}.");
