@@ -134,7 +134,7 @@ pub(super) struct Database {
     replay: Mutex<Option<Meter>>,
     /// Its connections when they were last counted; none while it does not answer.
     connections: Mutex<Option<Connections>>,
-    kept_log: Mutex<BTreeMap<NodeId, u64>>,
+    kept_log: Mutex<Option<BTreeMap<NodeId, u64>>>,
     news: Arc<Notify>,
 }
 
