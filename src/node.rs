@@ -34,6 +34,7 @@ mod paused;
 pub mod progress;
 mod propose;
 mod publish;
+mod resolver;
 mod service;
 mod slots;
 mod standing;
@@ -169,6 +170,7 @@ pub(crate) struct Shared {
     start: DaemonStart,
     /// The machines that were seen to run as one member.
     copies: moved::Copies,
+    resolver: resolver::Resolver,
     consensus: Consensus,
     peers: PeerClient,
     pulses: Pulses,
@@ -249,6 +251,7 @@ impl Node {
             addresses: parts.addresses,
             start,
             copies: moved::Copies::default(),
+            resolver: resolver::Resolver::default(),
             postgres: Arc::new(Database::new(parts.postgres, Arc::clone(&news))),
             consensus: parts.consensus,
             peers: parts.peers,
@@ -292,6 +295,7 @@ impl Node {
         tasks.spawn("disk", disk::watch(Arc::clone(&shared)));
         tasks.spawn("standing", standing::ask(Arc::clone(&shared)));
         tasks.spawn("addresses", moved::tell(Arc::clone(&shared)));
+        tasks.spawn("resolver", resolver::keep(Arc::clone(&shared)));
         tasks.spawn("log mark", keep_mark(Arc::clone(&shared)));
         tasks.spawn("certificates", publish::keep_certificate(Arc::clone(&shared)));
         Ok(Self { shared, handle })

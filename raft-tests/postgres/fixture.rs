@@ -230,7 +230,7 @@ impl Node {
     }
 
     pub fn source(&self) -> Source {
-        Source { host: "127.0.0.1".to_owned(), port: self.port(), ssl_mode: SslMode::VerifyCa }
+        Source { host: "127.0.0.1".to_owned(), addresses: Vec::new(), port: self.port(), ssl_mode: SslMode::VerifyCa }
     }
 
     pub fn follow(&self, primary: &Node, generation: u64) -> Follow {

@@ -42,7 +42,7 @@ fn rewind(args: &[OsString]) -> ExitCode {
     };
     let file = |name: &str| layout.data_dir.join(name);
     let rewind = Rewind {
-        source: Source { host: "127.0.0.1".to_owned(), port, ssl_mode: SslMode::VerifyCa },
+        source: Source { host: "127.0.0.1".to_owned(), addresses: Vec::new(), port, ssl_mode: SslMode::VerifyCa },
         ssl: SslPaths { certificate: file("node.crt"), key: file("node.key"), ca: file("ca.crt") },
         source_timeline: Timeline(4),
         fork,

@@ -31,7 +31,8 @@ pub enum PortError {
     /// The address is another machine's, or nobody's.
     #[error(
         "no interface of this machine has the address {host}, so {purpose} cannot be opened there. Nothing was begun. `ip address` lists \
-         those it has: give one of them by --host-ip, or add this one to an interface first"
+         those it has: give one of them by --host-ip, or add this one to an interface first. Where the others reach this machine under an \
+         address that is translated on the way, name its own in `peer.listen`, `api.listen` and `postgres.listen`"
     )]
     NoSuchAddress {
         /// The address.

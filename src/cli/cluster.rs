@@ -161,8 +161,9 @@ pub(super) fn started(
         "ca_fingerprint": authority.to_string(),
     });
     let text = format!(
-        "{name} takes writes. Clients connect by\n{}\nFurther nodes join by `hasup join {peer}` until {} with the token\n{}\n\
-         The cluster's authority, to compare where its certificate is fetched (SHA-256):\n{authority}\n",
+        "{name} takes writes. Clients connect by\n{}\
+         its fingerprint, to compare where it is fetched (SHA-256):\n{authority}\n\n\
+         Further nodes join by `hasup join {peer}` until {} with the token\n{}\n",
         dsn_text(dsn),
         show::moment(token.expires_at),
         token.join_token.expose()

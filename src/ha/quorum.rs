@@ -16,6 +16,35 @@ pub fn majority_of_every(sets: &[BTreeSet<NodeId>], mut agrees: impl FnMut(NodeI
         && sets.iter().all(|set| set.iter().filter(|node| agrees(**node)).count() >= majority_of(set.len()))
 }
 
+/// Returns how many more nodes may fail at once, whichever they are, and writes go on by themselves. `data_nodes` is how many members
+/// hold data, `lives` tells who is heard, and `follows` whose data follows the active node.
+pub fn losses_survived(
+    record: &Assignment,
+    data_nodes: usize,
+    lives: impl Fn(NodeId) -> bool,
+    follows: impl Fn(NodeId) -> bool,
+) -> usize {
+    let of_voters =
+        |set: &BTreeSet<NodeId>| set.iter().filter(|node| lives(**node)).count().saturating_sub(majority_of(set.len()));
+    let of_data = |set: &CommitSet| {
+        let (members, k) = (set.members.len(), set.k as usize);
+        let following = set.members.iter().filter(|member| follows(member.node)).count();
+        if set.may_lose() {
+            return (following + 1).saturating_sub(majority_of(members));
+        }
+        if k == 0 {
+            return 0;
+        }
+        // the active node among the lost: enough of the rest hold every commit (L11)
+        let replaced = (following + k).saturating_sub(members);
+        // it stays, and k follow on; beside a witness, commits stop waiting for the one standby
+        if data_nodes <= 2 { replaced } else { replaced.min(following.saturating_sub(k)) }
+    };
+    let voters = record.voter_sets.iter().map(of_voters).min().unwrap_or_default();
+    let data = record.commit_sets.iter().map(of_data).min().unwrap_or_default();
+    voters.min(data)
+}
+
 /// What a node stated about its data when it could no longer help the generation that is to be replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
@@ -119,6 +148,30 @@ mod tests {
     use super::*;
     use crate::ha::record::AssignmentReason;
     use crate::types::{Lsn, Timeline};
+
+    #[test]
+    fn whoever_is_lost_next_writes_go_on_as_often_as_is_told() {
+        let of = |voters: u64, followers: u64, k: u32| {
+            let members =
+                (2..2 + followers).map(|node| DataMember { node: NodeId(node), incarnation: DataIncarnation(1) });
+            Assignment {
+                voter_sets: vec![(1..=voters).map(NodeId).collect()],
+                ..record(vec![CommitSet { members: members.collect(), k }], true)
+            }
+        };
+        let survived = |voters: u64, followers: u64, k: u32, silent: &[u64]| {
+            let lives = |node: NodeId| !silent.contains(&node.0);
+            let data_nodes = usize::try_from(followers + 1).unwrap();
+            losses_survived(&of(voters, followers, k), data_nodes, lives, lives)
+        };
+        assert_eq!(survived(1, 1, 1, &[]), 0, "two");
+        assert_eq!(survived(3, 1, 1, &[]), 1, "two and a witness");
+        assert_eq!((survived(3, 2, 1, &[]), survived(3, 2, 1, &[3])), (1, 0), "three");
+        assert_eq!((survived(3, 3, 2, &[]), survived(3, 3, 2, &[4])), (1, 0), "three that vote and a spare");
+        assert_eq!(survived(5, 4, 2, &[]), 2, "five");
+        assert_eq!((survived(5, 4, 2, &[5]), survived(5, 4, 2, &[4, 5])), (1, 0), "of five, some lost");
+        assert_eq!((survived(3, 2, 0, &[]), survived(3, 2, 0, &[3])), (1, 0), "commits wait for nobody");
+    }
 
     fn at(lsn: u64) -> WalPosition {
         WalPosition { timeline: Timeline(2), lsn: Lsn(lsn) }

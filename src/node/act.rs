@@ -272,15 +272,21 @@ impl Shared {
         Ok(())
     }
 
-    fn follow(&self, followed: Followed) -> Result<(), StepError> {
+    fn to_follow(&self, followed: Followed) -> Result<Follow, StepError> {
         let member = DataMember { node: self.me, incarnation: self.durable.get().incarnation };
-        let follow = Follow {
-            generation: followed.generation,
-            source: self.source(followed.node)?,
-            reader: Reader::Standby(member),
-        };
+        let source = self.source(followed.node)?;
+        Ok(Follow { generation: followed.generation, source, reader: Reader::Standby(member) })
+    }
+
+    /// Whether PostgreSQL was told to follow that node somewhere else than where it is to be found now.
+    pub(super) fn follows_elsewhere(&self, followed: Followed) -> bool {
+        self.to_follow(followed).is_ok_and(|follow| self.postgres.postgres.follows_elsewhere(&follow))
+    }
+
+    fn follow(&self, followed: Followed) -> Result<(), StepError> {
+        let follow = self.to_follow(followed)?;
         // noted first: after a crash in between, the bar still knows that there may be a receiver
-        self.postgres.note_follows(Some((followed, &follow.source)))?;
+        self.postgres.note_follows(Some(followed))?;
         self.postgres.postgres.follow(&follow)?;
         self.postgres.note_change();
         Ok(())
@@ -291,7 +297,7 @@ impl Shared {
         let source = self.source(from)?;
         // what cannot begin, for want of room perhaps, keeps this node from stating what it holds for a while only
         self.postgres.note_fetch_tried();
-        self.postgres.note_fetch(Followed { node: from, generation: under }, &source)?;
+        self.postgres.note_fetch(Followed { node: from, generation: under })?;
         self.postgres.postgres.follow(&Follow { generation: under, source, reader: Reader::Fetch })?;
         self.postgres.note_change();
         Ok(())
@@ -302,10 +308,11 @@ impl Shared {
         member.ok_or_else(|| StepError::Unknown(format!("node {node} is no member that this node knows of")))
     }
 
-    pub(super) fn source(&self, node: NodeId) -> Result<Source, StepError> {
+    fn source(&self, node: NodeId) -> Result<Source, StepError> {
         let member = self.member(node)?;
         let host = member.postgres_host.trim_matches(['[', ']']).to_owned();
-        Ok(Source { host, port: member.postgres_port, ssl_mode: SslMode::VerifyCa })
+        let addresses = self.resolver.known(&host);
+        Ok(Source { host, addresses, port: member.postgres_port, ssl_mode: SslMode::VerifyCa })
     }
 
     /// Sets the names. On a standby that is about to be promoted they are written and seen; on a primary they are in effect.

@@ -557,7 +557,8 @@ impl Shared {
         let at = if is_adopted { "" } else { "@" };
         Dsn {
             uri: format!(
-                "postgresql://{user}{at}{}/{database}?target_session_attrs=read-write&connect_timeout=2&sslmode=verify-ca&sslrootcert={ca_file}",
+                "postgresql://{user}{at}{}/{database}?target_session_attrs=read-write&connect_timeout=2&{NOTICING}&sslmode=verify-ca&\
+                 sslrootcert={ca_file}",
                 hosts.join(",")
             ),
             user: user.to_owned(),
@@ -567,6 +568,10 @@ impl Shared {
         }
     }
 }
+
+/// A machine that loses power says nothing: by the system's own limits, a client would wait for its answer for a quarter of an hour,
+/// long after another node takes writes.
+const NOTICING: &str = "tcp_user_timeout=2000&keepalives_idle=2&keepalives_interval=1&keepalives_count=2";
 
 fn bracketed(host: &str) -> String {
     if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }

@@ -1,6 +1,6 @@
 //! Observe, decide, act, publish: again and again, woken by events and paced by itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::views::RecordClock;
 use crate::ha::decide::decide;
 use crate::ha::plan::{Plan, Step, WaitingOn};
 use crate::ha::pulse::{Report, Stance};
+use crate::ha::record::Member;
 use crate::ha::rules::Rules;
 use crate::ha::state::NodeState;
 use crate::ha::timing::Timing;
@@ -24,7 +25,7 @@ use crate::kv::State;
 use crate::peer::PeerAddress;
 use crate::pulse::PulsePeer;
 use crate::sys::clock::boot_now;
-use crate::types::{BootTime, NodeId, NodeName};
+use crate::types::{BootTime, NodeName};
 
 /// A round after a failed step is not begun sooner: the same failure again and again would fill log and processor.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
@@ -35,8 +36,6 @@ const HOT_FOR: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(3);
 /// Where the log ends is not known for some milliseconds after each change of whom PostgreSQL follows: only what lasts is worth a line.
 const READING_TOLD_AFTER: Duration = Duration::from_millis(500);
-/// How often host names of members are resolved anew for the pulses.
-const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 
 /// Returns the plan of a node that has not looked at anything.
 pub(super) fn first_plan() -> Plan {
@@ -58,8 +57,7 @@ pub(super) async fn run(shared: Arc<Shared>, published: watch::Sender<Arc<Status
         published,
         clock: RecordClock::default(),
         members_index: None,
-        resolved_at: Instant::now(),
-        resolved: BTreeMap::new(),
+        resolved: None,
         logged: None,
         has_promoted: false,
         reading_since: None,
@@ -146,8 +144,8 @@ struct ControlLoop {
     published: watch::Sender<Arc<Status>>,
     clock: RecordClock,
     members_index: Option<u64>,
-    resolved_at: Instant,
-    resolved: BTreeMap<NodeId, Vec<std::net::SocketAddr>>,
+    /// Up to which version of what their names stand for peers and pulses have been told.
+    resolved: Option<u64>,
     /// The line of state and reasons that was logged last.
     logged: Option<String>,
     /// Whether this daemon has ever had PostgreSQL promoted.
@@ -165,7 +163,7 @@ impl ControlLoop {
     async fn round(&mut self) {
         let shared = Arc::clone(&self.shared);
         let state = shared.state();
-        self.follow_members(&state).await;
+        self.follow_members(&state);
         if let Some(record) = &state.assignment {
             shared.postgres.notice_missing_log(record.value.node, record.value.promoted);
         }
@@ -223,8 +221,8 @@ impl ControlLoop {
         let job = shared.postgres.job(now);
         let guard = shared.guard.view();
         let mut postgres = shared.postgres.view(&guard, shared.postgres_process());
-        let source = postgres.follows.and_then(|followed| shared.source(followed.node).ok());
-        postgres.has_source_moved = source.is_some_and(|source| !shared.postgres.looks_at(&source));
+        let followed = postgres.follows.filter(|_| !postgres.is_streaming);
+        postgres.has_source_moved = followed.is_some_and(|followed| shared.follows_elsewhere(followed));
         let is_stopping = *shared.shutdown.borrow() == Some(true);
         NodeView {
             now,
@@ -253,26 +251,27 @@ impl ControlLoop {
     }
 
     /// Tells pulses, peers and PostgreSQL who the members are, whenever that has changed.
-    async fn follow_members(&mut self, state: &State) {
+    fn follow_members(&mut self, state: &State) {
         let shared = &self.shared;
         shared.pulses.set_timing(Timing::from_options(&state.options));
+        let resolved = shared.resolver.version();
         let is_new = self.members_index != Some(state.members_index);
-        if !is_new && self.resolved_at.elapsed() < RESOLVE_EVERY {
+        if !is_new && self.resolved == Some(resolved) {
             return;
         }
-        self.resolved_at = Instant::now();
+        self.resolved = Some(resolved);
         if !state.members.contains_key(&shared.me) {
             // not replayed up to its own admission: what the join was told still counts
             return;
         }
         let others = || state.members.values().filter(|member| member.id != shared.me);
+        let addresses = others().map(|member| PeerAddress {
+            id: member.id,
+            name: member.name.clone(),
+            addresses: shared.resolver.with_known(&member.peer_addresses),
+        });
+        shared.peers.set_peers(addresses);
         if is_new {
-            let addresses = others().map(|member| PeerAddress {
-                id: member.id,
-                name: member.name.clone(),
-                addresses: member.peer_addresses.clone(),
-            });
-            shared.peers.set_peers(addresses);
             let names: BTreeSet<NodeName> = state.members.values().map(|member| member.name.clone()).collect();
             if let Err(error) = shared.postgres.admit_members(&names) {
                 tracing::warn!(error = %chain(&error), "PostgreSQL's access rules do not name the present members yet");
@@ -280,16 +279,12 @@ impl ControlLoop {
                 self.members_index = Some(state.members_index);
             }
         }
-        let mut peers = Vec::new();
-        for member in others() {
-            let found = resolve(&member.peer_addresses).await;
-            // a name that does not resolve now was right before: a resolver's outage must not silence the cluster
-            let known = self.resolved.entry(member.id).or_default();
-            if !found.is_empty() {
-                *known = found;
-            }
-            peers.push(PulsePeer { id: member.id, key: member.pulse_key, addresses: known.clone() });
-        }
+        let pulse_peer = |member: &Arc<Member>| PulsePeer {
+            id: member.id,
+            key: member.pulse_key,
+            addresses: shared.resolver.sockets(&member.peer_addresses),
+        };
+        let peers: Vec<PulsePeer> = others().map(pulse_peer).collect();
         shared.pulses.set_peers(&peers);
     }
 
@@ -398,22 +393,6 @@ fn is_immediate(step: &Step) -> bool {
         | Step::PrepareSwitchover { .. }
         | Step::StopCleanly { .. } => false,
     }
-}
-
-/// Addresses are tried all; a name that does not resolve now may later.
-async fn resolve(addresses: &[String]) -> Vec<std::net::SocketAddr> {
-    let mut resolved = Vec::new();
-    for address in addresses {
-        // numbers need no resolver, and a resolver must never hold the loop up for long
-        if let Ok(number) = address.parse() {
-            resolved.push(number);
-        } else if let Ok(Ok(found)) =
-            tokio::time::timeout(Duration::from_millis(200), tokio::net::lookup_host(address)).await
-        {
-            resolved.extend(found);
-        }
-    }
-    resolved
 }
 
 #[cfg(test)]

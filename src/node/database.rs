@@ -84,8 +84,6 @@ impl Rebuilt {
 #[derive(Debug, Default)]
 struct Memory {
     follows: Option<Followed>,
-    /// Where that was to be found when the receiver was told to follow it; none where an earlier build told it.
-    follows_at: Option<(String, u16)>,
     in_recovery: Option<(PostgresProcess, bool)>,
     promoted_at: Option<(Timeline, Lsn)>,
     names: Option<NamesInEffect>,
@@ -136,7 +134,7 @@ pub(super) struct Database {
     replay: Mutex<Option<Meter>>,
     /// Its connections when they were last counted; none while it does not answer.
     connections: Mutex<Option<Connections>>,
-    kept_log: Mutex<BTreeMap<NodeId, u64>>,
+    kept_log: Mutex<Option<BTreeMap<NodeId, u64>>>,
     news: Arc<Notify>,
 }
 
@@ -176,12 +174,10 @@ impl Database {
             kept_log: Mutex::default(),
             news,
         };
-        let (followed, rebuilt) = (database.read_followed(), database.read_rebuilt());
+        let (follows, rebuilt) = (database.read_followed(), database.read_rebuilt());
         {
             let mut memory = database.memory.lock();
-            if let Some((followed, at)) = followed {
-                (memory.follows, memory.follows_at) = (Some(followed), at);
-            }
+            memory.follows = follows;
             // what an earlier start of the daemon followed then may have been another; who lacks log says so again and again
             memory.log_from = database.log_bytes();
             memory.lineage = rebuilt.map(|rebuilt| (rebuilt.promoted, Lineage::Follows, None));

@@ -13,8 +13,8 @@ use super::views::changes_in_trouble;
 use crate::ha::assign::{self, AssignWait};
 use crate::ha::plan::{Plan, WaitingOn};
 use crate::ha::pulse::Report;
-use crate::ha::quorum::majority_of_every;
-use crate::ha::record::{Assignment, CommitSet, Member, MemberKind};
+use crate::ha::quorum::{losses_survived, majority_of_every};
+use crate::ha::record::{Assignment, Member, MemberKind};
 use crate::ha::state::NodeState;
 use crate::ha::trouble::Trouble;
 use crate::ha::view::NodeView;
@@ -107,6 +107,9 @@ impl Publisher {
         let idle = idle(shared, view, plan, &nodes);
         let mut cluster = cluster_status(state, view, &nodes, &idle);
         cluster.warnings.extend(self.idle_too_long(view.now, &idle));
+        cluster.warnings.extend(shared.resolver.told(shared.me, state));
+        let is_looked_at = plan.state == NodeState::Active && shared.postgres.kept_log().is_some();
+        cluster.warnings.extend(nodes.iter().filter(|_| is_looked_at).filter_map(log_given_up));
         if is_for_a_person(shared, state, view, plan) {
             let told = AssignWait::Person { changes: changes_in_trouble(state) };
             cluster.failure_cost = format!("No node takes writes, and none will by itself. It waits for {told}.");
@@ -249,7 +252,7 @@ fn node_status(
         nofailover: member.nofailover,
         timeline: position.map(|position| position.timeline),
         lsn,
-        kept_log_bytes: shared.postgres.kept_log().get(&member.id).copied(),
+        kept_log_bytes: shared.postgres.kept_log().and_then(|kept| kept.get(&member.id).copied()),
         lag_bytes: active_lsn.zip(lsn).map(|(active, own)| active.0.saturating_sub(own.0)),
         version: member.version.clone(),
         troubles: report
@@ -364,16 +367,25 @@ fn cluster_status(state: &State, view: &NodeView, nodes: &[NodeStatus], idle: &[
         majority,
         durability: state.options.durability,
         lease_ms: millis(view.timing.lease),
-        failure_cost: failure_cost(record.and_then(|record| record.commit_sets.last()), nodes, idle),
+        failure_cost: failure_cost(record, nodes, idle),
         warnings: warnings(state, majority, nodes),
     }
 }
 
 /// What a failure right now would cost, in one plain sentence. `idle` are standbys that are heard and do not stream.
-fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus], idle: &[&NodeStatus]) -> String {
+fn failure_cost(record: Option<&Assignment>, nodes: &[NodeStatus], idle: &[&NodeStatus]) -> String {
+    let set = record.and_then(|record| record.commit_sets.last());
     let is_one_missing = nodes.iter().any(|node| !node.is_reachable && !node.is_spare);
     let idle: Vec<_> = idle.iter().filter(|node| !node.is_spare).collect();
     let data = nodes.iter().filter(|node| node.kind == MemberKind::Data).count();
+    let lives = |id: NodeId| nodes.iter().any(|node| node.id == id && node.is_reachable);
+    let follows = |id: NodeId| lives(id) && !idle.iter().any(|node| node.id == id);
+    let survived = record.map_or(0, |record| losses_survived(record, data, lives, follows));
+    let (losses, more) = match survived {
+        0 => (String::new(), "HA is degraded: one more loss may stop writes".to_owned()),
+        1 => ("Losing any one node".to_owned(), "HA is degraded, but one more loss stops no writes".to_owned()),
+        many => (format!("Losing any {many} nodes"), format!("HA is degraded, but {many} more losses stop no writes")),
+    };
     match (set, data) {
         (None, _) => "The cluster has no active node yet; nothing is served.".to_owned(),
         _ if !nodes.iter().any(|node| node.state == Some(NodeState::Active)) => {
@@ -384,15 +396,16 @@ fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus], idle: &[&NodeStat
             "Losing the other node costs no data; losing the active one stops writes until it is back, as two nodes have no majority. Add a third.".to_owned()
         }
         (Some(_), _) if is_one_missing => {
-            "HA is degraded: one more loss may stop writes. Repair or replace the nodes that are not heard.".to_owned()
+            format!("{more}. Repair or replace the nodes that are not heard.")
         }
         (Some(_), _) if !idle.is_empty() => {
             let names: Vec<&str> = idle.iter().map(|node| node.name.as_str()).collect();
             let do_not = if names.len() == 1 { "does not" } else { "do not" };
-            format!(
-                "HA is degraded: one more loss may stop writes, as {} {do_not} stream from the active node.",
-                names.join(" and ")
-            )
+            let names = names.join(" and ");
+            match survived {
+                0 => format!("{more}, as {names} {do_not} stream from the active node."),
+                _ => format!("{more}. {names} {do_not} stream from the active node."),
+            }
         }
         (Some(set), _) if set.may_lose() => {
             let window = "Losing the active node loses the last commits, up to some hundred milliseconds of them or what a standby \
@@ -402,7 +415,8 @@ fn failure_cost(set: Option<&CommitSet>, nodes: &[NodeStatus], idle: &[&NodeStat
         (Some(set), _) if set.k == 0 => {
             "Losing the active node stops writes until it is back, as commits wait for nobody and only it holds them all.".to_owned()
         }
-        (Some(_), _) => "Losing any one node loses no acknowledged commit; writes go on within seconds.".to_owned(),
+        (Some(_), _) if survived == 0 => "One loss may stop writes until the change that is under way is over.".to_owned(),
+        (Some(_), _) => format!("{losses} loses no acknowledged commit; writes go on within seconds."),
     }
 }
 
@@ -452,6 +466,22 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
         warnings.push(format!("{} is being removed", node.name));
     }
     warnings
+}
+
+/// Tells, on the active node, that a silent member's log is kept no longer: PostgreSQL drops it all at once.
+fn log_given_up(node: &NodeStatus) -> Option<String> {
+    let is_given_up = node.kind == MemberKind::Data
+        && !node.is_reachable
+        && node.heard_ms_ago.is_some()
+        && node.lsn.is_some()
+        && node.kept_log_bytes.is_none();
+    let name = &node.name;
+    is_given_up.then(|| {
+        format!(
+            "the log that {name} lacks is kept no longer (it was silent for a day, or that log has outgrown max_slot_wal_keep_size): when \
+             {name} is back, its database is copied anew"
+        )
+    })
 }
 
 /// Tells that the server of node `name` refuses clients for want of connections; `are_left` is whether hasup itself gets one.
@@ -526,7 +556,7 @@ fn renew_if_due(shared: &Shared, unbegun_since: &mut Option<BootTime>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ha::record::{AssignmentReason, DataMember};
+    use crate::ha::record::{AssignmentReason, CommitSet, DataMember};
     use crate::types::{DataIncarnation, Timeline, WalPosition};
 
     #[test]
@@ -543,7 +573,6 @@ mod tests {
     #[test]
     fn a_spare_that_no_majority_and_no_commit_counts_on_degrades_nothing() {
         let member = |node| DataMember { node: NodeId(node), incarnation: DataIncarnation(1) };
-        let set = CommitSet { members: [member(2), member(3)].into(), k: 1 };
         let mut record = Assignment {
             generation: Generation(2),
             node: NodeId(1),
@@ -553,7 +582,7 @@ mod tests {
             start: WalPosition { timeline: Timeline(1), lsn: Lsn(0) },
             why: AssignmentReason::Bootstrap,
             voter_sets: vec![[1, 2, 3].map(NodeId).into()],
-            commit_sets: vec![set.clone()],
+            commit_sets: vec![CommitSet { members: [member(2), member(3)].into(), k: 1 }],
             opened: true,
             since_opened: Vec::new(),
         };
@@ -584,12 +613,12 @@ mod tests {
                 troubles: Vec::new(),
             })
             .collect();
-        let cost = |nodes: &[NodeStatus]| failure_cost(Some(&set), nodes, &[]);
+        let cost = |nodes: &[NodeStatus]| failure_cost(Some(&record), nodes, &[]);
         assert!(cost(&nodes).starts_with("Losing any one node loses no acknowledged commit"), "{}", cost(&nodes));
         let told = warnings(&State::default(), true, &nodes).concat();
         assert!(told.contains("n4 is not heard: a spare, "), "{told}");
         let heard_and_idle = [&nodes[3]];
-        assert!(failure_cost(Some(&set), &nodes, &heard_and_idle).starts_with("Losing any one"));
+        assert!(failure_cost(Some(&record), &nodes, &heard_and_idle).starts_with("Losing any one"));
         nodes[3].is_spare = false;
         assert!(cost(&nodes).starts_with("HA is degraded"), "{}", cost(&nodes));
 

@@ -23,8 +23,8 @@ use super::layout::{Layout, remove_dir, remove_file};
 use super::observe::{Observed, observe_with};
 use super::position::position_of;
 use super::settings::{
-    self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, parse_dynamic, render_adopted_hba,
-    render_config, render_dynamic, render_hba, render_ident,
+    self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, generation_of, parse_dynamic,
+    render_adopted_hba, render_config, render_dynamic, render_hba, render_ident,
 };
 use super::{PgError, Programs, TriggerError, file_error};
 use crate::guard::StartSpec;
@@ -251,17 +251,31 @@ impl Postgres {
     fn admit(&self, follow: &Follow) -> Result<String, PgError> {
         let PostgresSetup { layout, settings, .. } = &self.setup;
         self.remove_keys(Some(follow.generation))?;
-        let folder = layout.generation_dir(follow.generation);
-        layout.make_dir(&folder)?;
-        let ssl = SslPaths {
-            certificate: settings.ssl.certificate.clone(),
-            key: folder.join(follow.reader.key_file()),
-            ca: settings.ssl.ca.clone(),
-        };
+        layout.make_dir(&layout.generation_dir(follow.generation))?;
+        let ssl = self.ssl_of(follow);
         let own = &settings.ssl.key;
         let content = zeroize::Zeroizing::new(fs::read(own).map_err(file_error("read", own))?);
         layout.write_volatile(&ssl.key, &content)?;
         Ok(follow.source.conninfo(follow.reader.role(), None, &follow.reader.application(), &ssl))
+    }
+
+    fn ssl_of(&self, follow: &Follow) -> SslPaths {
+        let PostgresSetup { layout, settings, .. } = &self.setup;
+        SslPaths {
+            certificate: settings.ssl.certificate.clone(),
+            key: layout.generation_dir(follow.generation).join(follow.reader.key_file()),
+            ca: settings.ssl.ca.clone(),
+        }
+    }
+
+    /// Returns whether this standby was told to follow the same generation at another place, or as another life of its data.
+    pub fn follows_elsewhere(&self, follow: &Follow) -> bool {
+        let _held = self.dynamic.lock();
+        let told =
+            fs::read_to_string(self.setup.layout.dynamic_file()).map(|text| parse_dynamic(&text)).unwrap_or_default();
+        let reader = follow.reader;
+        let wanted = follow.source.conninfo(reader.role(), None, &reader.application(), &self.ssl_of(follow));
+        generation_of(&told.primary_conninfo) == Some(follow.generation) && told.primary_conninfo != wanted
     }
 
     /// Takes the keys of all generations away but for one. A power cut may undo that: each start does it again.

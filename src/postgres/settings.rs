@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -217,6 +218,8 @@ pub enum SslMode {
 pub struct Source {
     /// Its host.
     pub host: String,
+    /// What that name stands for, as far as it is known: no resolver is asked then.
+    pub addresses: Vec<IpAddr>,
     /// Its port.
     pub port: u16,
     /// How its certificate is checked.
@@ -283,9 +286,11 @@ pub(super) fn generation_of(conninfo: &str) -> Option<Generation> {
 impl Source {
     /// Renders a connection string with a certificate; the key stays in its file.
     pub fn conninfo(&self, role: &str, database: Option<&str>, application: &str, ssl: &SslPaths) -> String {
+        // one of each for each address
+        let places = self.addresses.len().max(1);
         let mut pairs = vec![
-            ("host", self.host.clone()),
-            ("port", self.port.to_string()),
+            ("host", vec![self.host.as_str(); places].join(",")),
+            ("port", vec![self.port.to_string(); places].join(",")),
             ("user", role.to_owned()),
             ("application_name", application.to_owned()),
             (
@@ -306,6 +311,10 @@ impl Source {
             ("keepalives_count", "3".to_owned()),
             ("tcp_user_timeout", "5000".to_owned()),
         ];
+        if !self.addresses.is_empty() {
+            let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+            pairs.push(("hostaddr", addresses.join(",")));
+        }
         if let Some(database) = database {
             pairs.push(("dbname", database.to_owned()));
         }
@@ -448,6 +457,23 @@ mod tests {
 
     fn member(node: u64) -> DataMember {
         DataMember { node: NodeId(node), incarnation: DataIncarnation(1) }
+    }
+
+    #[test]
+    fn whoever_is_found_by_name_is_reached_without_a_resolver_where_the_name_is_known() {
+        let source = |addresses: &[&str]| Source {
+            host: "db1.example".to_owned(),
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            port: 5432,
+            ssl_mode: SslMode::VerifyCa,
+        };
+        let ssl = SslPaths { certificate: "/c".into(), key: "/k".into(), ca: "/ca".into() };
+        let conninfo = |addresses: &[&str]| source(addresses).conninfo("r", None, "n1_i1", &ssl);
+        assert!(conninfo(&[]).starts_with("host='db1.example' port='5432' user="));
+        assert!(!conninfo(&[]).contains("hostaddr"));
+        let two = conninfo(&["10.0.0.1", "fd00::1"]);
+        assert!(two.starts_with("host='db1.example,db1.example' port='5432,5432' "), "{two}");
+        assert!(two.contains(" hostaddr='10.0.0.1,fd00::1'"), "{two}");
     }
 
     #[test]

@@ -77,6 +77,11 @@ fn subject_names(request: &LeafRequest) -> Result<Vec<SanType>, TlsError> {
         return Err(TlsError::Name { name: cluster.clone(), because: "a cluster's id is one DNS label" });
     }
     let mut names = vec![request.identity.dns_name(), request.identity.number_dns_name(), "localhost".to_owned()];
+    // operators call a node by it, where it is known as a host
+    let short = request.identity.name.to_string().to_ascii_lowercase();
+    if short != RESERVED && !names.contains(&short) && rustls::pki_types::DnsName::try_from(short.as_str()).is_ok() {
+        names.push(short);
+    }
     for host in &request.hosts {
         let host = host_of(host).trim_end_matches('.').to_ascii_lowercase();
         if host.parse::<IpAddr>().is_err() {
@@ -144,7 +149,8 @@ mod tests {
         assert!(named(&["10.0.0.3:7400", "[fd00::3]:7401", "DB3.example.org."]).unwrap());
         assert!(!named(&["10.0.0.3:7400", "10.0.0.4:7400"]).unwrap() && !named(&["fd00::4"]).unwrap());
         assert!(!named(&["db4.example.org"]).unwrap());
-        assert_eq!(names, 6, "two of the cluster, localhost, two addresses, one host name once");
+        assert!(named(&["n3"]).unwrap() && !named(&["n4"]).unwrap());
+        assert_eq!(names, 7, "two of the cluster, localhost, its own, two addresses, one host name once");
     }
 
     #[test]

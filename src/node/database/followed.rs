@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Database, Observation};
 use crate::ha::view::{Followed, Lineage};
-use crate::postgres::{PgError, PostgresFacts, Source};
+use crate::postgres::{PgError, PostgresFacts};
 use crate::sys::clock::boot_now;
 use crate::types::{BootTime, Generation, Lsn, NodeId};
 
@@ -23,9 +23,6 @@ const LOG_TAIL_LINES: usize = 12;
 struct FollowedFile {
     node: NodeId,
     generation: Generation,
-    /// Host and port of its PostgreSQL; absent in files of before these were noted.
-    #[serde(default)]
-    at: Option<(String, u16)>,
 }
 
 /// How far a fetch has come. Forgotten with the daemon, which then cuts the receiver.
@@ -63,24 +60,16 @@ impl Database {
     }
 
     /// Whom an earlier start of the daemon let the receiver follow. Where that cannot be read but a key is there, somebody.
-    pub(super) fn read_followed(&self) -> Option<(Followed, Option<(String, u16)>)> {
+    pub(super) fn read_followed(&self) -> Option<Followed> {
         let written = std::fs::read(self.followed_path()).ok();
         let read = written.and_then(|bytes| serde_json::from_slice::<FollowedFile>(&bytes).ok());
-        read.map(|file| (Followed { node: file.node, generation: file.generation }, file.at))
+        read.map(|file| Followed { node: file.node, generation: file.generation })
     }
 
-    /// Returns whether the receiver was told to find whom it follows at `source`.
-    pub(in crate::node) fn looks_at(&self, source: &Source) -> bool {
-        let memory = self.memory.lock();
-        memory.follows_at.as_ref().is_some_and(|(host, port)| (host, *port) == (&source.host, source.port))
-    }
-
-    /// Notes whom the receiver may follow, and where, on disk first.
-    pub(in crate::node) fn note_follows(&self, followed: Option<(Followed, &Source)>) -> Result<(), PgError> {
-        let at = followed.map(|(_, source)| (source.host.clone(), source.port));
-        let followed = followed.map(|(followed, _)| followed);
+    /// Notes whom the receiver may follow, on disk first.
+    pub(in crate::node) fn note_follows(&self, followed: Option<Followed>) -> Result<(), PgError> {
         if let Some(followed) = followed {
-            let file = FollowedFile { node: followed.node, generation: followed.generation, at: at.clone() };
+            let file = FollowedFile { node: followed.node, generation: followed.generation };
             let bytes = serde_json::to_vec(&file).unwrap_or_default();
             self.postgres.layout().write(&self.followed_path(), &bytes)?;
         } else {
@@ -89,7 +78,6 @@ impl Database {
         let log_from = self.log_bytes();
         let mut memory = self.memory.lock();
         memory.follows = followed;
-        memory.follows_at = at;
         memory.log_from = log_from;
         memory.is_being_cut = false;
         if memory.fetch.take().is_some() {
@@ -111,13 +99,13 @@ impl Database {
     }
 
     /// Notes that log is about to be fetched from a standby, on disk first.
-    pub(in crate::node) fn note_fetch(&self, from: Followed, source: &Source) -> Result<(), PgError> {
+    pub(in crate::node) fn note_fetch(&self, from: Followed) -> Result<(), PgError> {
         // it stands still until then, and all may have come before it is looked at again
         let end = match &self.last_observation().facts {
             PostgresFacts::Live(live) => Some(live.lsn),
             _ => None,
         };
-        self.note_follows(Some((from, source)))?;
+        self.note_follows(Some(from))?;
         self.memory.lock().fetch = Some(Fetching { from, moved_at: boot_now(), end, has_brought: false });
         Ok(())
     }
@@ -211,7 +199,6 @@ mod tests {
 
     use super::super::tests::database;
     use super::*;
-    use crate::postgres::SslMode;
 
     #[test]
     fn what_postgresql_ended_with_is_told_with_its_detail() {
@@ -261,25 +248,6 @@ mod tests {
         assert_eq!(fetch.moved_at, BootTime(5));
     }
 
-    fn source(host: &str) -> Source {
-        Source { host: host.to_owned(), port: 5432, ssl_mode: SslMode::VerifyCa }
-    }
-
-    #[test]
-    fn where_the_followed_node_is_looked_for_outlives_the_daemon() {
-        let folder = tempfile::tempdir().unwrap();
-        let followed = Followed { node: NodeId(2), generation: Generation(2) };
-        database(folder.path()).note_follows(Some((followed, &source("a")))).unwrap();
-        let later = database(folder.path());
-        assert_eq!(later.memory.lock().follows, Some(followed));
-        assert!(later.looks_at(&source("a")) && !later.looks_at(&source("b")));
-        // as builds wrote it that noted no place
-        std::fs::write(later.followed_path(), r#"{"node":2,"generation":2}"#).unwrap();
-        let earlier = database(folder.path());
-        assert_eq!(earlier.memory.lock().follows, Some(followed));
-        assert!(!earlier.looks_at(&source("a")));
-    }
-
     const GONE: &str = "2026-01-01 LOG:  FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment \
                         000000020000000000000003 has already been removed";
 
@@ -305,13 +273,13 @@ mod tests {
         let database = database(folder.path());
         let from = Followed { node: NodeId(3), generation: Generation(1) };
         database.take(seen(1, Some(100)));
-        database.note_fetch(from, &source("c")).unwrap();
+        database.note_fetch(from).unwrap();
         assert_eq!(database.fetched(), None);
         database.take(seen(2, Some(200)));
         assert_eq!(database.fetched(), Some((from, Lsn(200))));
         database.note_follows(None).unwrap();
         assert_eq!(database.fetched(), None);
-        database.note_fetch(from, &source("c")).unwrap();
+        database.note_fetch(from).unwrap();
         database.take(seen(3, Some(200)));
         assert_eq!(database.fetched(), None, "it brought nothing");
     }
@@ -322,10 +290,10 @@ mod tests {
         let known = database(folder.path());
         let path = known.postgres.layout().log_file();
         let mut log = std::fs::File::options().create(true).append(true).open(&path).unwrap();
-        known.note_fetch(Followed { node: NodeId(3), generation: Generation(1) }, &source("c")).unwrap();
+        known.note_fetch(Followed { node: NodeId(3), generation: Generation(1) }).unwrap();
         writeln!(log, "{GONE}").unwrap();
         known.note_follows(None).unwrap();
-        known.note_follows(Some((Followed { node: NodeId(2), generation: Generation(2) }, &source("b")))).unwrap();
+        known.note_follows(Some(Followed { node: NodeId(2), generation: Generation(2) })).unwrap();
         assert!(!lacks_log(&known), "said by another");
         assert!(!lacks_log(&database(folder.path())), "nor does it count after a new start of the daemon");
         writeln!(log, "{GONE}").unwrap();

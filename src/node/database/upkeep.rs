@@ -213,15 +213,15 @@ impl Database {
     /// next time.
     pub(in crate::node) async fn keep_slots(&self, members: &BTreeMap<NodeId, Keep>, state: &State) {
         match self.postgres.keep_slots(members, |node| name_of(node, state), SIZE_LIMIT).await {
-            Ok(kept) => *self.kept_log.lock() = kept,
+            Ok(kept) => *self.kept_log.lock() = Some(kept),
             Err(error) => {
                 tracing::debug!(error = %crate::node::act::chain(&error), "the replication slots are not as they should be yet");
             }
         }
     }
 
-    /// Returns how much log each member's slot kept on this node when they were last looked at, in bytes.
-    pub(in crate::node) fn kept_log(&self) -> BTreeMap<NodeId, u64> {
+    /// Returns how much log each member's slot kept on this node when they were last looked at, in bytes; nothing before that.
+    pub(in crate::node) fn kept_log(&self) -> Option<BTreeMap<NodeId, u64>> {
         self.kept_log.lock().clone()
     }
 
