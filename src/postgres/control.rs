@@ -21,6 +21,7 @@ use super::client::{Rows, Session};
 use super::history::{self, TimelineHistory};
 use super::layout::{Layout, remove_dir, remove_file};
 use super::observe::{Observed, observe_with};
+use super::places::Provided;
 use super::position::position_of;
 use super::settings::{
     self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, generation_of, parse_dynamic,
@@ -49,6 +50,8 @@ pub struct Postgres {
     kept: tokio::sync::Mutex<Option<Session>>,
     /// Held while the dynamic file changes, so that two steps never lose each other's value.
     dynamic: Mutex<()>,
+    /// What the settings files were found to provide for, and by which start.
+    pub(super) provided: Mutex<Option<Provided>>,
 }
 
 /// What an orderly stop left behind.
@@ -75,7 +78,7 @@ const RECEIVER_TERM_AFTER: Duration = Duration::from_millis(50);
 impl Postgres {
     /// Makes the adapter; touches nothing.
     pub fn new(setup: PostgresSetup) -> Self {
-        Self { setup, kept: tokio::sync::Mutex::new(None), dynamic: Mutex::new(()) }
+        Self { setup, kept: tokio::sync::Mutex::new(None), dynamic: Mutex::new(()), provided: Mutex::new(None) }
     }
 
     /// Returns where its files are.
@@ -270,7 +273,7 @@ impl Postgres {
 
     /// Returns whether this standby was told to follow the same generation at another place, or as another life of its data.
     pub fn follows_elsewhere(&self, follow: &Follow) -> bool {
-        let _held = self.dynamic.lock();
+        // the file is always whole, so nobody is waited for
         let told =
             fs::read_to_string(self.setup.layout.dynamic_file()).map(|text| parse_dynamic(&text)).unwrap_or_default();
         let reader = follow.reader;

@@ -8,10 +8,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use tokio::time::{Instant, timeout};
 
 use super::controldata::ControlData;
 use super::settings::Follow;
@@ -32,6 +34,19 @@ pub(super) const PLACES: [(&str, &str); 5] = [
 const RESERVED: [&str; 2] = ["superuser_reserved_connections", "reserved_connections"];
 /// How long PostgreSQL may take to read its own settings.
 const READ_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a start may be held up by that: the node does nothing else meanwhile.
+const LOOK_LIMIT: Duration = Duration::from_millis(500);
+/// A start that comes so soon after another follows one that failed: what the files include may have been mended since.
+const ASK_AGAIN: Duration = Duration::from_secs(4);
+
+/// What the settings files provided for at a start.
+#[derive(Debug)]
+pub(super) struct Provided {
+    files: [u8; 32],
+    places: Places,
+    at: Instant,
+}
 
 /// How many of each there are, by the setting's name.
 pub(super) type Places = BTreeMap<&'static str, u64>;
@@ -71,33 +86,58 @@ impl Postgres {
         let written = tokio::task::spawn_blocking(move || postgres.write_start(follow.as_ref(), &members)).await;
         let mut spec = written
             .map_err(|error| PgError::Refused(format!("what PostgreSQL starts with was not written: {error}")))??;
-        match self.lacking_at_start(&spec).await {
+        let looked = timeout(LOOK_LIMIT, self.lacking_at_start(&spec)).await;
+        match looked.unwrap_or_else(|_| Err(PgError::Refused("PostgreSQL was slow to tell".to_owned()))) {
             Ok(lacking) => {
                 for (name, set, demanded) in lacking {
                     tracing::warn!(
-                        "{name} is set to {set}, but a primary of this database has had {demanded}, and PostgreSQL starts with no \
-                         less: it has {demanded}. Set that on every node; it can be raised, but not lowered"
+                        "{name} is set to {set}, but a primary of this database has had {demanded}: PostgreSQL starts with no less, so \
+                         that counts. Set it so on every node; it can be raised, but not lowered"
                     );
                     spec.args.extend(["-c".to_owned(), format!("{name}={demanded}")]);
                 }
             }
             // the start itself tells better what is wrong
-            Err(error) => tracing::warn!(%error, "whether the settings provide for what the data demand is not known"),
+            Err(error) => tracing::info!(%error, "whether the settings provide for what the data demand is not known"),
         }
         Ok(spec)
     }
 
     async fn lacking_at_start(&self, spec: &StartSpec) -> Result<Vec<(&'static str, u64, u64)>, PgError> {
         let demanded = self.control_data().await?.places;
-        // settings may come from any of several files, so PostgreSQL itself is asked, for all of them at once
+        let files = self.settings_files();
+        let before = self.provided.lock().take().filter(|before| before.files == files);
+        let places = match before {
+            Some(before) if before.at.elapsed() > ASK_AGAIN => before.places,
+            _ => self.ask_settings(spec).await?,
+        };
+        let lacking = lacking(&places, &demanded);
+        *self.provided.lock() = Some(Provided { files, places, at: Instant::now() });
+        Ok(lacking)
+    }
+
+    /// Settings may come from any of several files, so PostgreSQL itself is asked: for all of them at once, in some 0.1 s.
+    async fn ask_settings(&self, spec: &StartSpec) -> Result<Places, PgError> {
         let asked = PLACES.map(async |(name, _)| {
             let args = ["-C".to_owned(), name.to_owned()].into_iter().chain(spec.args.iter().cloned());
             let mut tool = Tool::new(&spec.program, args, READ_LIMIT);
             tool.run_as = spec.run_as;
             Ok::<_, PgError>(tool.run().await?.trim().parse().ok().map(|count: u64| (name, count)))
         });
-        let set = try_join_all(asked).await?.into_iter().flatten().collect();
-        Ok(lacking(&set, &demanded))
+        Ok(try_join_all(asked).await?.into_iter().flatten().collect())
+    }
+
+    /// Returns a hash of the files that a start reads, but for what an operator's own may include.
+    fn settings_files(&self) -> [u8; 32] {
+        let layout = self.layout();
+        let own = [layout.config_file(), layout.adopted_file()];
+        let theirs = ["postgresql.conf", "postgresql.auto.conf"].map(|name| layout.pgdata.join(name));
+        let mut hasher = blake3::Hasher::new();
+        for path in own.iter().chain(&theirs) {
+            let content = fs::read(path).unwrap_or_default();
+            hasher.update(&content.len().to_le_bytes()).update(&content);
+        }
+        hasher.finalize().into()
     }
 
     /// Returns for want of what this standby has paused its replay: names of settings of which its primary has come to have more. It

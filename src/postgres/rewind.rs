@@ -351,9 +351,11 @@ fn is_of_connection(error: &PgError) -> bool {
 /// Makes all of the data directory durable, on each file system that holds a part of it.
 fn sync_all(layout: &Layout) -> Result<(), PgError> {
     let spaces = layout.pgdata.join("pg_tblspc");
-    let listed = fs::read_dir(&spaces).map_err(file_error("list", &spaces))?;
-    let spaces = listed.flatten().map(|entry| entry.path());
-    for folder in [layout.pgdata.clone(), layout.wal_dir()].into_iter().chain(spaces) {
+    let mut folders = vec![layout.pgdata.clone(), layout.wal_dir()];
+    for entry in fs::read_dir(&spaces).map_err(file_error("list", &spaces))? {
+        folders.push(entry.map_err(file_error("list", &spaces))?.path());
+    }
+    for folder in folders {
         let opened = fs::File::open(&folder).map_err(file_error("make durable", &folder))?;
         rustix::fs::syncfs(&opened).map_err(|error| file_error("make durable", &folder)(error.into()))?;
     }
