@@ -296,7 +296,12 @@ fn a_node_that_may_be_a_copy_follows_nobody_and_one_that_is_a_copy_takes_no_part
     script.tick(&[1, 2, 3]);
     assert!(!does(&script, 2, |step| matches!(step, Step::Follow(_))), "{:?}", script.plans[&2]);
     assert_eq!(script.plans[&2].waiting_on, [WaitingOn::Place]);
+    // a copy that says to be where the other is: what the active node answers goes to that one
     script.node(2).place = Place::Known;
+    script.node(2).pulse.peers.clear();
+    script.tick(&[2]);
+    assert!(!does(&script, 2, |step| matches!(step, Step::Follow(_))), "{:?}", script.plans[&2]);
+    assert_eq!(script.plans[&2].waiting_on, [WaitingOn::Answer { node: NodeId(1) }]);
     script.tick(&[1, 2, 3]);
     assert!(does(&script, 2, |step| matches!(step, Step::Follow(Followed { node: NodeId(1), .. }))));
 
@@ -326,7 +331,7 @@ fn a_stream_that_is_lost_is_sought_where_the_active_node_has_moved() {
     assert!(does(&script, 2, again), "{:?}", script.plans[&2]);
     script.node(2).postgres.has_source_moved = false;
     script.tick(&[1, 2, 3]);
-    assert!(!does(&script, 2, again), "once: {:?}", script.plans[&2]);
+    assert!(!does(&script, 2, again), "it looks at the right place: {:?}", script.plans[&2]);
 }
 
 #[test]

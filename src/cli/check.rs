@@ -71,7 +71,7 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
     }
     for node in &status.nodes {
         if !node.is_reachable && node.is_spare {
-            note(Verdict::Warning, format!("{} is silent, a spare: the cluster is as redundant as with it", node.name));
+            note(Verdict::Warning, format!("{}, a spare on which no vote and no commit counts, is silent", node.name));
         } else if !node.is_reachable {
             note(Verdict::Warning, format!("{} is silent", node.name));
         } else if node.state == Some(NodeState::Failed) {
@@ -133,7 +133,7 @@ mod tests {
         );
         let mut spare = example();
         spare.nodes[2].is_spare = true;
-        let told = "n3 is silent, a spare: the cluster is as redundant as with it".to_owned();
+        let told = "n3, a spare on which no vote and no commit counts, is silent".to_owned();
         assert_eq!(judge(&spare), (Verdict::Warning, vec![told]));
         let mut well = example();
         well.nodes.truncate(2);

@@ -55,6 +55,11 @@ pub(super) async fn status(cli: &Cli) -> Result<Told, CliError> {
     }
 }
 
+/// Says why the node behind `socket` does not answer, where there is one on this machine.
+pub(super) async fn why_silent(cli: &Cli, socket: &Path) -> Option<String> {
+    notice_of(cli, Some(socket)).await.map(|(notice, _)| notice)
+}
+
 /// Says what is the matter with the node behind `socket`, where there is one on this machine, and whether it is only closed to this user.
 async fn notice_of(cli: &Cli, socket: Option<&Path>) -> Option<(String, bool)> {
     let socket = socket?;

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::args::{Cli, NodeFlags};
 use super::local::{self, Local};
 use super::show::Out;
-use super::{CliError, systemd};
+use super::{CliError, here, systemd};
 use crate::config::Address;
 use crate::http::client::{Client, Target};
 use crate::node::error::HandleError;
@@ -24,17 +24,26 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
     let config = Local::load(&cli.reach, &NodeFlags::default())?.config;
     // this machine's own daemon or nobody: another member's word would take that one out
     let own = Client::new(vec![Target::Admin(config.admin_socket())], None, None).map_err(anyhow::Error::new)?;
-    let status = own.status().await.map_err(|_| {
-        CliError::Refused(format!(
-            "hasup on this machine does not answer at {}, so it cannot leave in order. Nothing was done. Start it, or take the node out by \
-             `hasup nodes remove NODE` on another machine",
-            config.admin_socket().display()
-        ))
-    })?;
+    let status = match own.status().await {
+        Ok(status) => status,
+        Err(error) => {
+            let why = here::why_silent(cli, &config.admin_socket()).await.unwrap_or(error.message);
+            return Err(CliError::Refused(format!(
+                "{why}. So the node cannot leave in order, and nothing was done. A node that is not to be started again is taken out by \
+                 `hasup nodes remove NODE` on another machine"
+            )));
+        }
+    };
     let name = status.me.clone();
     if let Some(told) = status.not_a_member {
         // the others would take out whoever else runs under the name
         return Err(CliError::Refused(format!("There is nothing to leave, and nothing was done. {told}")));
+    }
+    if status.is_elsewhere {
+        return Err(CliError::Refused(format!(
+            "The members do not know yet where {name} is now, so it may be the copy of a machine that goes on as {name}, which would be \
+             taken out. Nothing was done. `hasup status` tells when they know"
+        )));
     }
     let others = status.nodes.iter().filter(|node| node.name != name);
     let targets: Vec<Target> =

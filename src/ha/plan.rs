@@ -243,6 +243,11 @@ pub enum WaitingOn {
     PostgresGone,
     /// Long work goes on.
     Job(String),
+    /// The active node has to answer this one's pulses.
+    Answer {
+        /// The node.
+        node: NodeId,
+    },
     /// The node to copy from has to be heard as the primary.
     Source {
         /// The node.
@@ -294,6 +299,7 @@ impl fmt::Display for WaitingOn {
             Self::Opened => f.write_str("Raft's leader to end the change of the active node"),
             Self::PostgresGone => f.write_str("every process of PostgreSQL to be gone"),
             Self::Job(what) => f.write_str(what),
+            Self::Answer { node } => write!(f, "node {node}, which is active, to answer this one's pulses"),
             Self::Source { node } => write!(f, "node {node} to be heard as the primary, to copy from it"),
             Self::SafeToRebuild => {
                 f.write_str("the active node to commit without this node before its data is rebuilt")

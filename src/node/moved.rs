@@ -50,16 +50,15 @@ pub(super) struct Copies {
 }
 
 impl Copies {
-    /// Returns what is the matter now.
+    /// Returns what was told within the last minute.
     pub(super) fn told(&self) -> Vec<String> {
         let seen = self.seen.lock();
         seen.values().filter(|(_, at)| at.elapsed() < TOLD_FOR).map(|(told, _)| told.clone()).collect()
     }
 
-    /// Returns what is the matter with `node` now, if two machines run as that.
+    /// Returns what was told of `node`, however long ago.
     pub(super) fn told_of(&self, node: NodeId) -> Option<String> {
-        let seen = self.seen.lock();
-        seen.get(&node).filter(|(_, at)| at.elapsed() < TOLD_FOR).map(|(told, _)| told.clone())
+        self.seen.lock().get(&node).map(|(told, _)| told.clone())
     }
 
     /// Notes a copy; the log is told once of each.
@@ -105,8 +104,8 @@ impl From<WriteError> for NotMoved {
 fn two_machines(name: &str, known: &str, new: &str) -> String {
     format!(
         "Two machines run as {name}: one at {known}, where the members know it, and one at {new}. One of them was copied from the other with \
-         its data directory, and no two may run as one node. The one at {new} is kept out. On the copy, run `hasup destroy --yes`, then \
-         `hasup join` under a name of its own; if the one at {new} is to stay, stop hasup on the other"
+         its data directory, and no two may run as one node. The one at {new} is kept out: run `hasup destroy --yes` there, then `hasup join` \
+         under a name of its own"
     )
 }
 
@@ -124,15 +123,12 @@ pub(super) async fn tell(shared: Arc<Shared>) {
         let mut warn_at = Some(Instant::now() + PATIENCE);
         loop {
             let tried = ask(&shared).await;
-            let is_copy = matches!(tried, Err(NotMoved::Copied(_)));
             if let Err(NotMoved::Copied(told)) = &tried {
                 shared.copies.note(shared.me, told.clone());
-            }
-            if is_copy {
-                // its log is another node's as well: no two may be voted for, or vote, as one
-                shared.consensus.let_campaign(false);
                 shared.news.notify_one();
             }
+            // its log is another node's as well: no two may be voted for, or vote, as one
+            shared.consensus.let_campaign(!matches!(tried, Err(NotMoved::Copied(_))));
             let written = states.wait_for(|applied| !differs(&applied.state));
             match timeout_at(Instant::now() + AGAIN, written).await {
                 Ok(Ok(_)) => break,
@@ -241,18 +237,20 @@ impl Shared {
     }
 
     /// Returns whether another machine answers as `member` at the place that it says it has left.
-    async fn is_taken(&self, member: &Member, addresses: &Addresses) -> bool {
+    ///
+    /// # Errors
+    /// Somebody answers there, and this time nobody at the new place.
+    async fn is_taken(&self, member: &Member, addresses: &Addresses) -> Result<bool, HandleError> {
         let left: Vec<String> =
             member.peer_addresses.iter().filter(|address| !addresses.peer.contains(address)).cloned().collect();
         if left.is_empty() {
-            return false;
+            return Ok(false);
         }
-        let Some(there) = self.start_at(member, &left).await else { return false };
-        let here = match member.id == self.me {
-            true => Some(self.start),
-            false => self.start_at(member, &addresses.peer).await,
-        };
-        here != Some(there)
+        let Some(there) = self.start_at(member, &left).await else { return Ok(false) };
+        let here = if member.id == self.me { Some(self.start) } else { self.start_at(member, &addresses.peer).await };
+        let unanswered = || format!("{} does not answer at {}", member.name, addresses.peer.join(", "));
+        let here = here.ok_or_else(|| HandleError::new(ErrorCode::Unreachable, unanswered()))?;
+        Ok(here != there)
     }
 
     /// Changes where `node` is to be found, by its own word.
@@ -275,6 +273,7 @@ impl Shared {
         // what has gone silent takes its time not to answer
         let (found, is_taken) = tokio::join!(found, self.is_taken(member, &addresses));
         found?;
+        let is_taken = is_taken?;
         let (was, now) = (before.peer.join(", "), addresses.peer.join(", "));
         let generation = state.assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
         if is_taken {

@@ -17,7 +17,7 @@ use crate::ha::quorum::{losses_survived, majority_of_every};
 use crate::ha::record::{Assignment, Member, MemberKind};
 use crate::ha::state::NodeState;
 use crate::ha::trouble::Trouble;
-use crate::ha::view::NodeView;
+use crate::ha::view::{NodeView, Place};
 use crate::kv::State;
 use crate::peer::Addresses;
 use crate::postgres::{Connections, PostgresFacts};
@@ -148,6 +148,7 @@ impl Publisher {
             published_at: boot_now(),
             stale_ms: None,
             not_a_member,
+            is_elsewhere: view.place != Place::Known,
             state: plan.state,
             active: record.and_then(|record| name_of(record.node)),
             active_ready: plan.serves_until.is_some(),
@@ -434,7 +435,7 @@ fn warnings(state: &State, majority: bool, nodes: &[NodeStatus]) -> Vec<String> 
         } else {
             "look whether it runs, and at the network between".to_owned()
         };
-        let spare = if node.is_spare { "a spare, without which the cluster is as redundant as with it; " } else { "" };
+        let spare = if node.is_spare { "a spare, on which no vote and no commit counts; " } else { "" };
         warnings.push(format!("{} is not heard: {spare}{cure}{kept}", node.name));
     }
     for node in nodes.iter().filter(|node| node.is_reachable) {
@@ -478,8 +479,8 @@ fn log_given_up(node: &NodeStatus) -> Option<String> {
     let name = &node.name;
     is_given_up.then(|| {
         format!(
-            "the log that {name} lacks is kept no longer (it was silent for a day, or that log has outgrown max_slot_wal_keep_size): when \
-             {name} is back, its database is copied anew"
+            "no log is kept for {name} here (it was silent for a day, or since before this node became active, or that log has outgrown \
+             max_slot_wal_keep_size): when {name} is back and lacks log that is gone by then, its database is copied anew"
         )
     })
 }

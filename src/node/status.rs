@@ -31,6 +31,9 @@ pub struct Status {
     /// others is of the past.
     #[serde(default)]
     pub not_a_member: Option<String>,
+    /// Whether the members know it elsewhere than where it is: it may have moved just now, or be the copy of a machine that goes on.
+    #[serde(default)]
+    pub is_elsewhere: bool,
     /// Its own state.
     pub state: NodeState,
     /// The name of the active node, by the newest record applied.
@@ -273,6 +276,7 @@ impl Status {
             published_at: BootTime::default(),
             stale_ms: None,
             not_a_member: None,
+            is_elsewhere: false,
             state: NodeState::Empty,
             active: None,
             active_ready: false,

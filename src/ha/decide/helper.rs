@@ -380,9 +380,13 @@ impl Helper<'_> {
     }
 
     fn follow_anew(&self, draft: &mut Draft<'_>) {
+        // the copy of a machine that lives would stream under its name, and confirm commits in its stead; where it says to be at the same
+        // place, pulses go to the other one alone
+        let is_answered = |peer: &PeerView| peer.is_fresh(self.view.now, &self.view.timing);
         if self.view.place == Place::Moved {
-            // the copy of a machine that lives would stream under its name, and confirm commits in its stead
             draft.wait(WaitingOn::Place);
+        } else if !self.view.pulse.peers.get(&self.a.node).is_some_and(is_answered) {
+            draft.wait(WaitingOn::Answer { node: self.a.node });
         } else {
             draft.step(Step::Follow(Followed { node: self.a.node, generation: self.a.generation }));
         }
