@@ -518,7 +518,8 @@ port = 6432
         for (name, value) in [
             ("HASUP_PEER_PROT", "1"),
             ("HASUP_TARGETS", "db1"),
-            ("HASUP_COLOUR", "secret"),
+            ("HASUP_API_COLOUR", "secret"),
+            ("HASUP_SERVICE_HOST", "10.0.0.1"),
             ("HASUP_PEER_PORT", "7777"),
             ("HASUP_CONFIG", "/c"),
             ("HASUP_TEST_FULL", "1"),
@@ -530,7 +531,7 @@ port = 6432
         assert_eq!(
             lines,
             [
-                "HASUP_COLOUR: is no variable that hasup reads: unset it",
+                "HASUP_API_COLOUR: is no variable that hasup reads: unset it",
                 "HASUP_PEER_PROT: is no variable that hasup reads: did you mean `HASUP_PEER_PORT`? Else unset it",
                 "HASUP_TARGETS: is no variable that hasup reads: did you mean `HASUP_TARGET`? Else unset it",
             ]

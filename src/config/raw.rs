@@ -180,7 +180,8 @@ pub(super) fn gather_all(sources: &Sources, problems: &mut Vec<Problem>) -> (Sai
     (said, outvoted)
 }
 
-/// Tells of variables that nobody reads: most likely they are misspelt.
+/// Tells of variables that nobody reads and that are misspelt by their looks. Others are left alone: an environment for containers
+/// names the ports of a service called hasup so.
 fn blame_unknown_variables(env: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
     let known: Vec<String> =
         SETTINGS.iter().map(super::Setting::env).chain(VARIABLES_OF_COMMANDS.map(str::to_owned)).collect();
@@ -189,6 +190,10 @@ fn blame_unknown_variables(env: &BTreeMap<String, String>, problems: &mut Vec<Pr
             continue;
         }
         let close = known.iter().map(|known| (edits(name, known), known)).min().filter(|(edits, _)| *edits <= 2);
+        let section = |name: &str| name.split('_').nth(1).map(str::to_owned);
+        if close.is_none() && !known.iter().any(|known| section(known) == section(name)) {
+            continue;
+        }
         // its value may be a secret under a wrong name
         problems.push(Problem {
             origin: Origin::Env(name.clone()),

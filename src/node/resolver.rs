@@ -3,6 +3,7 @@
 //! resolver says something else, and is told where it fails for long.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Error, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,8 @@ use crate::types::{BootTime, NodeId};
 
 /// How often names are looked up anew.
 const AGAIN: Duration = Duration::from_secs(3);
+/// How long a resolver may take: members that came meanwhile wait for their turn.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 /// A name that is not found for so long is told: resolvers are restarted, too.
 const TOLD_AFTER: Duration = Duration::from_secs(15);
 
@@ -118,7 +121,7 @@ impl Resolver {
                     None => format!("{} is not reached by it", member.name),
                 };
                 told.push(format!(
-                    "{name}, where {} is, is not found by this machine's resolver ({why}); {instead}",
+                    "{name}, where {} is, is not found by this machine's resolver ({why}); {instead}. `getent hosts {name}` asks it",
                     member.name
                 ));
             }
@@ -149,8 +152,11 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         let mut lookups: FuturesUnordered<_> = names
             .into_iter()
             .map(|name| async move {
-                let found = lookup_host((name.as_str(), 0)).await;
-                let found = found.map(|found| found.map(|socket| socket.ip()).collect());
+                let found = match timeout(LOOKUP_LIMIT, lookup_host((name.as_str(), 0))).await {
+                    Ok(Ok(found)) => Ok(found.map(|socket| socket.ip()).collect()),
+                    Ok(Err(error)) => Err(error),
+                    Err(_) => Err(Error::new(ErrorKind::TimedOut, "it is silent")),
+                };
                 (name, found)
             })
             .collect();
