@@ -88,7 +88,7 @@ pub enum TlsError {
     },
     /// A file that the node cannot do without is gone.
     #[error(
-        "{} is missing: {what}. Nothing was changed, and the node does not start so. {cure}", path.display()
+        "{} is missing: {what}. Nothing was changed, and the node cannot start. {cure}", path.display()
     )]
     Missing {
         /// Which file.

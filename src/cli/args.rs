@@ -367,7 +367,7 @@ pub enum KvCommand {
     Watch {
         /// The key
         key: String,
-        /// Watch all keys that begin with it: prints all of them, then those that change; --json prints all each time, and names those
+        /// Watch all keys that begin with it: prints all of them, then those that change; with --json, each line has all keys and the names of those that changed
         #[arg(long)]
         prefix: bool,
         /// End after so many answers, the first one included; default: never

@@ -67,7 +67,8 @@ impl Local {
         let outvoted = self.effective.iter().filter_map(|effective| {
             let (value, origin) = effective.instead_of.as_ref()?;
             Some(format!(
-                "{} is {} by {}, and not {value} as in {origin}: this node was told so when it began. Edit that line, which then counts",
+                "{} is {} by {}, and not {value} as in {origin}: this node was told so when it began. To have it by the file, take the \
+                 line out of {REMEMBERED}",
                 effective.key, effective.value, effective.origin
             ))
         });

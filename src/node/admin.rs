@@ -571,7 +571,7 @@ impl Shared {
 
 /// A machine that loses power says nothing: by the system's own limits, a client would wait for its answer for a quarter of an hour,
 /// long after another node takes writes.
-const NOTICING: &str = "tcp_user_timeout=2000&keepalives_idle=2&keepalives_interval=1&keepalives_count=2";
+const NOTICING: &str = "tcp_user_timeout=5000&keepalives_idle=2&keepalives_interval=1&keepalives_count=2";
 
 fn bracketed(host: &str) -> String {
     if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }

@@ -4,19 +4,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Shared;
 use super::act::chain;
 use crate::guard::StopMode;
+use crate::ha::record::MemberKind;
 use crate::postgres::PostgresFacts;
 
 /// How often a standby is asked.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// What each standby waits for those before it.
+const TURN: Duration = Duration::from_secs(10);
 /// How long its orderly stop may take: what is killed replays more at its start.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// Looks again and again. Ends with the node.
 pub(super) async fn watch(shared: Arc<Shared>) {
+    let mut paused_since = None;
     loop {
         tokio::time::sleep(ASK_EVERY).await;
         let is_standby =
@@ -25,13 +31,23 @@ pub(super) async fn watch(shared: Arc<Shared>) {
             continue;
         }
         let lacking = match shared.postgres.postgres.paused_for_want_of(ASK_LIMIT).await {
-            Ok(lacking) if lacking.is_empty() => continue,
+            Ok(lacking) if lacking.is_empty() => {
+                paused_since = None;
+                continue;
+            }
             Ok(lacking) => lacking.join(", "),
             Err(error) => {
                 tracing::debug!(error = %chain(&error), "whether replay is paused is not known");
                 continue;
             }
         };
+        let members = shared.state().members.clone();
+        let before = members.values().filter(|member| member.kind == MemberKind::Data && member.id < shared.me).count();
+        let turn = TURN * u32::try_from(before).unwrap_or(u32::MAX);
+        if paused_since.get_or_insert_with(Instant::now).elapsed() < turn {
+            // what it receives still counts for commits: they would wait if all standbys started at once
+            continue;
+        }
         tracing::warn!(
             "the active node has more of {lacking} than this standby, whose replay has paused for that: its PostgreSQL is started again \
              with as many. Set the same on every node, the active one last"
