@@ -50,7 +50,7 @@ pub struct Postgres {
     kept: tokio::sync::Mutex<Option<Session>>,
     /// Held while the dynamic file changes, so that two steps never lose each other's value.
     dynamic: Mutex<()>,
-    /// What the settings files were found to provide for, and by which start.
+    /// What the newest start was found to lack.
     pub(super) provided: Mutex<Option<Provided>>,
 }
 

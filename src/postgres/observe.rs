@@ -204,7 +204,10 @@ impl Postgres {
     /// fact too.
     pub async fn observe(&self, limit: Duration) -> PostgresFacts {
         match self.observed(limit).await {
-            Ok(observed) => PostgresFacts::Live(Box::new(observed.facts)),
+            Ok(observed) => {
+                self.note_serves();
+                PostgresFacts::Live(Box::new(observed.facts))
+            }
             Err(error) if error.is_exhausted() => PostgresFacts::Exhausted,
             Err(error) if error.is_not_ready() => PostgresFacts::NotReady,
             Err(_) if self.postmaster().is_none() => PostgresFacts::Stopped,

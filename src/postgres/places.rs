@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::controldata::ControlData;
 use super::settings::Follow;
@@ -37,22 +37,24 @@ const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a start may be held up by that: the node does nothing else meanwhile.
 const LOOK_LIMIT: Duration = Duration::from_millis(500);
-/// A start that comes so soon after another follows one that failed: what the files include may have been mended since.
-const ASK_AGAIN: Duration = Duration::from_secs(4);
-
-/// What the settings files provided for at a start.
+/// What the newest start was given. To look for that costs as much processor as a switchover has to spare.
 #[derive(Debug)]
 pub(super) struct Provided {
+    /// A hash of the settings files.
     files: [u8; 32],
-    places: Places,
-    at: Instant,
+    lacking: Vec<Lacking>,
+    /// Whether PostgreSQL answered after it: else something has changed that the files do not show.
+    has_served: bool,
 }
+
+/// A setting, what it is set to, and what the data demand.
+type Lacking = (&'static str, u64, u64);
 
 /// How many of each there are, by the setting's name.
 pub(super) type Places = BTreeMap<&'static str, u64>;
 
-/// Returns what is demanded where it is more than what is set, as (name, set, demanded).
-fn lacking(set: &Places, demanded: &Places) -> Vec<(&'static str, u64, u64)> {
+/// Returns where more is demanded than is set.
+fn lacking(set: &Places, demanded: &Places) -> Vec<Lacking> {
     let more = |(name, demanded): (&&'static str, &u64)| {
         let set = *set.get(name)?;
         (set < *demanded).then_some((*name, set, *demanded))
@@ -103,17 +105,25 @@ impl Postgres {
         Ok(spec)
     }
 
-    async fn lacking_at_start(&self, spec: &StartSpec) -> Result<Vec<(&'static str, u64, u64)>, PgError> {
-        let demanded = self.control_data().await?.places;
+    async fn lacking_at_start(&self, spec: &StartSpec) -> Result<Vec<Lacking>, PgError> {
         let files = self.settings_files();
-        let before = self.provided.lock().take().filter(|before| before.files == files);
-        let places = match before {
-            Some(before) if before.at.elapsed() > ASK_AGAIN => before.places,
-            _ => self.ask_settings(spec).await?,
+        let before = self.provided.lock().take().filter(|before| before.has_served && before.files == files);
+        let lacking = match before {
+            Some(before) => before.lacking,
+            None => {
+                let (data, set) = tokio::try_join!(self.control_data(), self.ask_settings(spec))?;
+                lacking(&set, &data.places)
+            }
         };
-        let lacking = lacking(&places, &demanded);
-        *self.provided.lock() = Some(Provided { files, places, at: Instant::now() });
+        *self.provided.lock() = Some(Provided { files, lacking: lacking.clone(), has_served: false });
         Ok(lacking)
+    }
+
+    /// Notes that the newest start came to its end: one like it needs no look before it.
+    pub(super) fn note_serves(&self) {
+        if let Some(provided) = self.provided.lock().as_mut() {
+            provided.has_served = true;
+        }
     }
 
     /// Settings may come from any of several files, so PostgreSQL itself is asked: for all of them at once, in some 0.1 s.
@@ -157,7 +167,12 @@ impl Postgres {
         }
         let set = PLACES.iter().filter_map(|(name, _)| Some((*name, *counts.get(*name)?))).collect();
         let demanded = ControlData::read(self.programs(), self.layout()).await?.places;
-        Ok(lacking(&set, &demanded).into_iter().map(|(name, ..)| name).collect())
+        let lacking = lacking(&set, &demanded);
+        if !lacking.is_empty() {
+            // the next start is to look
+            *self.provided.lock() = None;
+        }
+        Ok(lacking.into_iter().map(|(name, ..)| name).collect())
     }
 }
 
