@@ -57,12 +57,13 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use rand_xoshiro::Xoshiro256PlusPlus;
     use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 
-    fn some_bytes(chance: &mut Xoshiro256PlusPlus, most: u64) -> Vec<u8> {
+    /// Up to `most` bytes by chance.
+    pub(crate) fn some_bytes(chance: &mut Xoshiro256PlusPlus, most: u64) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(chance.next_u64() % (most + 1)).unwrap()];
         chance.fill_bytes(&mut bytes);
         bytes

@@ -42,7 +42,7 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
     if status.is_elsewhere {
         return Err(CliError::Refused(format!(
             "The members do not know yet where {name} is now, so it may be the copy of a machine that goes on as {name}, which would be \
-             taken out. Nothing was done. `hasup status` tells when they know"
+             taken out. Nothing was done. Try again in a minute: by then they know, or `hasup status` here says whose copy this is"
         )));
     }
     let others = status.nodes.iter().filter(|node| node.name != name);

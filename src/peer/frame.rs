@@ -81,6 +81,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::tests::some_bytes;
     use rand_xoshiro::Xoshiro256PlusPlus;
     use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 
@@ -93,12 +94,6 @@ mod tests {
             }
             Ok(frames)
         })
-    }
-
-    fn some_bytes(chance: &mut Xoshiro256PlusPlus, most: u64) -> Vec<u8> {
-        let mut bytes = vec![0; usize::try_from(chance.next_u64() % (most + 1)).unwrap()];
-        chance.fill_bytes(&mut bytes);
-        bytes
     }
 
     #[test]

@@ -34,9 +34,9 @@ pub(super) const PLACES: [(&str, &str); 5] = [
 const RESERVED: [&str; 2] = ["superuser_reserved_connections", "reserved_connections"];
 /// How long PostgreSQL may take to read its own settings.
 const READ_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long a start may be held up by that: the node does nothing else meanwhile.
+/// How long a start may be held up by all that is asked before it: the node decides nothing meanwhile.
 const LOOK_LIMIT: Duration = Duration::from_millis(500);
+
 /// What the newest start was given. To look for that costs as much processor as a switchover has to spare.
 #[derive(Debug)]
 pub(super) struct Provided {
