@@ -30,6 +30,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use hasup::chaos::schedule::Schedule;
 use raft_tests::program::{alone, hasup, lacks_hosts, lacks_postgres, over_ipv6, skip};
@@ -55,6 +56,7 @@ fn play(name: &str, only_in_full: bool) {
     let addresses = if over_ipv6() && !is_special { "addresses ipv6\n" } else { "" };
     let mut schedule = tempfile::Builder::new().prefix("hasup-").suffix(".chaos").tempfile_in("/tmp").unwrap();
     write!(schedule, "{text}\n{addresses}").unwrap();
+    let started = Instant::now();
     let output = Command::new("timeout")
         .arg(LIMIT_S)
         .arg(hasup())
@@ -69,13 +71,17 @@ fn play(name: &str, only_in_full: bool) {
     let last = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
     let verdict: serde_json::Value = serde_json::from_str(&last).unwrap_or_default();
     println!(
-        "{name}: longest gap {} ms of which the client's own {} ms",
-        verdict["longest_gap_ms"], verdict["client_ms"]
+        "{told}\n{name}: longest gap {} ms of which the client's own {} ms, {:.1} s in all",
+        verdict["longest_gap_ms"],
+        verdict["client_ms"],
+        started.elapsed().as_secs_f64()
     );
     if verdict["ok"] != true || !output.status.success() {
         let kept = report.keep();
-        panic!("{name}: {}\n{told}\n{last}\njournals and logs are in {}", output.status, kept.display());
+        panic!("{name}: {}\n{last}\njournals and logs are in {}", output.status, kept.display());
     }
+    drop(report);
+    println!("{name}: journals and logs removed after {:.1} s in all", started.elapsed().as_secs_f64());
 }
 
 macro_rules! schedules {

@@ -86,9 +86,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let (dir, keep) = folder(args.report.as_deref())?;
     write_volatile(&dir.join("schedule.chaos"), schedule.to_string().as_bytes()).context("write the schedule")?;
     let to_stderr = args.json;
+    let started = Instant::now();
     let tell = move |line: &str| {
+        let after = started.elapsed().as_secs_f64();
         // A reader that has gone is no reason to leave hosts behind.
-        let _ = if to_stderr { writeln!(std::io::stderr(), "{line}") } else { writeln!(std::io::stdout(), "{line}") };
+        let _ = if to_stderr {
+            writeln!(std::io::stderr(), "{after:7.1} s  {line}")
+        } else {
+            writeln!(std::io::stdout(), "{after:7.1} s  {line}")
+        };
     };
     let mut interrupted = signal(SignalKind::interrupt()).context("await SIGINT")?;
     let mut terminated = signal(SignalKind::terminate()).context("await SIGTERM")?;
@@ -100,6 +106,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     };
     let report = range.judge(result, &schedule, &tell).await;
     drop(range);
+    tell("the hosts are gone");
     let line = serde_json::to_string(&report)?;
     write_volatile(&dir.join("report.json"), format!("{line}\n").as_bytes()).context("write the report")?;
     if keep || !report.ok {
@@ -285,6 +292,7 @@ impl Range {
             self.supervisor(&name)?.up();
         }
         wait_settled(&self.supervisors, WHOLE_LIMIT).await.context("after the last fault")?;
+        tell("the cluster is whole again");
         self.wait_rows(boot_now()).await.context("after the last fault")
     }
 
