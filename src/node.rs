@@ -295,6 +295,7 @@ impl Node {
         tasks.spawn("disk", disk::watch(Arc::clone(&shared)));
         tasks.spawn("standing", standing::ask(Arc::clone(&shared)));
         tasks.spawn("addresses", moved::tell(Arc::clone(&shared)));
+        tasks.spawn("put back", events::tell_of_put_back(Arc::clone(&shared)));
         tasks.spawn("resolver", resolver::keep(Arc::clone(&shared)));
         tasks.spawn("log mark", keep_mark(Arc::clone(&shared)));
         tasks.spawn("certificates", publish::keep_certificate(Arc::clone(&shared)));

@@ -19,6 +19,7 @@
 //!   what holds that up does not hold up an election.
 //! - `histogram/`, a package of its own, stands in for a dependency of openraft's (why: there).
 
+mod confirmed;
 pub mod consensus;
 pub mod log_store;
 mod log_writer;
@@ -29,6 +30,7 @@ mod serve;
 pub mod state_machine;
 pub mod types;
 
+pub use confirmed::PutBack;
 pub use consensus::{
     Compaction, Consensus, Foundation, Leadership, LogHandle, LogMark, OpenError, ProposeError, RaftTiming, ReadError,
 };

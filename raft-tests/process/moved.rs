@@ -2,7 +2,7 @@
 
 use raft_tests::program::{alone, lacks_postgres, over_ipv6, skip};
 
-use crate::node::{Node, is_whole};
+use crate::node::{Node, is_whole, until_check};
 
 /// Stops `node`, and runs it at 127.0.0.`number`.
 fn moves(node: &mut Node, number: u8) {
@@ -62,9 +62,25 @@ fn a_member_that_comes_up_at_another_address_is_found_there_by_all() {
     // a machine that was copied with its data directory says that it has moved, while the original goes on where it was
     assert_eq!(third.stop(), Some(0), "{}", third.log());
     let mut copy = third.copied(68);
+    // who leads from here on is known
+    first.until("the other standby leads", |status| {
+        (0..2).any(|node| {
+            (&status["nodes"][node]["raft"], &status["nodes"][node]["state"]) == (&"leader".into(), &"standby".into())
+        })
+    });
     third.run();
     // asked itself: the others count what it said before it stopped for as long as its silence may mean nothing
     third.until("the original is back", is_whole);
+
+    // its disk is put back to what the copy holds, while who leads has heard it confirm more: its log is filled up again
+    assert_eq!(first.hasup(&["kv", "put", "later", "1"]).code, Some(0));
+    assert_eq!(third.stop(), Some(0), "{}", third.log());
+    third.put_back(&copy);
+    third.run();
+    third.until("it is back", is_whole);
+    until_check(third, "it has what it lacked", |_| third.hasup(&["kv", "get", "later", "--stale"]).code == Some(0));
+    let put_back = "the disk of n63 was put back to an earlier state";
+    until_check(first, "the history has it", |_| first.hasup(&["history"]).out.contains(put_back));
     copy.run_with(&["--host-ip", &copy.host.clone()]);
     let told = "Two machines run as n63";
     let status = copy.until("the copy knows that it is one", |status| status["state"] == "failed");

@@ -17,6 +17,8 @@ use tempfile::TempDir;
 const BEGIN_LIMIT: Duration = Duration::from_secs(120);
 /// What may pass until `hasup check` tells what has befallen a machine, and the role has moved, on a busy one.
 const CHECK_LIMIT: Duration = Duration::from_secs(90);
+/// What PostgreSQL may take from its start to its first answer.
+const COME_LIMIT: Duration = Duration::from_secs(20);
 /// What one command may take.
 const COMMAND_LIMIT: &str = "70";
 
@@ -89,6 +91,13 @@ impl Node {
         copy
     }
 
+    /// Puts this node's disk back to what `earlier` holds. Neither runs.
+    pub(crate) fn put_back(&self, earlier: &Self) {
+        fs::remove_dir_all(self.data_dir()).unwrap();
+        let done = Command::new("cp").arg("-a").arg(earlier.data_dir()).arg(self.folder.path()).status().unwrap();
+        assert!(done.success(), "{done}");
+    }
+
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.folder.path().join("d")
     }
@@ -116,13 +125,23 @@ impl Node {
         self.ended(words.iter().map(|word| (*word).to_owned()).chain(self.place()))
     }
 
-    /// Runs a statement as the superuser and returns its first value.
+    /// Runs a statement as the superuser, once PostgreSQL has started, and returns its first value.
     pub(crate) fn sql(&self, statement: &str) -> String {
         let mut psql = Command::new("psql");
         psql.args(["-XAtq", "-U", "postgres", "-d", "postgres", "-h"]).arg(self.data_dir().join("sock"));
-        let ended = psql.args(["-p", &self.ports[2].to_string(), "-c", statement]).output().unwrap();
-        assert!(ended.status.success(), "{statement}: {ended:?}");
-        String::from_utf8_lossy(&ended.stdout).trim_end().to_owned()
+        psql.args(["-p", &self.ports[2].to_string(), "-c", statement]);
+        let deadline = Instant::now() + COME_LIMIT;
+        loop {
+            let ended = psql.output().unwrap();
+            if ended.status.success() {
+                return String::from_utf8_lossy(&ended.stdout).trim_end().to_owned();
+            }
+            let told = String::from_utf8_lossy(&ended.stderr);
+            let is_coming = ["the database system is starting up", "No such file or directory"];
+            let is_coming = is_coming.iter().any(|words| told.contains(words));
+            assert!(is_coming && Instant::now() < deadline, "{statement}: {ended:?}");
+            pause();
+        }
     }
 
     /// Runs a command with `--json`.

@@ -418,6 +418,8 @@ pub enum EventKind {
     MemberRemoved,
     /// Two machines run as one node.
     NodeCopied,
+    /// The disk of a node was put back to an earlier state.
+    NodePutBack,
 }
 
 impl EventKind {
@@ -438,6 +440,7 @@ impl EventKind {
             Self::MemberMoved => "member_moved",
             Self::MemberRemoved => "member_removed",
             Self::NodeCopied => "node_copied",
+            Self::NodePutBack => "node_put_back",
         }
     }
 }

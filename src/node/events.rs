@@ -10,6 +10,7 @@ use crate::ha::durable::DataState;
 use crate::ha::record::{Event, EventKind, ResignReason, WhyRecord};
 use crate::ha::view::{Followed, Lineage};
 use crate::kv::Command;
+use crate::raft::PutBack;
 use crate::sys::clock::wall_now;
 use crate::types::{Generation, Lsn, NodeId, Timeline, WalPosition};
 
@@ -62,6 +63,23 @@ impl Shared {
         self.event(EventKind::Rebuilt, generation, why)
     }
 
+    fn event_of_put_back(&self, put_back: PutBack) -> Event {
+        let state = self.state();
+        let (name, PutBack { confirmed, lacks, .. }) = (name_of(put_back.node, &state), put_back);
+        let why = WhyRecord {
+            facts: vec![
+                format!("{name} had confirmed the cluster's log up to index {confirmed}, and has nothing from {lacks} on"),
+                "the disk of one member alone must not be put back, neither from a snapshot of its machine nor from a backup: what only that \
+                 member and a machine that fails meanwhile had confirmed would be lost. Remove it instead, and let it join again"
+                    .to_owned(),
+            ],
+            rule: "a member keeps what it has confirmed".to_owned(),
+            step: format!("the disk of {name} was put back to an earlier state: it is brought up to date"),
+        };
+        let generation = state.assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
+        self.event(EventKind::NodePutBack, generation, why)
+    }
+
     /// Adds an event to the history, beside whatever goes on; the log is warned of it where nobody wanted it so.
     pub(super) fn tell(self: &Arc<Self>, event: Event, is_odd: bool) {
         let because = event.why.facts.join("; ");
@@ -76,6 +94,17 @@ impl Shared {
                 tracing::info!(%error, "an event is missing from the history");
             }
         });
+    }
+}
+
+/// Tells of members whose disk was put back, as long as this node leads and they answer it. Ends with the node.
+pub(super) async fn tell_of_put_back(shared: Arc<Shared>) {
+    let mut found = shared.consensus.put_back();
+    while found.changed().await.is_ok() {
+        let put_back = *found.borrow_and_update();
+        if let Some(put_back) = put_back {
+            shared.tell(shared.event_of_put_back(put_back), true);
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::confirmed::{Confirmed, PutBack};
 use super::log_store::{LogError, LogStore};
 use super::network::{Network, RPC_BYTES_MAX, RaftTransport};
 use super::serve::Server;
@@ -230,6 +231,7 @@ pub(super) struct Inner {
     log: Arc<dyn LogHandle>,
     applied: watch::Receiver<Arc<Applied>>,
     leadership: watch::Sender<Leadership>,
+    confirmed: Confirmed,
 }
 
 impl Consensus {
@@ -281,7 +283,8 @@ impl Consensus {
     {
         let Foundation { me, log, machine, incoming, timing, compaction, rules, transport } = on;
         let applied = machine.watch();
-        let network = Network { me, heartbeat: timing.heartbeat, transport };
+        let confirmed = Confirmed::new();
+        let network = Network { me, heartbeat: timing.heartbeat, transport, confirmed: confirmed.clone() };
         let started = match config(timing, compaction).validate() {
             Ok(config) => Raft::new(me.0, Arc::new(config), network, log.clone(), machine)
                 .await
@@ -300,7 +303,17 @@ impl Consensus {
         let first = leadership(&raft.metrics().borrow_watched().clone(), log.as_ref());
         let (leadership, _) = watch::channel(first);
         Ok(Self {
-            inner: Arc::new(Inner { me, raft, timing, changing: Mutex::new(()), server, log, applied, leadership }),
+            inner: Arc::new(Inner {
+                me,
+                raft,
+                timing,
+                changing: Mutex::new(()),
+                server,
+                log,
+                applied,
+                leadership,
+                confirmed,
+            }),
             thread: None,
         })
     }
@@ -442,6 +455,11 @@ impl Consensus {
         self.inner.leadership.subscribe()
     }
 
+    /// Returns the last member whose log was found, by this node as leader, to lack what the member had confirmed.
+    pub fn put_back(&self) -> watch::Receiver<Option<PutBack>> {
+        self.inner.confirmed.put_back()
+    }
+
     /// Returns how far the log has come on disk.
     pub fn mark(&self) -> LogMark {
         self.inner.log.mark()
@@ -503,6 +521,8 @@ fn config(timing: RaftTiming, compaction: Compaction) -> Config {
         purge_batch_size: 256,
         // A node that comes back is tried within half a second, so that a healed cut heals the group at once.
         backoff: "50ms 100ms 200ms ...500ms".to_owned(),
+        // The log of a member whose disk was put back is filled up again. Else it is never sent anything by this leader any more.
+        allow_log_reversion: Some(true),
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
         // Ends the deadlock of a bridge partition, where a leader keeps a follower loyal without having a majority.

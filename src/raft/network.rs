@@ -16,6 +16,7 @@ use openraft::raft::{
 use openraft::{EmptyNode, StorageError};
 use serde::{Deserialize, Serialize};
 
+use super::confirmed::Confirmed;
 use super::state_machine::SnapshotFile;
 use super::types::{Snapshot, SnapshotMeta, TypeConfig, Vote};
 use crate::codec::{decode, encode};
@@ -118,6 +119,7 @@ pub(super) struct Network {
     pub(super) me: NodeId,
     pub(super) heartbeat: Duration,
     pub(super) transport: Arc<dyn RaftTransport>,
+    pub(super) confirmed: Confirmed,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -139,7 +141,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 impl Network {
     fn client(&self, target: u64, lane: Lane) -> Client {
         let (me, target, heartbeat) = (self.me, NodeId(target), self.heartbeat);
-        Client { me, target, lane, heartbeat, transport: self.transport.clone() }
+        Client { me, target, lane, heartbeat, transport: self.transport.clone(), confirmed: self.confirmed.clone() }
     }
 }
 
@@ -150,6 +152,7 @@ pub(super) struct Client {
     lane: Lane,
     heartbeat: Duration,
     transport: Arc<dyn RaftTransport>,
+    confirmed: Confirmed,
 }
 
 impl Client {
@@ -229,8 +232,12 @@ impl RaftNetworkV2<TypeConfig> for Client {
             true => option.soft_ttl(),
             false => option.soft_ttl().max(self.heartbeat * APPEND_HEARTBEATS),
         };
+        let sent = self.confirmed.sends(self.target, &request);
         match self.call(RPCTypes::AppendEntries, self.lane, &Request::Append(request), deadline).await? {
-            Response::Append(response) => Ok(response),
+            Response::Append(response) => {
+                self.confirmed.hears(&sent, &response);
+                Ok(response)
+            }
             _ => Err(unexpected()),
         }
     }

@@ -1,0 +1,146 @@
+//! What each member's log was heard to hold, by the leader that sent it: a log that lacks some of that afterwards was put back.
+//!
+//! Raft rests on logs that keep what they have confirmed. A machine whose disk is put back, from a snapshot of it or from a backup of
+//! the data directory, breaks that, and is the one case in which this shows. Its log is filled up again, and the operator is told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::types::{LogId, TypeConfig, Vote};
+use crate::types::NodeId;
+
+/// A member's log lacks what the member had confirmed to this leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PutBack {
+    /// The member.
+    pub node: NodeId,
+    /// The index up to which it had confirmed.
+    pub confirmed: u64,
+    /// An index that it had confirmed and that is not there.
+    pub lacks: u64,
+}
+
+/// The highest index that each member has confirmed to this node under its present vote. Cheap to clone: all clones are one.
+#[derive(Debug, Clone)]
+pub(super) struct Confirmed {
+    by_member: Arc<Mutex<BTreeMap<NodeId, (Vote, u64)>>>,
+    told: Arc<watch::Sender<Option<PutBack>>>,
+}
+
+/// A request on its way: what its member had confirmed before, and what it will have confirmed if it succeeds.
+pub(super) struct Sent {
+    node: NodeId,
+    vote: Vote,
+    before: Option<u64>,
+    prev: Option<u64>,
+    last: Option<u64>,
+}
+
+impl Confirmed {
+    pub(super) fn new() -> Self {
+        Self { by_member: Arc::default(), told: Arc::new(watch::channel(None).0) }
+    }
+
+    /// Returns the last member whose log was found to have been put back.
+    pub(super) fn put_back(&self) -> watch::Receiver<Option<PutBack>> {
+        self.told.subscribe()
+    }
+
+    /// Notes that `request` goes out to `node`.
+    pub(super) fn sends(&self, node: NodeId, request: &AppendEntriesRequest<TypeConfig>) -> Sent {
+        let index = |id: Option<LogId>| id.map(|id| id.index);
+        let known = self.by_member.lock().get(&node).copied();
+        Sent {
+            node,
+            vote: request.vote,
+            before: known.filter(|(vote, _)| *vote == request.vote).map(|(_, index)| index),
+            prev: index(request.prev_log_id),
+            last: index(request.entries.last().map(|entry| entry.log_id)).max(index(request.prev_log_id)),
+        }
+    }
+
+    /// Takes the answer to what was `sent`.
+    pub(super) fn hears(&self, sent: &Sent, response: &AppendEntriesResponse<TypeConfig>) {
+        let confirmed = match response {
+            AppendEntriesResponse::Success => sent.last,
+            AppendEntriesResponse::PartialSuccess(last) => last.map(|id| id.index),
+            // what it had confirmed before it was asked can be no answer that came late
+            AppendEntriesResponse::Conflict => {
+                if let (Some(confirmed), Some(lacks)) = (sent.before, sent.prev)
+                    && lacks <= confirmed
+                    && self.by_member.lock().remove(&sent.node).is_some()
+                {
+                    self.told.send_replace(Some(PutBack { node: sent.node, confirmed, lacks }));
+                }
+                return;
+            }
+            AppendEntriesResponse::HigherVote(_) => return,
+        };
+        let Some(confirmed) = confirmed else { return };
+        let mut by_member = self.by_member.lock();
+        let known = by_member.entry(sent.node).or_insert((sent.vote, confirmed));
+        *known = match *known {
+            (vote, index) if vote == sent.vote => (vote, index.max(confirmed)),
+            _ => (sent.vote, confirmed),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::vote::leader_id_std::CommittedLeaderId;
+
+    use super::*;
+    use crate::raft::types::Entry;
+
+    fn id(index: u64) -> LogId {
+        LogId::new(CommittedLeaderId { term: 1 }, index)
+    }
+
+    fn request(vote: u64, prev: u64, entries: std::ops::Range<u64>) -> AppendEntriesRequest<TypeConfig> {
+        let entries =
+            entries.map(|index| Entry { log_id: id(index), payload: openraft::EntryPayload::Blank }).collect();
+        AppendEntriesRequest { vote: Vote::new(vote, 1), prev_log_id: Some(id(prev)), entries, leader_commit: None }
+    }
+
+    /// Plays `asked` one after the other, and returns what was told.
+    fn play(asked: &[(AppendEntriesRequest<TypeConfig>, AppendEntriesResponse<TypeConfig>)]) -> Option<PutBack> {
+        let confirmed = Confirmed::new();
+        for (request, response) in asked {
+            let sent = confirmed.sends(NodeId(3), request);
+            confirmed.hears(&sent, response);
+        }
+        *confirmed.put_back().borrow()
+    }
+
+    use AppendEntriesResponse::{Conflict, PartialSuccess, Success};
+
+    #[test]
+    fn a_log_that_lacks_what_it_had_confirmed_was_put_back() {
+        let told = play(&[(request(5, 7, 8..10), Success), (request(5, 8, 0..0), Conflict)]);
+        assert_eq!(told, Some(PutBack { node: NodeId(3), confirmed: 9, lacks: 8 }));
+        let in_part = play(&[(request(5, 7, 8..10), PartialSuccess(Some(id(8)))), (request(5, 8, 0..0), Conflict)]);
+        assert_eq!(in_part, Some(PutBack { node: NodeId(3), confirmed: 8, lacks: 8 }));
+    }
+
+    #[test]
+    fn a_search_for_what_a_log_holds_is_none() {
+        assert_eq!(play(&[(request(5, 9, 0..0), Conflict), (request(5, 4, 0..0), Conflict)]), None, "a new leader");
+        assert_eq!(play(&[(request(5, 7, 8..10), Success), (request(5, 10, 0..0), Conflict)]), None, "not confirmed");
+        let anew = [(request(5, 7, 8..10), Success), (request(6, 8, 0..0), Conflict)];
+        assert_eq!(play(&anew), None, "this node leads anew, and may have sent others in between");
+    }
+
+    #[test]
+    fn a_conflict_that_is_older_than_the_confirmation_is_none() {
+        let confirmed = Confirmed::new();
+        let heartbeat = confirmed.sends(NodeId(3), &request(5, 9, 0..0));
+        confirmed.hears(&confirmed.sends(NodeId(3), &request(5, 7, 8..10)), &Success);
+        confirmed.hears(&heartbeat, &Conflict);
+        assert_eq!(*confirmed.put_back().borrow(), None);
+    }
+}
