@@ -68,13 +68,25 @@ type OnLease = Box<dyn Fn(Generation, BootTime) + Send + Sync>;
 /// Called whenever what was heard is worth a look, from the thread that heard it.
 type OnNews = Box<dyn Fn() + Send + Sync>;
 
+/// A socket, and the family of addresses that it sends to.
+struct Bound {
+    socket: UdpSocket,
+    is_ipv4: bool,
+}
+
+impl Bound {
+    fn new(address: &SocketAddr) -> io::Result<Self> {
+        Ok(Self { socket: UdpSocket::bind(address)?, is_ipv4: address.is_ipv4() })
+    }
+}
+
 struct Shared {
     core: Mutex<PulseCore>,
     sealer: Mutex<Sealer>,
     addresses: Mutex<BTreeMap<NodeId, Vec<SocketAddr>>>,
-    sockets: Vec<UdpSocket>,
+    sockets: Vec<Bound>,
     /// For peers whose address is of a family that this node does not listen on: sends only, as they answer to where it listens.
-    senders: Vec<UdpSocket>,
+    senders: Vec<Bound>,
     on_news: OnNews,
     on_lease: OnLease,
     newer_cluster: Mutex<Option<ClusterGeneration>>,
@@ -103,11 +115,11 @@ impl Pulses {
         on_lease: impl Fn(Generation, BootTime) + Send + Sync + 'static,
         on_news: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let sockets = config.listen.iter().map(UdpSocket::bind).collect::<io::Result<Vec<_>>>()?;
+        let sockets = config.listen.iter().map(Bound::new).collect::<io::Result<Vec<_>>>()?;
         let any: [SocketAddr; 2] = [(Ipv4Addr::UNSPECIFIED, 0).into(), (Ipv6Addr::UNSPECIFIED, 0).into()];
         let is_missing = |any: &SocketAddr| !config.listen.iter().any(|address| address.is_ipv4() == any.is_ipv4());
         // a machine without that family has no peers of it either
-        let senders = any.iter().filter(|any| is_missing(any)).filter_map(|any| UdpSocket::bind(any).ok()).collect();
+        let senders = any.iter().filter(|any| is_missing(any)).filter_map(|any| Bound::new(any).ok()).collect();
         let core = PulseCore::new(
             config.me,
             config.cluster_generation,
@@ -200,7 +212,7 @@ impl Pulses {
 impl Shared {
     fn run(&self, index: usize) {
         let is_first = index == 0;
-        let socket = &self.sockets[index];
+        let socket = &self.sockets[index].socket;
         let mut buffer = [0_u8; DATAGRAM_BYTES_MAX];
         while !self.is_stopped.load(Ordering::Relaxed) {
             if is_first {
@@ -265,11 +277,10 @@ impl Shared {
             let Some(packet) = self.sealer.lock().seal(to, &plain) else { continue };
             let addresses = self.addresses.lock().get(&to).cloned().unwrap_or_default();
             for address in addresses {
-                let same_family =
-                    |socket: &&UdpSocket| socket.local_addr().is_ok_and(|local| local.is_ipv4() == address.is_ipv4());
-                if let Some(socket) = self.sockets.iter().chain(&self.senders).find(same_family) {
+                let same_family = |bound: &&Bound| bound.is_ipv4 == address.is_ipv4();
+                if let Some(bound) = self.sockets.iter().chain(&self.senders).find(same_family) {
                     // unreachable peers are told by their silence, which is what the protocol counts
-                    let _ = socket.send_to(&packet, address);
+                    let _ = bound.socket.send_to(&packet, address);
                 }
             }
         }
@@ -317,7 +328,7 @@ mod tests {
         let secrets = [1, 2, 3].map(|_| PulseSecret::generate());
         let (one, _news) = pulses(1, &secrets[0]);
         let (two, _) = pulses(2, &secrets[1]);
-        let address = |pulses: &Pulses| pulses.shared.sockets[0].local_addr().expect("bound");
+        let address = |pulses: &Pulses| pulses.shared.sockets[0].socket.local_addr().expect("bound");
         let peer = |id: u64, key: &PulseSecret, of: &Pulses| PulsePeer {
             id: NodeId(id),
             key: key.public(),
@@ -365,7 +376,7 @@ mod tests {
         let (one, _news) = pulses_at(1, &secrets[0], "[::1]:0");
         let (two, _) = pulses_at(2, &secrets[1], "127.0.0.1:0");
         for (here, id, key, there) in [(&one, 2, &secrets[1], &two), (&two, 1, &secrets[0], &one)] {
-            let addresses = vec![there.shared.sockets[0].local_addr().expect("bound")];
+            let addresses = vec![there.shared.sockets[0].socket.local_addr().expect("bound")];
             here.set_peers(&[PulsePeer { id: NodeId(id), key: key.public(), addresses }]);
         }
         for here in [&one, &two] {

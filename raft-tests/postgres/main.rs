@@ -4,8 +4,8 @@
 mod fetch;
 mod fixture;
 mod guard;
-mod places;
 mod rejoin;
+mod required_settings;
 mod roles;
 mod slots;
 mod switchover;

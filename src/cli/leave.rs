@@ -14,6 +14,7 @@ use crate::config::Address;
 use crate::http::client::{Client, Target};
 use crate::node::error::HandleError;
 use crate::node::handle::Request;
+use crate::node::status::Status;
 
 pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
     if !cli.reach.target.is_empty() {
@@ -34,17 +35,8 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
             )));
         }
     };
+    require_known(&status)?;
     let name = status.me.clone();
-    if let Some(told) = status.not_a_member {
-        // the others would take out whoever else runs under the name
-        return Err(CliError::Refused(format!("There is nothing to leave, and nothing was done. {told}")));
-    }
-    if status.is_elsewhere {
-        return Err(CliError::Refused(format!(
-            "The members do not know yet where {name} is now, so it may be the copy of a machine that goes on as {name}, which would be \
-             taken out. Nothing was done. Try again in a minute: by then they know, or `hasup status` here says whose copy this is"
-        )));
-    }
     let others = status.nodes.iter().filter(|node| node.name != name);
     let targets: Vec<Target> =
         others.filter_map(|node| Address::parse(&node.api_address, 7401).ok()).map(Target::Tcp).collect();
@@ -70,7 +62,45 @@ pub(super) async fn run(cli: &Cli, out: Out) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Refuses where the members may know somebody else by this node's name: they would take that one out.
+fn require_known(status: &Status) -> Result<(), CliError> {
+    let name = &status.me;
+    if let Some(told) = &status.not_a_member {
+        return Err(CliError::Refused(format!("There is nothing to leave, and nothing was done. {told}")));
+    }
+    if status.is_elsewhere {
+        return Err(CliError::Refused(format!(
+            "The members do not know yet where {name} is now, so it may be the copy of a machine that goes on as {name}, which would be \
+             taken out. Nothing was done. Try again in a minute: by then they know, or `hasup status` here says whose copy this is"
+        )));
+    }
+    Ok(())
+}
+
 /// Says that a step on the way out went wrong, and that the command may be repeated.
 fn not_left(name: &str, error: HandleError) -> HandleError {
     HandleError { message: format!("{}. {name} has not left; `hasup leave` may be repeated", error.message), ..error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_the_members_know_elsewhere_or_not_at_all_does_not_leave_and_is_told_what_to_do() {
+        let refusal = |status: &Status| match require_known(status) {
+            Err(CliError::Refused(told)) => told,
+            other => panic!("not refused: {other:?}"),
+        };
+        let mut status = Status::starting("n2");
+        assert!(require_known(&status).is_ok());
+        status.is_elsewhere = true;
+        let told = refusal(&status);
+        assert!(told.contains("do not know yet where n2 is now") && told.contains("Nothing was done"), "{told}");
+        assert!(told.contains("Try again in a minute") && told.contains("`hasup status` here"), "{told}");
+        // whose copy it is says more
+        status.not_a_member = Some("Two machines run as n2".to_owned());
+        let told = refusal(&status);
+        assert!(told.contains("nothing was done") && told.ends_with("Two machines run as n2"), "{told}");
+    }
 }

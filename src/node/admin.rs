@@ -38,8 +38,6 @@ const SWITCHOVER_LIMIT: Duration = Duration::from_secs(50);
 const READY_LIMIT: Duration = Duration::from_secs(8);
 /// The longest life of a join token: one that outlives its purpose is a key left in the door.
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How often an order is written anew when the leader or another operator was quicker.
-const CHANGE_TRIES: u32 = 5;
 /// Orders worked on at once: watches wait for minutes each.
 const ORDERS_MAX: usize = 1024;
 
@@ -316,24 +314,13 @@ impl Shared {
         }
     }
 
-    /// Changes what the leader is to bring about; once more from the present goals where these have changed meanwhile.
+    /// Changes what the leader is to bring about.
     async fn change_goals(&self, event: Option<Event>, change: impl Fn(&Goals) -> Goals) -> Result<(), WriteError> {
-        let mut states = self.consensus.state();
-        for _ in 1..CHANGE_TRIES {
-            let state = self.state();
-            let command = Command::SetGoals { expected: Some(state.goals.index), goals: change(&state.goals.value) };
-            match self.write(command, event.clone(), WRITE_LIMIT).await {
-                Err(WriteError::Conflict { current }) => {
-                    let is_known = states.wait_for(|applied| applied.state.goals.index >= current);
-                    // where this node stays behind, the next try says so
-                    let _ = timeout(READ_LIMIT, is_known).await;
-                }
-                done => return done.map(drop),
-            }
-        }
-        let state = self.state();
-        let command = Command::SetGoals { expected: Some(state.goals.index), goals: change(&state.goals.value) };
-        self.write(command, event, WRITE_LIMIT).await.map(drop)
+        let command = |state: &State| {
+            let goals = change(&state.goals.value);
+            Ok((Command::SetGoals { expected: Some(state.goals.index), goals }, ()))
+        };
+        self.write_over(command, event, WRITE_LIMIT).await
     }
 
     /// Waits until a generation after `from` is open; returns its node and number.
@@ -370,26 +357,14 @@ impl Shared {
     }
 
     async fn set_node(&self, name: &str, priority: Option<u32>, nofailover: Option<bool>) -> Outcome {
-        let mut states = self.consensus.state();
-        let mut tries_left = CHANGE_TRIES;
-        loop {
-            let state = self.state();
-            let mut member = find(&state, name)?.clone();
+        let command = |state: &State| {
+            let mut member = find(state, name)?.clone();
             member.priority = priority.unwrap_or(member.priority);
             member.nofailover = nofailover.unwrap_or(member.nofailover);
             let done = format!("{name} has priority {} and nofailover {}", member.priority, member.nofailover);
-            let command = Command::ChangeMember { expected: state.members_index, member };
-            tries_left -= 1;
-            match self.write(command, None, WRITE_LIMIT).await {
-                Err(WriteError::Conflict { current }) if tries_left > 0 => {
-                    let is_known = states.wait_for(|applied| applied.state.members_index >= current);
-                    // where this node stays behind, the next try says so
-                    let _ = timeout(READ_LIMIT, is_known).await;
-                }
-                Err(error) => return Err(error.into()),
-                Ok(_) => return Ok(Done::answer(done)),
-            }
-        }
+            Ok::<_, HandleError>((Command::ChangeMember { expected: state.members_index, member }, done))
+        };
+        Ok(Done::answer(self.write_over(command, None, WRITE_LIMIT).await?))
     }
 
     async fn remove(&self, name: &str) -> Outcome {
@@ -430,12 +405,8 @@ impl Shared {
         let generation = self.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
         let event = self.event(EventKind::MemberRemoved, generation, why);
         self.write(Command::RemoveMember { id }, Some(event), WRITE_LIMIT).await?;
-        let goals = self.state().goals.clone();
-        let rest = goals.value.without(id);
         // it is out already: a goal that stays behind is about nobody, and the leader may have dropped it first
-        if let Err(error) =
-            self.write(Command::SetGoals { expected: Some(goals.index), goals: rest }, None, WRITE_LIMIT).await
-        {
+        if let Err(error) = self.change_goals(None, |goals| goals.without(id)).await {
             tracing::info!(%error, "the wish to remove a node that is out is still noted");
         }
         Ok(Done::answer(format!(

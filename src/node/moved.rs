@@ -287,9 +287,15 @@ impl Shared {
             step: format!("{} is no longer looked for at {was}", member.name),
         };
         let event = self.event(EventKind::MemberMoved, generation, why);
-        // where somebody has changed a member meanwhile, the node asks again
-        let command = Command::ChangeMember { expected: state.members_index, member: addresses.moves(member) };
-        self.write(command, Some(event), WRITE_LIMIT).await?;
+        let command = |state: &State| match state.members.get(&node) {
+            Some(member) if Addresses::of(member) == before => {
+                let member = addresses.clone().moves(member);
+                Ok((Command::ChangeMember { expected: state.members_index, member }, ()))
+            }
+            // what was found out above is about another place: the node asks again
+            _ => Err(WriteError::Conflict { current: state.members_index }),
+        };
+        self.write_over(command, Some(event), WRITE_LIMIT).await?;
         self.copies.forget(node);
         Ok(())
     }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Shared;
 use crate::codec;
 use crate::ha::record::Event;
-use crate::kv::{Command, Proposal, Refusal, Reply};
+use crate::kv::{Command, Proposal, Refusal, Reply, State};
 use crate::peer::{PeerError, PeerRefusal, PeerRequest, PeerResponse};
 use crate::raft::ProposeError;
 use crate::sys::clock::wall_now;
@@ -19,6 +19,10 @@ use crate::types::NodeId;
 const TRY_LIMIT: Duration = Duration::from_secs(2);
 /// Between two tries while there is no leader: an election takes a few hundred milliseconds.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
+/// How often a change is made anew when the leader or another node was quicker.
+const CHANGE_TRIES: u32 = 5;
+/// How long what was quicker may take to come to this node.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(2);
 
 /// A write that was not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,6 +83,30 @@ impl Shared {
                 return Err(if may_be_done { WriteError::Unknown } else { WriteError::NoLeader });
             }
             sleep(TRY_AGAIN).await;
+        }
+    }
+
+    /// Writes what `change` makes of the present state, by compare-and-set, and returns what `change` gave beside it; makes it anew
+    /// from the newer state where somebody was quicker. `limit` is for each time.
+    pub(super) async fn write_over<T, E: From<WriteError>>(
+        &self,
+        change: impl Fn(&State) -> Result<(Command, T), E>,
+        event: Option<Event>,
+        limit: Duration,
+    ) -> Result<T, E> {
+        let mut states = self.consensus.state();
+        let mut tries_left = CHANGE_TRIES;
+        loop {
+            let (command, given) = change(&self.state())?;
+            tries_left -= 1;
+            match self.write(command, event.clone(), limit).await {
+                Err(WriteError::Conflict { current }) if tries_left > 0 => {
+                    let is_known = states.wait_for(|applied| applied.index >= current);
+                    // where this node stays behind, the next try says so
+                    let _ = timeout(CATCH_UP_LIMIT, is_known).await;
+                }
+                done => return done.map(|_| given).map_err(E::from),
+            }
         }
     }
 

@@ -107,7 +107,7 @@ impl Publisher {
         let idle = idle(shared, view, plan, &nodes);
         let mut cluster = cluster_status(state, view, &nodes, &idle);
         cluster.warnings.extend(self.idle_too_long(view.now, &idle));
-        cluster.warnings.extend(shared.resolver.told(shared.me, state));
+        cluster.warnings.extend(shared.resolver.told(view.now, shared.me, state));
         let is_looked_at = plan.state == NodeState::Active && shared.postgres.kept_log().is_some();
         cluster.warnings.extend(nodes.iter().filter(|_| is_looked_at).filter_map(log_given_up));
         if is_for_a_person(shared, state, view, plan) {
@@ -560,6 +560,58 @@ mod tests {
     use crate::ha::record::{AssignmentReason, CommitSet, DataMember};
     use crate::types::{DataIncarnation, Timeline, WalPosition};
 
+    /// A standby that streams.
+    fn standby_status(id: u64) -> NodeStatus {
+        NodeStatus {
+            id: NodeId(id),
+            name: format!("n{id}"),
+            address: String::new(),
+            api_address: String::new(),
+            postgres_address: String::new(),
+            kind: MemberKind::Data,
+            state: Some(NodeState::Standby),
+            is_reachable: true,
+            heard_ms_ago: None,
+            raft: RaftRole::Unknown,
+            is_spare: false,
+            priority: 100,
+            nofailover: false,
+            timeline: None,
+            lsn: None,
+            lag_bytes: None,
+            kept_log_bytes: None,
+            version: String::new(),
+            checks: BTreeMap::new(),
+            troubles: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn log_is_said_to_be_given_up_for_a_silent_data_node_alone_that_had_some_and_has_no_slot() {
+        let silent = NodeStatus {
+            is_reachable: false,
+            heard_ms_ago: Some(90_000_000),
+            lsn: Some(Lsn(7)),
+            kept_log_bytes: None,
+            ..standby_status(2)
+        };
+        let told = log_given_up(&silent).unwrap();
+        assert!(
+            told.starts_with("no log is kept for n2 here") && told.contains("its database is copied anew"),
+            "{told}"
+        );
+        let others = [
+            ("it is heard", NodeStatus { is_reachable: true, ..silent.clone() }),
+            ("it was never heard from here", NodeStatus { heard_ms_ago: None, ..silent.clone() }),
+            ("it never had a database", NodeStatus { lsn: None, ..silent.clone() }),
+            ("its log is kept, if none of it yet", NodeStatus { kept_log_bytes: Some(0), ..silent.clone() }),
+            ("it holds no database", NodeStatus { kind: MemberKind::Witness, ..silent }),
+        ];
+        for (why, node) in others {
+            assert_eq!(log_given_up(&node), None, "{why}");
+        }
+    }
+
     #[test]
     fn connections_that_are_left_for_superusers_alone_are_none_for_clients() {
         let of = |in_use| Some(Connections { in_use, for_clients: 97, all: 100 });
@@ -590,30 +642,9 @@ mod tests {
         let is_spare = |record: &Assignment| [1, 2, 3, 4].map(|node| super::is_spare(record, NodeId(node)));
         assert_eq!(is_spare(&record), [false, false, false, true]);
 
-        let mut nodes: Vec<NodeStatus> = (1..=4)
-            .map(|id| NodeStatus {
-                id: NodeId(id),
-                name: format!("n{id}"),
-                address: String::new(),
-                api_address: String::new(),
-                postgres_address: String::new(),
-                kind: MemberKind::Data,
-                state: Some(if id == 1 { NodeState::Active } else { NodeState::Standby }),
-                is_reachable: id != 4,
-                heard_ms_ago: None,
-                raft: RaftRole::Unknown,
-                is_spare: id == 4,
-                priority: 100,
-                nofailover: false,
-                timeline: None,
-                lsn: None,
-                lag_bytes: None,
-                kept_log_bytes: None,
-                version: String::new(),
-                checks: BTreeMap::new(),
-                troubles: Vec::new(),
-            })
-            .collect();
+        let mut nodes: Vec<NodeStatus> = (1..=4).map(standby_status).collect();
+        nodes[0].state = Some(NodeState::Active);
+        (nodes[3].is_reachable, nodes[3].is_spare) = (false, true);
         let cost = |nodes: &[NodeStatus]| failure_cost(Some(&record), nodes, &[]);
         assert!(cost(&nodes).starts_with("Losing any one node loses no acknowledged commit"), "{}", cost(&nodes));
         let told = warnings(&State::default(), true, &nodes).concat();

@@ -104,8 +104,8 @@ impl Resolver {
     }
 
     /// Tells of names that are not found for long.
-    pub(super) fn told(&self, me: NodeId, state: &State) -> Vec<String> {
-        let (now, memory) = (boot_now(), self.memory.lock());
+    pub(super) fn told(&self, now: BootTime, me: NodeId, state: &State) -> Vec<String> {
+        let memory = self.memory.lock();
         let mut told = Vec::new();
         for member in state.members.values().filter(|member| member.id != me) {
             for name in names_of(member) {
@@ -177,6 +177,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ha::record::MemberKind;
 
     #[test]
     fn what_a_name_stood_for_outlasts_its_resolver() {
@@ -200,5 +201,53 @@ mod tests {
         assert_eq!(resolver.known("10.0.0.9"), Vec::<IpAddr>::new());
         assert!(learn(Ok(vec![ip(3)])));
         assert_eq!(resolver.known("db1.example"), [ip(3)]);
+    }
+
+    #[test]
+    fn a_name_that_is_not_found_for_long_is_told_once_until_it_is_found_and_anew_when_it_fails_again() {
+        let member = |id: u64| Member {
+            id: NodeId(id),
+            name: format!("n{id}").parse().unwrap(),
+            kind: MemberKind::Data,
+            peer_addresses: vec![format!("db{id}.example:7400"), "10.0.0.9:7400".to_owned()],
+            api_address: format!("api{id}.example:7401"),
+            // the same name once more
+            postgres_host: format!("db{id}.example"),
+            postgres_port: 5432,
+            pulse_key: [0; 32],
+            priority: 100,
+            nofailover: false,
+            version: String::new(),
+        };
+        let members = [1, 2, 3].map(|id| (NodeId(id), Arc::new(member(id))));
+        let mut state = State::default();
+        state.members.extend(members);
+        let resolver = Resolver::default();
+        let at = |second: u64| BootTime::from_millis(1000 * second);
+        let learn = |second: u64, host: &str, found: std::io::Result<Vec<IpAddr>>| {
+            resolver.memory.lock().learn(at(second), host.to_owned(), found);
+        };
+        let fail = |second: u64, host: &str| learn(second, host, Err(std::io::Error::other("no answer")));
+        let told = |second: u64| resolver.told(at(second), NodeId(1), &state);
+
+        for second in (100..=114).step_by(3) {
+            fail(second, "db2.example");
+            fail(second, "db1.example");
+            assert_eq!(told(second), Vec::<String>::new(), "second {second}: it may be a restart");
+        }
+        let warnings = told(115);
+        assert_eq!(warnings.len(), 1, "one name, and nothing of this node's own: {warnings:?}");
+        let begin =
+            "db2.example, where n2 is, is not found by this machine's resolver (no answer); n2 is not reached by it.";
+        assert!(warnings[0].starts_with(begin), "{warnings:?}");
+        fail(118, "db2.example");
+        assert_eq!(told(118), warnings, "the same as long as it lasts");
+
+        learn(121, "db2.example", Ok(vec![[10, 0, 0, 2].into()]));
+        assert_eq!(told(121), Vec::<String>::new(), "it has healed");
+        fail(124, "db2.example");
+        assert_eq!(told(138), Vec::<String>::new(), "the time before does not count");
+        let warnings = told(139);
+        assert!(warnings[0].contains("what it stood for last is used meanwhile: 10.0.0.2."), "{warnings:?}");
     }
 }

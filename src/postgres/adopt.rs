@@ -170,7 +170,7 @@ impl Inspection<'_> {
             });
             return None;
         };
-        self.check_places();
+        self.check_folder();
         let programs = Programs::find(self.bin_dir, Some(major)).map_err(|error| self.blame(error.to_string())).ok();
         let programs = programs?;
         let control = self.control(&programs)?;
@@ -251,7 +251,7 @@ impl Inspection<'_> {
     }
 
     /// Owner, mode, and whether a copy of the database could ever take its place.
-    fn check_places(&mut self) {
+    fn check_folder(&mut self) {
         let pgdata = self.layout.pgdata.clone();
         let parent = pgdata.parent().unwrap_or(Path::new("/")).to_owned();
         let (Ok(own), Ok(around)) = (fs::metadata(&pgdata), fs::metadata(&parent)) else {

@@ -18,7 +18,7 @@ pub struct Connections {
     pub all: u64,
 }
 
-/// The joins of the view are left out by the planner, as nothing of them is read. Replication has places of its own.
+/// The joins of the view are left out by the planner, as nothing of them is read. Replication has connections of its own.
 const COUNT: &str = "\
 select json_build_object('in_use', (select count(*) from pg_stat_activity where backend_type = 'client backend'),
  'for_clients', m - current_setting('superuser_reserved_connections')::int

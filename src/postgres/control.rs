@@ -21,8 +21,8 @@ use super::client::{Rows, Session};
 use super::history::{self, TimelineHistory};
 use super::layout::{Layout, remove_dir, remove_file};
 use super::observe::{Observed, observe_with};
-use super::places::Provided;
 use super::position::position_of;
+use super::required_settings::Provided;
 use super::settings::{
     self, Dynamic, Follow, REPLICATION_ROLE, SslPaths, StaticSettings, SyncNames, generation_of, parse_dynamic,
     render_adopted_hba, render_config, render_dynamic, render_hba, render_ident,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::layout::Layout;
-use super::places::{PLACES, Places};
+use super::required_settings::{Counts, REQUIRED};
 use super::{PgError, Programs};
 use crate::sys::exec::Tool;
 use crate::types::{Lsn, Timeline};
@@ -44,7 +44,7 @@ pub struct ControlData {
     /// Whether its log holds too little for standbys.
     pub is_minimal: bool,
     /// What a server in recovery must have at least, by the names of settings; what is not told is absent.
-    pub(super) places: Places,
+    pub(super) required: Counts,
 }
 
 impl ControlData {
@@ -86,7 +86,10 @@ impl ControlData {
             wal_segment_bytes: number("Bytes per WAL segment")?,
             is_standby: matches!(get("Database cluster state")?, "shut down in recovery" | "in archive recovery"),
             is_minimal: fields.get("wal_level setting") == Some(&"minimal"),
-            places: PLACES.iter().filter_map(|(name, field)| Some((*name, fields.get(field)?.parse().ok()?))).collect(),
+            required: REQUIRED
+                .iter()
+                .filter_map(|(name, field)| Some((*name, fields.get(field)?.parse().ok()?)))
+                .collect(),
         })
     }
 }
@@ -111,7 +114,7 @@ mod tests {
         let data = ControlData::parse(text).unwrap();
         assert_eq!((data.state, data.timeline), (ControlState::ShutDownInRecovery, Timeline(5)));
         assert_eq!((data.redo, data.min_recovery_end), (Lsn(0x300_0110), Lsn(0x300_01F8)));
-        assert_eq!(data.places, Places::from([("max_connections", 100), ("max_prepared_transactions", 0)]));
+        assert_eq!(data.required, Counts::from([("max_connections", 100), ("max_prepared_transactions", 0)]));
         assert!(data.checksums);
         assert_eq!(ControlData::parse(""), Err("`Database system identifier` is missing".to_owned()));
     }

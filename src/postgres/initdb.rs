@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use super::layout::{Layout, put_standby_signal, sync_dir};
-use super::places::wished_args;
+use super::required_settings::wished_args;
 use super::settings::SUPERUSER;
 use super::{PgError, Programs, file_error};
 use crate::sys::exec::{Exclusive, Tool};
@@ -50,7 +50,7 @@ pub async fn initdb(
     tool.run_with(Some(&lock), |_| {}).await?;
     let wished = wished_args(settings);
     if !wished.is_empty() {
-        // The one start out of recovery that the data ever see: fewer places than initdb's would be refused later.
+        // The one start out of recovery that the data ever see: lower settings than initdb's would be refused later.
         let args = ["--single".into(), "-D".into(), beside.clone().into_os_string()].into_iter();
         let mut tool = Tool::new(programs.path("postgres"), args.chain(wished).chain(["postgres".into()]), limit);
         tool.run_as = layout.owner;

@@ -63,7 +63,7 @@ pub struct Adopted {
 }
 
 /// How many WAL senders and replication slots a server has at least.
-pub(super) const REPLICATION_PLACES: u64 = 16;
+pub(super) const SENDERS_AND_SLOTS_MIN: u64 = 16;
 
 /// Returns the folders of PostgreSQL's sockets: hasup's own first.
 pub(super) fn socket_dirs(layout: &Layout, adopted: Option<&Adopted>) -> Vec<PathBuf> {
@@ -106,8 +106,8 @@ pub fn render_config(layout: &Layout, settings: &StaticSettings, adopted: Option
     set("fsync", "on");
     set("full_page_writes", "on");
     set("synchronous_commit", "on");
-    set("max_wal_senders", &REPLICATION_PLACES.to_string());
-    set("max_replication_slots", &REPLICATION_PLACES.to_string());
+    set("max_wal_senders", &SENDERS_AND_SLOTS_MIN.to_string());
+    set("max_replication_slots", &SENDERS_AND_SLOTS_MIN.to_string());
     // hasup reads what PostgreSQL says there, in its own words
     set("log_destination", "stderr");
     set("logging_collector", "off");

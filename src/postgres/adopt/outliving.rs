@@ -25,9 +25,9 @@ pub(super) fn kept(
     }
     // a standby does not start with fewer than its primary had
     for name in ["max_wal_senders", "max_replication_slots"] {
-        let had = control.places.get(name).copied().unwrap_or(0);
+        let had = control.required.get(name).copied().unwrap_or(0);
         let theirs = get(name).and_then(|value| value.parse().ok()).unwrap_or(0).max(had);
-        if theirs > settings::REPLICATION_PLACES {
+        if theirs > settings::SENDERS_AND_SLOTS_MIN {
             kept.insert(name.to_owned(), theirs.to_string());
         }
     }

@@ -10,7 +10,7 @@ use crate::fixture::{Cluster, LIMIT, eventually, goes_on};
 /// 10 by `ALTER SYSTEM`, which is read last.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_setting_below_what_the_data_demand_keeps_no_server_down() {
-    if !goes_on("places::a_setting_below_what_the_data_demand_keeps_no_server_down") {
+    if !goes_on("required_settings::a_setting_below_what_the_data_demand_keeps_no_server_down") {
         return;
     }
     let cluster = Cluster::new();

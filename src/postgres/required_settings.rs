@@ -1,4 +1,4 @@
-//! Places that a server in recovery must have at least as many of as the primary had whose log it replays.
+//! Settings of which a server in recovery must have at least as much as the primary had whose log it replays.
 //!
 //! PostgreSQL refuses to start in recovery with fewer, and pauses a running standby whose primary comes to have more. Every start of
 //! ours is one in recovery, so a lower setting would keep a node down for ever. Hence each start takes the greater of what is set and what
@@ -23,7 +23,7 @@ use crate::sys::exec::Tool;
 use crate::types::NodeName;
 
 /// The settings, each with what the control file calls it.
-pub(super) const PLACES: [(&str, &str); 5] = [
+pub(super) const REQUIRED: [(&str, &str); 5] = [
     ("max_connections", "max_connections setting"),
     ("max_worker_processes", "max_worker_processes setting"),
     ("max_wal_senders", "max_wal_senders setting"),
@@ -50,11 +50,11 @@ pub(super) struct Provided {
 /// A setting, what it is set to, and what the data demand.
 type Lacking = (&'static str, u64, u64);
 
-/// How many of each there are, by the setting's name.
-pub(super) type Places = BTreeMap<&'static str, u64>;
+/// How much of each there is, by the setting's name.
+pub(super) type Counts = BTreeMap<&'static str, u64>;
 
 /// Returns where more is demanded than is set.
-fn lacking(set: &Places, demanded: &Places) -> Vec<Lacking> {
+fn lacking(set: &Counts, demanded: &Counts) -> Vec<Lacking> {
     let more = |(name, demanded): (&&'static str, &u64)| {
         let set = *set.get(name)?;
         (set < *demanded).then_some((*name, set, *demanded))
@@ -62,9 +62,9 @@ fn lacking(set: &Places, demanded: &Places) -> Vec<Lacking> {
     demanded.iter().filter_map(more).collect()
 }
 
-/// Returns the arguments of a server that has what of `settings` is said about places; none where nothing is.
+/// Returns the arguments of a server that has what `settings` say of those that are required; none where they say nothing.
 pub(super) fn wished_args(settings: &BTreeMap<String, String>) -> Vec<OsString> {
-    let is_one = |name: &str| PLACES.iter().any(|(place, _)| name.eq_ignore_ascii_case(place));
+    let is_one = |name: &str| REQUIRED.iter().any(|(required, _)| name.eq_ignore_ascii_case(required));
     if !settings.keys().any(|name| is_one(name)) {
         return Vec::new();
     }
@@ -112,7 +112,7 @@ impl Postgres {
             Some(before) => before.lacking,
             None => {
                 let (data, set) = tokio::try_join!(self.control_data(), self.ask_settings(spec))?;
-                lacking(&set, &data.places)
+                lacking(&set, &data.required)
             }
         };
         *self.provided.lock() = Some(Provided { files, lacking: lacking.clone(), has_served: false });
@@ -127,8 +127,8 @@ impl Postgres {
     }
 
     /// Settings may come from any of several files, so PostgreSQL itself is asked: for all of them at once, in some 0.1 s.
-    async fn ask_settings(&self, spec: &StartSpec) -> Result<Places, PgError> {
-        let asked = PLACES.map(async |(name, _)| {
+    async fn ask_settings(&self, spec: &StartSpec) -> Result<Counts, PgError> {
+        let asked = REQUIRED.map(async |(name, _)| {
             let args = ["-C".to_owned(), name.to_owned()].into_iter().chain(spec.args.iter().cloned());
             let mut tool = Tool::new(&spec.program, args, READ_LIMIT);
             tool.run_as = spec.run_as;
@@ -154,7 +154,7 @@ impl Postgres {
     /// goes on, and can be promoted, only after another start.
     pub async fn paused_for_want_of(&self, limit: Duration) -> Result<Vec<&'static str>, PgError> {
         let what = "tell whether its replay is paused";
-        let names = PLACES.map(|(name, _)| format!("'{name}'")).join(", ");
+        let names = REQUIRED.map(|(name, _)| format!("'{name}'")).join(", ");
         let sql = format!(
             "select case when not pg_is_in_recovery() or pg_get_wal_replay_pause_state() <> 'paused' then '{{}}'
                else (select json_object_agg(name, setting::bigint)::text from pg_settings where name in ({names})) end"
@@ -165,8 +165,8 @@ impl Postgres {
         if counts.is_empty() {
             return Ok(Vec::new());
         }
-        let set = PLACES.iter().filter_map(|(name, _)| Some((*name, *counts.get(*name)?))).collect();
-        let demanded = ControlData::read(self.programs(), self.layout()).await?.places;
+        let set = REQUIRED.iter().filter_map(|(name, _)| Some((*name, *counts.get(*name)?))).collect();
+        let demanded = ControlData::read(self.programs(), self.layout()).await?.required;
         let lacking = lacking(&set, &demanded);
         if !lacking.is_empty() {
             // the next start is to look
@@ -182,14 +182,14 @@ mod tests {
 
     #[test]
     fn only_what_is_less_than_demanded_is_lacking() {
-        let set = Places::from([("max_connections", 50), ("max_worker_processes", 8), ("max_wal_senders", 16)]);
+        let set = Counts::from([("max_connections", 50), ("max_worker_processes", 8), ("max_wal_senders", 16)]);
         let demanded =
-            Places::from([("max_connections", 100), ("max_worker_processes", 8), ("max_locks_per_transaction", 64)]);
+            Counts::from([("max_connections", 100), ("max_worker_processes", 8), ("max_locks_per_transaction", 64)]);
         assert_eq!(lacking(&set, &demanded), [("max_connections", 50, 100)]);
     }
 
     #[test]
-    fn a_fresh_database_is_told_of_its_places_alone() {
+    fn a_fresh_database_is_told_of_required_settings_alone() {
         let settings = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
         };
