@@ -418,6 +418,10 @@ pub enum EventKind {
     MemberRemoved,
     /// Two machines run as one node.
     NodeCopied,
+    /// An operator changed options of the cluster.
+    OptionsChanged,
+    /// An operator changed how a node is treated.
+    MemberChanged,
 }
 
 impl EventKind {
@@ -438,6 +442,8 @@ impl EventKind {
             Self::MemberMoved => "member_moved",
             Self::MemberRemoved => "member_removed",
             Self::NodeCopied => "node_copied",
+            Self::OptionsChanged => "options_changed",
+            Self::MemberChanged => "member_changed",
         }
     }
 }

@@ -372,9 +372,12 @@ impl Shared {
             member.priority = priority.unwrap_or(member.priority);
             member.nofailover = nofailover.unwrap_or(member.nofailover);
             let done = format!("{name} has priority {} and nofailover {}", member.priority, member.nofailover);
+            let fact = (find(&state, name)? != &member).then(|| done.clone());
+            let step = format!("changes how {name} is treated");
+            let event = self.event_of_setting(EventKind::MemberChanged, fact.into_iter().collect(), step);
             let command = Command::ChangeMember { expected: state.members_index, member };
             tries_left -= 1;
-            match self.write(command, None, WRITE_LIMIT).await {
+            match self.write(command, event, WRITE_LIMIT).await {
                 Err(WriteError::Conflict { current }) if tries_left > 0 => {
                     let is_known = states.wait_for(|applied| applied.state.members_index >= current);
                     // where this node stays behind, the next try says so
@@ -442,7 +445,9 @@ impl Shared {
         let changed = options::apply(&state.options, changes)
             .map_err(|error| HandleError::new(ErrorCode::BadRequest, error.to_string()))?;
         let command = Command::SetOptions { expected: Some(state.options.index), options: changed.clone() };
-        self.write(command, None, WRITE_LIMIT).await?;
+        let differ = options::changes(&state.options, &changed);
+        let event = self.event_of_setting(EventKind::OptionsChanged, differ, "changes the options".to_owned());
+        self.write(command, event, WRITE_LIMIT).await?;
         Ok(Answer::Options(options::list(&changed)))
     }
 
