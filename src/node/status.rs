@@ -166,6 +166,11 @@ pub struct NodeStatus {
 }
 
 impl NodeStatus {
+    /// Returns what is known of it where it was made active and is not: its state, or that nothing is heard of it.
+    pub fn why_not_active(&self) -> &'static str {
+        if self.is_reachable { self.state_word() } else { "silent" }
+    }
+
     /// Returns its state in one word.
     pub fn state_word(&self) -> &'static str {
         self.state.map_or(UNKNOWN, NodeState::as_str)
