@@ -147,5 +147,7 @@ mod tests {
         assert!(judge(&dead).1[0].ends_with("is minority"), "by its own word");
         dead.nodes[0].is_reachable = false;
         assert_eq!(judge(&dead).1[0], "n1 was made active and is silent", "nothing else is known");
+        dead.nodes[0].state = None;
+        assert_eq!(judge(&dead).1[0], "n1 was made active and is unknown", "it was not heard yet");
     }
 }
