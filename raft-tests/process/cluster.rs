@@ -192,6 +192,10 @@ fn options_and_goals(node: &Node) {
     assert_eq!(node.hasup(&["switchover", "--to", "n51"]).code, Some(0), "it is active already");
     let history = node.json(&["history"]);
     assert!(!history.as_array().unwrap().is_empty(), "the cluster's beginning is told");
+    let history = history.to_string();
+    for told in ["consul_raft_multiplier=2, before it was 1", "n51 has priority 7 and nofailover true"] {
+        assert!(history.contains(told), "no `{told}` in {history}");
+    }
 }
 
 fn second_begin(first: &Node) {

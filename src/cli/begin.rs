@@ -342,6 +342,8 @@ fn prompt(question: &str) -> Result<String, CliError> {
     let read = stdin.lock().read_line(&mut line);
     if let Some(shown) = &shown {
         tcsetattr(&stdin, SetArg::TCSANOW, shown).context("show again what is typed")?;
+        // the line's end was not shown either
+        writeln!(std::io::stderr()).context("end the question's line")?;
     }
     read.context("read the join token")?;
     Ok(line)

@@ -65,7 +65,7 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
     match status.active.as_ref().and_then(|name| status.node(name)) {
         None => note(Verdict::Critical, "no node is active".to_owned()),
         Some(node) if node.state != Some(NodeState::Active) => {
-            note(Verdict::Critical, format!("{} was made active and is {}", node.name, node.state_word()));
+            note(Verdict::Critical, format!("{} was made active and is {}", node.name, node.why_not_active()));
         }
         Some(_) => {}
     }
@@ -98,7 +98,9 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
     match found.first() {
         None => {
             let active = status.active.as_deref().unwrap_or_default();
-            (Verdict::Ok, vec![format!("{active} is active, {} nodes", status.nodes.len())])
+            let nodes = status.nodes.len();
+            let unit = if nodes == 1 { "node" } else { "nodes" };
+            (Verdict::Ok, vec![format!("{active} is active, {nodes} {unit}")])
         }
         Some((worst, _)) => (*worst, found.iter().map(|(_, reason)| reason.clone()).collect()),
     }
@@ -138,5 +140,14 @@ mod tests {
         let mut well = example();
         well.nodes.truncate(2);
         assert_eq!(judge(&well), (Verdict::Ok, vec!["n1 is active, 2 nodes".to_owned()]));
+        well.nodes.truncate(1);
+        assert_eq!(judge(&well), (Verdict::Ok, vec!["n1 is active, 1 node".to_owned()]));
+        let mut dead = example();
+        dead.nodes[0].state = Some(NodeState::Minority);
+        assert!(judge(&dead).1[0].ends_with("is minority"), "by its own word");
+        dead.nodes[0].is_reachable = false;
+        assert_eq!(judge(&dead).1[0], "n1 was made active and is silent", "nothing else is known");
+        dead.nodes[0].state = None;
+        assert_eq!(judge(&dead).1[0], "n1 was made active and is unknown", "it was not heard yet");
     }
 }

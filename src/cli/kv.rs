@@ -93,7 +93,7 @@ impl<'a> Step<'a> {
     }
 }
 
-/// Prints the present state, then what each change has made of it: of a single key its new state, of several those that differ.
+/// Prints the present state, then the keys that each change made or changed, and those that are gone.
 async fn watch(client: &Client, key: &str, prefix: bool, count: Option<u64>, out: Out) -> Result<(), CliError> {
     let mut index = 0;
     let mut printed = 0;
@@ -105,12 +105,12 @@ async fn watch(client: &Client, key: &str, prefix: bool, count: Option<u64>, out
         if last.as_ref() == Some(&found.entries) {
             continue;
         }
+        let step = Step::of(last.as_deref().unwrap_or_default(), &found);
+        let text = if last.is_none() { cluster::text(&Answer::Kv(found.clone())) } else { step.text() };
         if prefix {
-            let step = Step::of(last.as_deref().unwrap_or_default(), &found);
-            let text = if last.is_none() { cluster::text(&Answer::Kv(found.clone())) } else { step.text() };
             out.answer(&step, &text)?;
         } else {
-            out.answer(&found, &cluster::text(&Answer::Kv(found.clone())))?;
+            out.answer(&found, &text)?;
         }
         last = Some(found.entries);
         printed += 1;

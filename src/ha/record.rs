@@ -420,6 +420,10 @@ pub enum EventKind {
     NodeCopied,
     /// The disk of a node was put back to an earlier state.
     NodePutBack,
+    /// An operator changed options of the cluster.
+    OptionsChanged,
+    /// An operator changed how a node is treated.
+    MemberChanged,
 }
 
 impl EventKind {
@@ -441,6 +445,8 @@ impl EventKind {
             Self::MemberRemoved => "member_removed",
             Self::NodeCopied => "node_copied",
             Self::NodePutBack => "node_put_back",
+            Self::OptionsChanged => "options_changed",
+            Self::MemberChanged => "member_changed",
         }
     }
 }

@@ -257,13 +257,14 @@ impl Shared {
             }
         };
         // the role is nobody's: the order says who is to have it, and is all that is waited for where it was given up too often
-        if heard(record.node).is_some_and(|report| report.resigned >= record.generation) {
-            let unfit =
-                target.filter(|member| member.nofailover || !heard(member.id).is_some_and(|report| report.is_fit));
+        let is_free = heard(record.node).is_some_and(|report| report.resigned >= record.generation);
+        let candidates = candidates(&state, (!is_free).then_some(record.node), target)?;
+        if is_free {
+            let unfit = target.filter(|member| !heard(member.id).is_some_and(|report| report.is_fit));
             if let Some(Member { name, .. }) = unfit {
                 return Ok(Readiness::NotYet(format!(
-                    "{name} cannot be made active: it is not heard, its PostgreSQL does not run, or it is marked nofailover. Nothing was \
-                     done. Name another node, or see `hasup status` on {name}"
+                    "{name} cannot be made active: it is not heard, or its PostgreSQL does not run. Nothing was done. Name another \
+                     node, or see `hasup status` on {name}"
                 )));
             }
             let to = target.map(|member| member.id);
@@ -282,13 +283,6 @@ impl Shared {
             heard(record.node).and_then(|report| report.active).map(|active| active.streaming).unwrap_or_default();
         let is_ready = |node: NodeId| {
             streaming.iter().any(|member| member.node == node) && heard(node).is_some_and(|report| report.is_fit)
-        };
-        let candidates: Vec<&Member> = match target {
-            Some(member) => vec![member],
-            None => {
-                let members = state.members.values().map(AsRef::as_ref);
-                members.filter(|member| member.id != record.node && member.kind != MemberKind::Witness).collect()
-            }
         };
         if candidates.iter().any(|member| is_ready(member.id)) {
             return Ok(Readiness::Ready {
@@ -318,9 +312,9 @@ impl Shared {
     async fn change_goals(&self, event: Option<Event>, change: impl Fn(&Goals) -> Goals) -> Result<(), WriteError> {
         let command = |state: &State| {
             let goals = change(&state.goals.value);
-            Ok((Command::SetGoals { expected: Some(state.goals.index), goals }, ()))
+            Ok((Command::SetGoals { expected: Some(state.goals.index), goals }, event.clone(), ()))
         };
-        self.write_over(command, event, WRITE_LIMIT).await
+        self.write_over(command, WRITE_LIMIT).await
     }
 
     /// Waits until a generation after `from` is open; returns its node and number.
@@ -362,9 +356,12 @@ impl Shared {
             member.priority = priority.unwrap_or(member.priority);
             member.nofailover = nofailover.unwrap_or(member.nofailover);
             let done = format!("{name} has priority {} and nofailover {}", member.priority, member.nofailover);
-            Ok::<_, HandleError>((Command::ChangeMember { expected: state.members_index, member }, done))
+            let fact = (find(state, name)? != &member).then(|| done.clone());
+            let step = format!("changes how {name} is treated");
+            let event = self.event_of_setting(EventKind::MemberChanged, fact.into_iter().collect(), step);
+            Ok::<_, HandleError>((Command::ChangeMember { expected: state.members_index, member }, event, done))
         };
-        Ok(Done::answer(self.write_over(command, None, WRITE_LIMIT).await?))
+        Ok(Done::answer(self.write_over(command, WRITE_LIMIT).await?))
     }
 
     async fn remove(&self, name: &str) -> Outcome {
@@ -415,11 +412,15 @@ impl Shared {
     }
 
     async fn set_options(&self, changes: &BTreeMap<String, String>) -> Outcome {
-        let state = self.state();
-        let changed = options::apply(&state.options, changes)
-            .map_err(|error| HandleError::new(ErrorCode::BadRequest, error.to_string()))?;
-        let command = Command::SetOptions { expected: Some(state.options.index), options: changed.clone() };
-        self.write(command, None, WRITE_LIMIT).await?;
+        let command = |state: &State| {
+            let changed = options::apply(&state.options, changes)
+                .map_err(|error| HandleError::new(ErrorCode::BadRequest, error.to_string()))?;
+            let differ = options::changes(&state.options, &changed);
+            let event = self.event_of_setting(EventKind::OptionsChanged, differ, "changes the options".to_owned());
+            let command = Command::SetOptions { expected: Some(state.options.index), options: changed.clone() };
+            Ok::<_, HandleError>((command, event, changed))
+        };
+        let changed = self.write_over(command, WRITE_LIMIT).await?;
         Ok(Answer::Options(options::list(&changed)))
     }
 
@@ -556,6 +557,36 @@ fn find<'a>(state: &'a State, name: &str) -> Result<&'a Member, HandleError> {
     })
 }
 
+/// Returns who may take over from `holder`: the named node, else every other one that the mark `nofailover` does not keep back. Where
+/// marks leave nobody, no wait helps: the role would be given up and come to a node that nobody meant, or to none.
+fn candidates<'a>(
+    state: &'a State,
+    holder: Option<NodeId>,
+    target: Option<&'a Member>,
+) -> Result<Vec<&'a Member>, HandleError> {
+    let unmark = |name: &str| format!("`hasup nodes set {name} nofailover=false` takes the mark away");
+    if let Some(member) = target {
+        if member.nofailover && Some(member.id) != holder {
+            let (name, unmark) = (&member.name, unmark(member.name.as_str()));
+            return Err(refused(format!(
+                "{name} is marked nofailover and is not made active. Nothing was done. {unmark}"
+            )));
+        }
+        return Ok(vec![member]);
+    }
+    let members = state.members.values().map(AsRef::as_ref);
+    let others: Vec<&Member> =
+        members.filter(|member| Some(member.id) != holder && member.kind != MemberKind::Witness).collect();
+    let able: Vec<&Member> = others.iter().copied().filter(|member| !member.nofailover).collect();
+    if able.is_empty() && !others.is_empty() {
+        let unmark = unmark("NODE");
+        return Err(refused(format!(
+            "Every node that could take over is marked nofailover. Nothing was done. {unmark}"
+        )));
+    }
+    Ok(able)
+}
+
 /// A mistyped id must not pass for done: the token that was meant would go on admitting nodes.
 fn require_token(state: &State, id: &str) -> Result<(), HandleError> {
     if state.tokens.contains_key(id) {
@@ -589,4 +620,53 @@ fn one_entry(state: &State, key: &str) -> KvEntries {
 fn entries_under(state: &State, prefix: &str) -> KvEntries {
     let entries = state.table.list(prefix.as_bytes()).map(|(key, entry)| to_entry(key, entry)).collect();
     KvEntries { index: state.table.prefix_index(prefix.as_bytes()), entries }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(id: u64, nofailover: bool) -> Member {
+        Member {
+            id: NodeId(id),
+            name: format!("n{id}").parse().unwrap(),
+            kind: MemberKind::Data,
+            peer_addresses: vec![format!("10.0.0.{id}:7400")],
+            api_address: format!("10.0.0.{id}:7401"),
+            postgres_host: format!("10.0.0.{id}"),
+            postgres_port: 5432,
+            pulse_key: [1; 32],
+            priority: 100,
+            nofailover,
+            version: "0.1.0".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_switchover_gives_up_no_role_for_a_node_that_is_marked_nofailover() {
+        let mut state = State::default();
+        for (id, nofailover) in [(1, false), (2, true), (3, false)] {
+            state.members.insert(NodeId(id), Arc::new(member(id, nofailover)));
+        }
+        let ask = |state: &State, holder, to: Option<&str>| {
+            let found = candidates(state, holder, to.map(|name| find(state, name).unwrap()));
+            found
+                .map(|members| members.iter().map(|member| member.id.0).collect::<Vec<u64>>())
+                .map_err(|error| error.to_string())
+        };
+        let n1 = Some(NodeId(1));
+        assert_eq!(ask(&state, n1, None), Ok(vec![3]));
+        assert_eq!(ask(&state, n1, Some("n3")), Ok(vec![3]));
+        let why = ask(&state, n1, Some("n2")).unwrap_err();
+        assert!(
+            why.contains("n2 is marked nofailover") && why.contains("hasup nodes set n2 nofailover=false"),
+            "{why}"
+        );
+        assert_eq!(ask(&state, Some(NodeId(2)), Some("n2")), Ok(vec![2]), "it is active, mark or not");
+        assert!(ask(&state, None, Some("n2")).is_err(), "it gave the role up");
+        state.members.remove(&NodeId(3));
+        let why = ask(&state, n1, None).unwrap_err();
+        assert!(why.contains("Every node that could take over is marked nofailover"), "{why}");
+        assert_eq!(ask(&state, None, None), Ok(vec![1]), "the role is nobody's: who had it may have it again");
+    }
 }

@@ -36,6 +36,8 @@ const HOT_FOR: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(3);
 /// Where the log ends is not known for some milliseconds after each change of whom PostgreSQL follows: only what lasts is worth a line.
 const READING_TOLD_AFTER: Duration = Duration::from_millis(500);
+/// How long a daemon that has only just begun, and so cannot have heard anybody, waits before it says that it hears no majority.
+const HEARING_TOLD_AFTER: Duration = Duration::from_secs(1);
 
 /// Returns the plan of a node that has not looked at anything.
 pub(super) fn first_plan() -> Plan {
@@ -301,6 +303,10 @@ impl ControlLoop {
         let is_long = self.reading_since.is_some_and(|since| since.elapsed() >= READING_TOLD_AFTER);
         let is_stopping = *self.shared.shutdown.borrow() == Some(true);
         let Some(told) = sentence(plan, is_long, is_stopping, self.finds_primary(view)) else { return };
+        let has_begun = self.logged.is_none().then(|| self.changed_at.elapsed());
+        if is_too_early(plan.state, has_begun) {
+            return;
+        }
         if self.logged.as_ref() != Some(&told) {
             let line = named(&told, state);
             let is_suspicion = plan.waiting_on.iter().any(|wait| matches!(wait, WaitingOn::MajoritySuspects { .. }));
@@ -322,6 +328,11 @@ impl ControlLoop {
             self.changed_at = Instant::now();
         }
     }
+}
+
+/// Whether `state` is worth no line yet: `begun` is how long ago the daemon began, where it has said nothing so far.
+fn is_too_early(state: NodeState, begun: Option<Duration>) -> bool {
+    state == NodeState::Minority && begun.is_some_and(|begun| begun < HEARING_TOLD_AFTER)
 }
 
 /// Says in what state this node is, and what it waits for; else what the state means. That it waits for the end of the log is told
@@ -416,6 +427,15 @@ mod tests {
         for plan in [alone, both] {
             assert!(sentence(&plan, true, false, false).unwrap().ends_with("PostgreSQL to replay all log it has"));
         }
+    }
+
+    #[test]
+    fn a_daemon_that_begins_does_not_warn_of_a_minority_before_it_can_have_heard_anybody() {
+        let early = Some(HEARING_TOLD_AFTER / 2);
+        assert!(is_too_early(NodeState::Minority, early));
+        assert!(!is_too_early(NodeState::Minority, Some(HEARING_TOLD_AFTER)), "it lasts");
+        assert!(!is_too_early(NodeState::Minority, None), "it had heard them");
+        assert!(!is_too_early(NodeState::Standby, early));
     }
 
     #[test]

@@ -21,6 +21,13 @@ impl Shared {
         Event { at_ms, by: self.me, generation, kind: kind.as_str().to_owned(), why }
     }
 
+    /// An operator set something that decisions go by. None where it was so already.
+    pub(super) fn event_of_setting(&self, kind: EventKind, facts: Vec<String>, step: String) -> Option<Event> {
+        let generation = self.state().assignment.as_ref().map(|record| record.value.generation).unwrap_or_default();
+        let why = WhyRecord { facts, rule: "an operator's order".to_owned(), step };
+        (!why.facts.is_empty()).then(|| self.event(kind, generation, why))
+    }
+
     pub(super) fn event_of_resignation(&self, generation: Generation, reason: &ResignReason) -> Event {
         let why = WhyRecord {
             facts: vec![reason.to_string()],

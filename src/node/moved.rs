@@ -290,12 +290,12 @@ impl Shared {
         let command = |state: &State| match state.members.get(&node) {
             Some(member) if Addresses::of(member) == before => {
                 let member = addresses.clone().moves(member);
-                Ok((Command::ChangeMember { expected: state.members_index, member }, ()))
+                Ok((Command::ChangeMember { expected: state.members_index, member }, Some(event.clone()), ()))
             }
             // what was found out above is about another place: the node asks again
             _ => Err(WriteError::Conflict { current: state.members_index }),
         };
-        self.write_over(command, Some(event), WRITE_LIMIT).await?;
+        self.write_over(command, WRITE_LIMIT).await?;
         self.copies.forget(node);
         Ok(())
     }

@@ -132,6 +132,15 @@ pub fn apply(options: &Options, changes: &BTreeMap<String, String>) -> Result<Op
     Ok(changed)
 }
 
+/// Returns each option that differs, as `name=value, before it was value`.
+pub fn changes(before: &Options, after: &Options) -> Vec<String> {
+    let differ = ROWS.iter().map(|row| (row.name, (row.get)(before), (row.get)(after)));
+    differ
+        .filter(|(_, old, new)| old != new)
+        .map(|(name, old, new)| format!("{name}={new}, before it was {old}"))
+        .collect()
+}
+
 /// Reads `name=value` texts, each possibly several joined by commas.
 ///
 /// # Errors
@@ -149,6 +158,14 @@ pub fn parse(texts: &[String]) -> Result<BTreeMap<String, String>, OptionError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn changes_names_what_differs_and_what_was_before() {
+        let before = Options::default();
+        let set = |name: &str, value: &str| apply(&before, &[(name.to_owned(), value.to_owned())].into()).unwrap();
+        assert_eq!(changes(&before, &set("durability", "one_node")), ["durability=one_node, before it was two_nodes"]);
+        assert!(changes(&before, &set("durability", "two_nodes")).is_empty(), "it is so already");
+    }
 
     #[test]
     fn options_are_read_as_they_are_printed() {

@@ -86,20 +86,19 @@ impl Shared {
         }
     }
 
-    /// Writes what `change` makes of the present state, by compare-and-set, and returns what `change` gave beside it; makes it anew
-    /// from the newer state where somebody was quicker. `limit` is for each time.
+    /// Writes what `change` makes of the present state, by compare-and-set and with its event, and returns what `change` gave beside
+    /// them; makes it anew from the newer state where somebody was quicker. `limit` is for each time.
     pub(super) async fn write_over<T, E: From<WriteError>>(
         &self,
-        change: impl Fn(&State) -> Result<(Command, T), E>,
-        event: Option<Event>,
+        change: impl Fn(&State) -> Result<(Command, Option<Event>, T), E>,
         limit: Duration,
     ) -> Result<T, E> {
         let mut states = self.consensus.state();
         let mut tries_left = CHANGE_TRIES;
         loop {
-            let (command, given) = change(&self.state())?;
+            let (command, event, given) = change(&self.state())?;
             tries_left -= 1;
-            match self.write(command, event.clone(), limit).await {
+            match self.write(command, event, limit).await {
                 Err(WriteError::Conflict { current }) if tries_left > 0 => {
                     let is_known = states.wait_for(|applied| applied.index >= current);
                     // where this node stays behind, the next try says so

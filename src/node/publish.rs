@@ -368,13 +368,14 @@ fn cluster_status(state: &State, view: &NodeView, nodes: &[NodeStatus], idle: &[
         majority,
         durability: state.options.durability,
         lease_ms: millis(view.timing.lease),
-        failure_cost: failure_cost(record, nodes, idle),
+        failure_cost: failure_cost(record, majority, nodes, idle),
         warnings: warnings(state, majority, nodes),
     }
 }
 
 /// What a failure right now would cost, in one plain sentence. `idle` are standbys that are heard and do not stream.
-fn failure_cost(record: Option<&Assignment>, nodes: &[NodeStatus], idle: &[&NodeStatus]) -> String {
+/// `majority`: whether this node hears one, without which it cannot know whom the others have made active.
+fn failure_cost(record: Option<&Assignment>, majority: bool, nodes: &[NodeStatus], idle: &[&NodeStatus]) -> String {
     let set = record.and_then(|record| record.commit_sets.last());
     let is_one_missing = nodes.iter().any(|node| !node.is_reachable && !node.is_spare);
     let idle: Vec<_> = idle.iter().filter(|node| !node.is_spare).collect();
@@ -389,6 +390,9 @@ fn failure_cost(record: Option<&Assignment>, nodes: &[NodeStatus], idle: &[&Node
     };
     match (set, data) {
         (None, _) => "The cluster has no active node yet; nothing is served.".to_owned(),
+        _ if !majority => {
+            "Whether a node takes writes is not known here, as no majority of the voters is heard. Ask another node.".to_owned()
+        }
         _ if !nodes.iter().any(|node| node.state == Some(NodeState::Active)) => {
             "No node takes writes at present; what is waited for stands below, or on the node that was made active.".to_owned()
         }
@@ -645,12 +649,15 @@ mod tests {
         let mut nodes: Vec<NodeStatus> = (1..=4).map(standby_status).collect();
         nodes[0].state = Some(NodeState::Active);
         (nodes[3].is_reachable, nodes[3].is_spare) = (false, true);
-        let cost = |nodes: &[NodeStatus]| failure_cost(Some(&record), nodes, &[]);
+        let cost = |nodes: &[NodeStatus]| failure_cost(Some(&record), true, nodes, &[]);
         assert!(cost(&nodes).starts_with("Losing any one node loses no acknowledged commit"), "{}", cost(&nodes));
         let told = warnings(&State::default(), true, &nodes).concat();
         assert!(told.contains("n4 is not heard: a spare, "), "{told}");
         let heard_and_idle = [&nodes[3]];
-        assert!(failure_cost(Some(&record), &nodes, &heard_and_idle).starts_with("Losing any one"));
+        assert!(
+            failure_cost(Some(&record), false, &nodes, &[]).starts_with("Whether a node takes writes is not known")
+        );
+        assert!(failure_cost(Some(&record), true, &nodes, &heard_and_idle).starts_with("Losing any one"));
         nodes[3].is_spare = false;
         assert!(cost(&nodes).starts_with("HA is degraded"), "{}", cost(&nodes));
 

@@ -166,6 +166,14 @@ pub struct NodeStatus {
 }
 
 impl NodeStatus {
+    /// Returns what is known of it where it was made active and is not: its state, or that nothing is heard of it any more.
+    pub fn why_not_active(&self) -> &'static str {
+        match self.state {
+            Some(_) if !self.is_reachable => "silent",
+            _ => self.state_word(),
+        }
+    }
+
     /// Returns its state in one word.
     pub fn state_word(&self) -> &'static str {
         self.state.map_or(UNKNOWN, NodeState::as_str)
