@@ -177,6 +177,17 @@ fn options_and_goals(node: &Node) {
     node.hasup(&["options", "set", "raft_multiplier=3", "durability=maybe"]).fails(2, &["durability", "two_nodes"]);
     assert_eq!(node.json(&["options", "list"]), options, "all or none");
     node.json(&["options", "set", "raft_multiplier=1", "check_ttl_multiplier=1"]);
+    // orders that are given at the same moment are all carried out
+    std::thread::scope(|scope| {
+        for number in 1..=6 {
+            let priority = format!("priority={number}");
+            scope.spawn(move || node.json(&["nodes", "set", "n51", &priority]));
+            let option = if number % 2 == 0 { "role_changes_per_hour=9" } else { "raft_multiplier=1" };
+            scope.spawn(move || node.json(&["options", "set", option]));
+        }
+    });
+    assert_eq!(text(&node.json(&["options", "list"])["role_changes_per_hour"]), "9", "none was lost");
+    node.json(&["options", "set", "role_changes_per_hour=6"]);
 
     node.json(&["nodes", "set", "n51", "priority=7", "nofailover=true"]);
     node.until("the node's new priority", |status| {
@@ -193,7 +204,9 @@ fn options_and_goals(node: &Node) {
     let history = node.json(&["history"]);
     assert!(!history.as_array().unwrap().is_empty(), "the cluster's beginning is told");
     let history = history.to_string();
-    for told in ["consul_raft_multiplier=2, before it was 1", "n51 has priority 7 and nofailover true"] {
+    for told in
+        ["consul_raft_multiplier=2, before it was 1", "n51 has priority 7 and nofailover true, before it had priority"]
+    {
         assert!(history.contains(told), "no `{told}` in {history}");
     }
 }

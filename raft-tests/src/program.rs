@@ -26,7 +26,15 @@ fn build() -> PathBuf {
     };
     let target = folder.parent().expect("a profile's folder lies in the target folder");
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
-    let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What cargo tells a test about its package: build scripts of dependencies would take it for a change, and all be built anew.
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_string_lossy();
+        if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
+    let built = cargo
         .args(["build", "--quiet", "--locked", "-p", "hasup", "--bin", "hasup", "--profile", profile])
         .arg("--manifest-path")
         .arg(manifest)

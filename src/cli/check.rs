@@ -65,7 +65,7 @@ fn judge(status: &Status) -> (Verdict, Vec<String>) {
     match status.active.as_ref().and_then(|name| status.node(name)) {
         None => note(Verdict::Critical, "no node is active".to_owned()),
         Some(node) if node.state != Some(NodeState::Active) => {
-            note(Verdict::Critical, format!("{} was made active and is {}", node.name, node.why_not_active()));
+            note(Verdict::Critical, format!("{} was made active and {}", node.name, node.why_not_active()));
         }
         Some(_) => {}
     }
@@ -142,12 +142,16 @@ mod tests {
         assert_eq!(judge(&well), (Verdict::Ok, vec!["n1 is active, 2 nodes".to_owned()]));
         well.nodes.truncate(1);
         assert_eq!(judge(&well), (Verdict::Ok, vec!["n1 is active, 1 node".to_owned()]));
+    }
+
+    #[test]
+    fn a_node_that_was_made_active_is_told_as_what_is_known_of_it() {
         let mut dead = example();
         dead.nodes[0].state = Some(NodeState::Minority);
         assert!(judge(&dead).1[0].ends_with("is minority"), "by its own word");
         dead.nodes[0].is_reachable = false;
         assert_eq!(judge(&dead).1[0], "n1 was made active and is silent", "nothing else is known");
         dead.nodes[0].state = None;
-        assert_eq!(judge(&dead).1[0], "n1 was made active and is unknown", "it was not heard yet");
+        assert_eq!(judge(&dead).1[0], "n1 was made active and was not heard yet");
     }
 }

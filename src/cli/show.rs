@@ -131,7 +131,7 @@ pub(super) fn status(status: &Status, notice: Option<&str>) -> String {
     let active = match &status.active {
         Some(name) => match status.node(name) {
             Some(node) if node.state != Some(NodeState::Active) => {
-                format!("{name} was made active and is {}", node.why_not_active())
+                format!("{name} was made active and {}", node.why_not_active())
             }
             Some(_) | None => format!("{name} is active"),
         },

@@ -352,11 +352,13 @@ impl Shared {
 
     async fn set_node(&self, name: &str, priority: Option<u32>, nofailover: Option<bool>) -> Outcome {
         let command = |state: &State| {
-            let mut member = find(state, name)?.clone();
+            let before = find(state, name)?;
+            let mut member = before.clone();
             member.priority = priority.unwrap_or(member.priority);
             member.nofailover = nofailover.unwrap_or(member.nofailover);
-            let done = format!("{name} has priority {} and nofailover {}", member.priority, member.nofailover);
-            let fact = (find(state, name)? != &member).then(|| done.clone());
+            let told = |member: &Member| format!("priority {} and nofailover {}", member.priority, member.nofailover);
+            let done = format!("{name} has {}", told(&member));
+            let fact = (before != &member).then(|| format!("{done}, before it had {}", told(before)));
             let step = format!("changes how {name} is treated");
             let event = self.event_of_setting(EventKind::MemberChanged, fact.into_iter().collect(), step);
             Ok::<_, HandleError>((Command::ChangeMember { expected: state.members_index, member }, event, done))

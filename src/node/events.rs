@@ -76,8 +76,8 @@ impl Shared {
         let why = WhyRecord {
             facts: vec![
                 format!("{name} had confirmed the cluster's log up to index {confirmed}, and has nothing from {lacks} on"),
-                "the disk of one member alone must not be put back, neither from a snapshot of its machine nor from a backup: what only that \
-                 member and a machine that fails meanwhile had confirmed would be lost. Remove it instead, and let it join again"
+                "its log and its database are brought up to date by themselves; until then, the failure of another machine can lose commits. \
+                 Next time, remove the member and let it join again, rather than putting back a snapshot of its machine or a backup"
                     .to_owned(),
             ],
             rule: "a member keeps what it has confirmed".to_owned(),
@@ -106,10 +106,8 @@ impl Shared {
 
 /// Tells of members whose disk was put back, as long as this node leads and they answer it. Ends with the node.
 pub(super) async fn tell_of_put_back(shared: Arc<Shared>) {
-    let mut found = shared.consensus.put_back();
-    while found.changed().await.is_ok() {
-        let put_back = *found.borrow_and_update();
-        if let Some(put_back) = put_back {
+    loop {
+        for put_back in shared.consensus.put_back().await {
             shared.tell(shared.event_of_put_back(put_back), true);
         }
     }

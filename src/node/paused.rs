@@ -71,17 +71,27 @@ impl Others {
 #[derive(Debug, Default)]
 struct Pause {
     since: Option<BootTime>,
+    /// Since when another one has been away without an end.
+    away_since: Option<BootTime>,
+    /// When it was last waited for: it may come back paused as well, and the turns of both count from then.
+    waited_at: Option<BootTime>,
 }
 
 impl Pause {
     /// Returns whether a standby that is paused at `now` is to start again now. It is asked each [`ASK_EVERY`].
     fn ends(&mut self, now: BootTime, others: Others) -> bool {
-        let waited = now.since(*self.since.get_or_insert(now));
+        let since = *self.since.get_or_insert(now);
+        if !others.is_one_away {
+            self.away_since = None;
+        } else if now.since(*self.away_since.get_or_insert(now)) < PATIENCE {
+            self.waited_at = Some(now);
+            return false;
+        }
+        let begun = self.waited_at.unwrap_or(since);
         let cycle = TURN.saturating_mul(others.count.saturating_add(1));
-        let into_cycle = waited.as_millis() % cycle.as_millis();
+        let into_cycle = now.since(begun).as_millis() % cycle.as_millis();
         let own = TURN.saturating_mul(others.before).as_millis();
-        let is_turn = (own..own + BEGIN.as_millis()).contains(&into_cycle);
-        is_turn && (!others.is_one_away || waited >= PATIENCE)
+        (own..own + BEGIN.as_millis()).contains(&into_cycle)
     }
 }
 
@@ -158,9 +168,13 @@ mod tests {
     #[test]
     fn a_turn_passes_while_another_standby_is_away_but_not_for_ever() {
         let away_until = |end: u64| begins(move |second| Others { before: 1, count: 1, is_one_away: second < end })[0];
-        assert_eq!(away_until(24), 25);
-        assert_eq!(away_until(30), 60, "the next turn: two that wait for a third do not begin together");
-        assert_eq!(away_until(u64::MAX), 100, "the first turn after its patience");
+        assert_eq!(
+            away_until(24),
+            40,
+            "20 s after the third was last seen away, so that two that wait for it do not begin together"
+        );
+        assert_eq!(away_until(30), 45);
+        assert_eq!(away_until(u64::MAX), 105, "the first turn after its patience");
     }
 
     #[test]
@@ -175,31 +189,36 @@ mod tests {
     }
 
     /// Aim: of standbys that pause together no two are away at once, and all are back. Method: each asks at a time of its own; a start
-    /// takes from half a second to more than a turn, in which it does not stream; the active node tells of that a step later.
+    /// takes from half a second to more than a turn, in which it does not stream; the active node tells of that a step later. The last one may
+    /// have been away for long when the others pause, and comes back paused.
     #[test]
     fn no_two_standbys_start_at_once() {
         for count in 2..=4_u32 {
             for start_ms in [STEP_MS, 3000, 12_000, 26_000] {
                 for offsets in 0..5_u64.pow(count) {
-                    start_all(count, start_ms, offsets);
+                    for late_ms in [0, 14_000, 23_000, 61_000] {
+                        start_all(count, start_ms, offsets, late_ms);
+                    }
                 }
             }
         }
     }
 
-    fn start_all(count: u32, start_ms: u64, offsets: u64) {
+    fn start_all(count: u32, start_ms: u64, offsets: u64, late_ms: u64) {
         let mut pauses: Vec<Pause> = (0..count).map(|_| Pause::default()).collect();
         let mut begun_at: Vec<Option<u64>> = vec![None; count as usize];
-        let told = format!("{count} standbys, starts of {start_ms} ms, offsets {offsets}");
+        let told =
+            format!("{count} standbys, starts of {start_ms} ms, offsets {offsets}, the last one away for {late_ms} ms");
         for now in (0..600_000).step_by(500) {
             for node in 0..count as usize {
                 let offset = 1000 * (offsets / 5_u64.pow(node as u32) % 5);
-                if now % 5000 != offset || begun_at[node].is_some() {
+                let is_late = |at: u64| at < late_ms;
+                if now % 5000 != offset || begun_at[node].is_some() || node + 1 == count as usize && is_late(now) {
                     continue;
                 }
-                let is_one_away =
-                    |at: u64| begun_at.iter().flatten().any(|begun| (*begun..begun + start_ms).contains(&at));
-                let is_one_told_away = now.checked_sub(STEP_MS).is_some_and(is_one_away);
+                let starts = |at: u64| begun_at.iter().flatten().any(|begun| (*begun..begun + start_ms).contains(&at));
+                let is_one_away = |at: u64| starts(at) || is_late(at);
+                let is_one_told_away = now.checked_sub(STEP_MS).map_or(late_ms > 0, is_one_away);
                 let others = Others { before: node as u32, count: count - 1, is_one_away: is_one_told_away };
                 if pauses[node].ends(at(now), others) {
                     assert!(!is_one_away(now), "two at once at {now} ms: {told}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Shared;
 use crate::codec;
@@ -19,10 +19,6 @@ use crate::types::NodeId;
 const TRY_LIMIT: Duration = Duration::from_secs(2);
 /// Between two tries while there is no leader: an election takes a few hundred milliseconds.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
-/// How often a change is made anew when the leader or another node was quicker.
-const CHANGE_TRIES: u32 = 5;
-/// How long what was quicker may take to come to this node.
-const CATCH_UP_LIMIT: Duration = Duration::from_secs(2);
 
 /// A write that was not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,24 +83,25 @@ impl Shared {
     }
 
     /// Writes what `change` makes of the present state, by compare-and-set and with its event, and returns what `change` gave beside
-    /// them; makes it anew from the newer state where somebody was quicker. `limit` is for each time.
+    /// them; makes it anew from the newer state where somebody was quicker. `limit` is for all of it.
     pub(super) async fn write_over<T, E: From<WriteError>>(
         &self,
         change: impl Fn(&State) -> Result<(Command, Option<Event>, T), E>,
         limit: Duration,
     ) -> Result<T, E> {
+        let deadline = Instant::now() + limit;
         let mut states = self.consensus.state();
-        let mut tries_left = CHANGE_TRIES;
         loop {
             let (command, event, given) = change(&self.state())?;
-            tries_left -= 1;
-            match self.write(command, event, limit).await {
-                Err(WriteError::Conflict { current }) if tries_left > 0 => {
-                    let is_known = states.wait_for(|applied| applied.index >= current);
-                    // where this node stays behind, the next try says so
-                    let _ = timeout(CATCH_UP_LIMIT, is_known).await;
-                }
-                done => return done.map(|_| given).map_err(E::from),
+            let error = match self.write(command, event, deadline - Instant::now()).await {
+                Ok(_) => return Ok(given),
+                Err(error) => error,
+            };
+            let WriteError::Conflict { current } = error else { return Err(error.into()) };
+            // a node that stays behind has nothing newer to make it from
+            let is_known = states.wait_for(|applied| applied.index >= current);
+            if timeout_at(deadline, is_known).await.is_err() {
+                return Err(error.into());
             }
         }
     }

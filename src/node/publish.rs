@@ -110,7 +110,8 @@ impl Publisher {
         cluster.warnings.extend(shared.resolver.told(view.now, shared.me, state));
         let is_looked_at = plan.state == NodeState::Active && shared.postgres.kept_log().is_some();
         cluster.warnings.extend(nodes.iter().filter(|_| is_looked_at).filter_map(log_given_up));
-        if is_for_a_person(shared, state, view, plan) {
+        // without a majority it is not known whether a person has decided meanwhile
+        if cluster.majority && is_for_a_person(shared, state, view, plan) {
             let told = AssignWait::Person { changes: changes_in_trouble(state) };
             cluster.failure_cost = format!("No node takes writes, and none will by itself. It waits for {told}.");
             cluster.warnings.push(format!("The cluster waits for {told}"));
@@ -389,10 +390,10 @@ fn failure_cost(record: Option<&Assignment>, majority: bool, nodes: &[NodeStatus
         many => (format!("Losing any {many} nodes"), format!("HA is degraded, but {many} more losses stop no writes")),
     };
     match (set, data) {
-        (None, _) => "The cluster has no active node yet; nothing is served.".to_owned(),
         _ if !majority => {
             "Whether a node takes writes is not known here, as no majority of the voters is heard. Ask another node.".to_owned()
         }
+        (None, _) => "The cluster has no active node yet; nothing is served.".to_owned(),
         _ if !nodes.iter().any(|node| node.state == Some(NodeState::Active)) => {
             "No node takes writes at present; what is waited for stands below, or on the node that was made active.".to_owned()
         }

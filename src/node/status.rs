@@ -166,11 +166,12 @@ pub struct NodeStatus {
 }
 
 impl NodeStatus {
-    /// Returns what is known of it where it was made active and is not: its state, or that nothing is heard of it any more.
-    pub fn why_not_active(&self) -> &'static str {
+    /// Returns, after `was made active and`, what is known of it now: its state, or that it is not heard.
+    pub fn why_not_active(&self) -> String {
         match self.state {
-            Some(_) if !self.is_reachable => "silent",
-            _ => self.state_word(),
+            Some(_) if !self.is_reachable => "is silent".to_owned(),
+            Some(state) => format!("is {}", state.as_str()),
+            None => "was not heard yet".to_owned(),
         }
     }
 

@@ -28,7 +28,7 @@ pub struct PutBack {
 #[derive(Debug, Clone)]
 pub(super) struct Confirmed {
     by_member: Arc<Mutex<BTreeMap<NodeId, (Vote, u64)>>>,
-    told: Arc<watch::Sender<Option<PutBack>>>,
+    told: Arc<watch::Sender<Vec<PutBack>>>,
 }
 
 /// A request on its way: what its member had confirmed before, and what it will have confirmed if it succeeds.
@@ -42,12 +42,21 @@ pub(super) struct Sent {
 
 impl Confirmed {
     pub(super) fn new() -> Self {
-        Self { by_member: Arc::default(), told: Arc::new(watch::channel(None).0) }
+        Self { by_member: Arc::default(), told: Arc::new(watch::channel(Vec::new()).0) }
     }
 
-    /// Returns the last member whose log was found to have been put back.
-    pub(super) fn put_back(&self) -> watch::Receiver<Option<PutBack>> {
-        self.told.subscribe()
+    /// Waits until logs were found to have been put back, and returns each once.
+    pub(super) async fn put_back(&self) -> Vec<PutBack> {
+        let mut found = self.told.subscribe();
+        // the sender is held here
+        let _ = found.wait_for(|found| !found.is_empty()).await;
+        drop(found);
+        let mut taken = Vec::new();
+        self.told.send_if_modified(|found| {
+            taken = std::mem::take(found);
+            false
+        });
+        taken
     }
 
     /// Notes that `request` goes out to `node`.
@@ -74,7 +83,8 @@ impl Confirmed {
                     && lacks <= confirmed
                     && self.by_member.lock().remove(&sent.node).is_some()
                 {
-                    self.told.send_replace(Some(PutBack { node: sent.node, confirmed, lacks }));
+                    let put_back = PutBack { node: sent.node, confirmed, lacks };
+                    self.told.send_modify(|found| found.push(put_back));
                 }
                 return;
             }
@@ -108,13 +118,13 @@ mod tests {
     }
 
     /// Plays `asked` one after the other, and returns what was told.
-    fn play(asked: &[(AppendEntriesRequest<TypeConfig>, AppendEntriesResponse<TypeConfig>)]) -> Option<PutBack> {
+    fn play(asked: &[(AppendEntriesRequest<TypeConfig>, AppendEntriesResponse<TypeConfig>)]) -> Vec<PutBack> {
         let confirmed = Confirmed::new();
         for (request, response) in asked {
             let sent = confirmed.sends(NodeId(3), request);
             confirmed.hears(&sent, response);
         }
-        *confirmed.put_back().borrow()
+        confirmed.told.borrow().clone()
     }
 
     use AppendEntriesResponse::{Conflict, PartialSuccess, Success};
@@ -122,17 +132,29 @@ mod tests {
     #[test]
     fn a_log_that_lacks_what_it_had_confirmed_was_put_back() {
         let told = play(&[(request(5, 7, 8..10), Success), (request(5, 8, 0..0), Conflict)]);
-        assert_eq!(told, Some(PutBack { node: NodeId(3), confirmed: 9, lacks: 8 }));
+        assert_eq!(told, [PutBack { node: NodeId(3), confirmed: 9, lacks: 8 }]);
         let in_part = play(&[(request(5, 7, 8..10), PartialSuccess(Some(id(8)))), (request(5, 8, 0..0), Conflict)]);
-        assert_eq!(in_part, Some(PutBack { node: NodeId(3), confirmed: 8, lacks: 8 }));
+        assert_eq!(in_part, [PutBack { node: NodeId(3), confirmed: 8, lacks: 8 }]);
+    }
+
+    #[tokio::test]
+    async fn each_is_told_once_also_where_two_were_found_before_anybody_asked() {
+        let confirmed = Confirmed::new();
+        for node in [NodeId(2), NodeId(3)] {
+            confirmed.hears(&confirmed.sends(node, &request(5, 7, 8..10)), &Success);
+            confirmed.hears(&confirmed.sends(node, &request(5, 8, 0..0)), &Conflict);
+        }
+        let told: Vec<NodeId> = confirmed.put_back().await.iter().map(|put_back| put_back.node).collect();
+        assert_eq!(told, [NodeId(2), NodeId(3)]);
+        assert_eq!(*confirmed.told.borrow(), []);
     }
 
     #[test]
     fn a_search_for_what_a_log_holds_is_none() {
-        assert_eq!(play(&[(request(5, 9, 0..0), Conflict), (request(5, 4, 0..0), Conflict)]), None, "a new leader");
-        assert_eq!(play(&[(request(5, 7, 8..10), Success), (request(5, 10, 0..0), Conflict)]), None, "not confirmed");
+        assert_eq!(play(&[(request(5, 9, 0..0), Conflict), (request(5, 4, 0..0), Conflict)]), [], "a new leader");
+        assert_eq!(play(&[(request(5, 7, 8..10), Success), (request(5, 10, 0..0), Conflict)]), [], "not confirmed");
         let anew = [(request(5, 7, 8..10), Success), (request(6, 8, 0..0), Conflict)];
-        assert_eq!(play(&anew), None, "this node leads anew, and may have sent others in between");
+        assert_eq!(play(&anew), [], "this node leads anew, and may have sent others in between");
     }
 
     #[test]
@@ -141,6 +163,6 @@ mod tests {
         let heartbeat = confirmed.sends(NodeId(3), &request(5, 9, 0..0));
         confirmed.hears(&confirmed.sends(NodeId(3), &request(5, 7, 8..10)), &Success);
         confirmed.hears(&heartbeat, &Conflict);
-        assert_eq!(*confirmed.put_back().borrow(), None);
+        assert_eq!(*confirmed.told.borrow(), []);
     }
 }

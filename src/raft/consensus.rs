@@ -455,9 +455,9 @@ impl Consensus {
         self.inner.leadership.subscribe()
     }
 
-    /// Returns the last member whose log was found, by this node as leader, to lack what the member had confirmed.
-    pub fn put_back(&self) -> watch::Receiver<Option<PutBack>> {
-        self.inner.confirmed.put_back()
+    /// Waits until this node finds, as leader, that logs lack what their members had confirmed, and returns each once.
+    pub async fn put_back(&self) -> Vec<PutBack> {
+        self.inner.confirmed.put_back().await
     }
 
     /// Returns how far the log has come on disk.
@@ -521,7 +521,7 @@ fn config(timing: RaftTiming, compaction: Compaction) -> Config {
         purge_batch_size: 256,
         // A node that comes back is tried within half a second, so that a healed cut heals the group at once.
         backoff: "50ms 100ms 200ms ...500ms".to_owned(),
-        // The log of a member whose disk was put back is filled up again. Else it is never sent anything by this leader any more.
+        // The log of a member whose disk was put back is filled up again. Else this leader sends it nothing that it could take.
         allow_log_reversion: Some(true),
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
