@@ -15,6 +15,9 @@
 //!   back when it restarts. It costs one shared fdatasync more for each batch of commits.
 //! - A damaged log is never opened in part and never set aside by itself: an empty one under the same number would forget its
 //!   vote. The node refuses to start and says how to rejoin.
+//! - A log that lacks what its member had confirmed, as on a disk that was put back, is filled up again by who leads, and told
+//!   (`confirmed`). The price: until then that member may vote for one that lacks it too, so a second failure in that time can lose
+//!   entries. To refuse it would leave one machine less to every later failure until a person comes.
 //! - openraft runs on a thread of its own: its ticks, 25 a second, would each wake several threads of the node's runtime, and
 //!   what holds that up does not hold up an election.
 //! - `histogram/`, a package of its own, stands in for a dependency of openraft's (why: there).
