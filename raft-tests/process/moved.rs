@@ -85,7 +85,11 @@ fn a_member_that_comes_up_at_another_address_is_found_there_by_all() {
     let told = "Two machines run as n63";
     let status = copy.until("the copy knows that it is one", |status| status["state"] == "failed");
     assert!(status["not_a_member"].as_str().is_some_and(|said| said.contains(told)), "{status}");
-    assert_eq!(copy.sql("select count(*) from pg_stat_wal_receiver"), "0", "it would confirm commits as the original");
+    // it may be told before it has started PostgreSQL, which stays stopped then
+    if copy.data_dir().join(format!("sock/.s.PGSQL.{}", copy.ports[2])).exists() {
+        let receivers = copy.sql("select count(*) from pg_stat_wal_receiver");
+        assert_eq!(receivers, "0", "it would confirm commits as the original");
+    }
     copy.hasup(&["leave"]).fails(3, &[told, "nothing was done"]);
     for node in [&*first, second] {
         let status = node.until("the cluster is told, and the original stays in its place", |status| {
