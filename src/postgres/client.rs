@@ -1,5 +1,6 @@
 //! Talks to the local PostgreSQL over its unix socket, as the superuser, by the operating system's word for who we are.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use super::settings::{SUPERUSER, millis};
 pub struct Session {
     client: Client,
     connection: Pin<Box<Connection<Socket, NoTlsStream>>>,
+    /// The names of the statements that it has prepared.
+    prepared: BTreeSet<&'static str>,
 }
 
 impl std::fmt::Debug for Session {
@@ -42,13 +45,15 @@ impl Session {
         match timeout(limit, config.connect(NoTls)).await {
             Err(_) => Err(PgError::Timeout { what: "accept a connection", limit }),
             Ok(Err(source)) => Err(PgError::Connect { what: "ask it anything", source }),
-            Ok(Ok((client, connection))) => Ok(Self { client, connection: Box::pin(connection) }),
+            Ok(Ok((client, connection))) => {
+                Ok(Self { client, connection: Box::pin(connection), prepared: BTreeSet::new() })
+            }
         }
     }
 
     /// Runs one or several statements and returns all rows.
     pub async fn query(&mut self, what: &'static str, sql: &str, limit: Duration) -> Result<Rows, PgError> {
-        let Self { client, connection } = self;
+        let Self { client, connection, .. } = self;
         let work = async {
             tokio::select! {
                 biased;
@@ -72,6 +77,23 @@ impl Session {
         let rows = self.query(what, sql, limit).await?;
         let value = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten());
         value.ok_or_else(|| PgError::Answer { what, detail: "no value".to_owned() })
+    }
+
+    /// As [`value`](Self::value), for a statement that is run again and again: planned once for each connection, under `name`.
+    pub async fn prepared_value(
+        &mut self,
+        what: &'static str,
+        name: &'static str,
+        sql: &str,
+        limit: Duration,
+    ) -> Result<String, PgError> {
+        let execute = format!("execute {name}");
+        if self.prepared.contains(name) {
+            return self.value(what, &execute, limit).await;
+        }
+        self.query(what, &format!("prepare {name} as {sql}"), limit).await?;
+        self.prepared.insert(name);
+        self.value(what, &execute, limit).await
     }
 
     /// Tells whether the connection can be used again after `error`.

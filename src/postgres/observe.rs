@@ -160,7 +160,7 @@ pub(super) async fn observe_with(
     limit: Duration,
 ) -> Result<Observed, PgError> {
     let what = "tell its state";
-    let text = session.value(what, OBSERVE, limit).await?;
+    let text = session.prepared_value(what, "hasup_observe", OBSERVE, limit).await?;
     let raw: Raw = serde_json::from_str(&text).map_err(|error| PgError::Answer { what, detail: error.to_string() })?;
     let system_identifier = raw
         .system_identifier
