@@ -155,7 +155,9 @@ impl Postgres {
             ));
         }
         layout.prepare()?;
-        layout.put_standby_signal()?;
+        if !self.has_standby_signal() {
+            layout.put_standby_signal()?;
+        }
         for leftover in ["recovery.signal", "promote", "backup_label.old"] {
             remove_file(&layout.pgdata.join(leftover))?;
         }
@@ -164,7 +166,7 @@ impl Postgres {
         // a power cut may have brought one back
         self.remove_keys(None)?;
         let adopted = adopt::adopted(layout, settings.port);
-        layout.write(&layout.config_file(), render_config(layout, settings, adopted.as_ref()).as_bytes())?;
+        layout.write_changed(&layout.config_file(), render_config(layout, settings, adopted.as_ref()).as_bytes())?;
         let socket_locks = settings::socket_dirs(layout, adopted.as_ref())
             .iter()
             .map(|folder| folder.join(format!(".s.PGSQL.{}.lock", settings.port)))
@@ -228,8 +230,8 @@ impl Postgres {
             let theirs = fs::read(layout.pgdata.join("pg_ident.conf")).unwrap_or_default();
             ident.push_str(&String::from_utf8_lossy(&theirs));
         }
-        layout.write(&layout.hba_file(), hba.as_bytes())?;
-        layout.write(&layout.ident_file(), ident.as_bytes())
+        layout.write_changed(&layout.hba_file(), hba.as_bytes())?;
+        layout.write_changed(&layout.ident_file(), ident.as_bytes())
     }
 
     fn change_dynamic(&self, change: impl FnOnce(&mut Dynamic)) -> Result<(), PgError> {

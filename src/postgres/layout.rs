@@ -195,10 +195,19 @@ impl Layout {
         fs::rename(&beside, path).map_err(file_error("put in place", path))
     }
 
-    /// Writes text that PostgreSQL reads as settings: as [`write`](Self::write) does, or over the old text where the disk is full and
+    /// Writes a private file durably, where it does not hold that already.
+    pub fn write_changed(&self, path: &Path, content: &[u8]) -> Result<(), PgError> {
+        match fs::read(path) {
+            Ok(held) if held == content => Ok(()),
+            _ => self.write(path, content),
+        }
+    }
+
+    /// Writes text that PostgreSQL reads as settings: as [`write_volatile`](Self::write_volatile) does, for whom PostgreSQL follows is
+    /// written anew at each start, and the promises behind it are durable elsewhere; or over the old text where the disk is full and
     /// the new one is no longer. A bar must not fail for want of room, and such a file lies within one block of the disk.
     pub fn write_settings(&self, path: &Path, content: &str) -> Result<(), PgError> {
-        match self.write(path, content.as_bytes()) {
+        match self.write_volatile(path, content.as_bytes()) {
             Err(PgError::File { source, .. })
                 if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
             {
@@ -315,8 +324,7 @@ fn overwrite(path: &Path, content: &str) -> io::Result<()> {
     }
     let mut bytes = content.as_bytes().to_vec();
     bytes.resize(length, b'\n');
-    file.write_all(&bytes)?;
-    file.sync_all()
+    file.write_all(&bytes)
 }
 
 /// Puts `standby.signal` into a data directory that may not yet be the node's.
