@@ -123,8 +123,10 @@ pub fn render_config(layout: &Layout, settings: &StaticSettings, adopted: Option
     }
     // A crash is an end of the role (L7): the guard and the daemon say what comes next, never the postmaster.
     set("restart_after_crash", "off");
-    // At its default of 5 s a promotion right after the primary's death waits for that long.
-    set("wal_retrieve_retry_interval", "20ms");
+    // At its default of 5 s a standby stays away for that long where its first try came too early. Much shorter, and the tries of two
+    // standbys at a primary that is gone, a process and a TLS handshake each, take a share of a small machine from the promotion. A
+    // reload and a promotion end the wait at once.
+    set("wal_retrieve_retry_interval", "100ms");
     set("wal_receiver_status_interval", "1s");
     // Dead connections end long before TCP gives up; pulses, not these, decide about roles.
     set("wal_receiver_timeout", "10s");
