@@ -8,7 +8,7 @@ mod script;
 
 use hasup::ha::durable::DataState;
 use hasup::ha::record::{CommitSet, ResignReason, SwitchoverGoal};
-use hasup::ha::view::{Lineage, NamesInEffect, SyncNames};
+use hasup::ha::view::{CleanStop, Lineage, NamesInEffect, SyncNames};
 use hasup::types::{DataIncarnation, Generation, Lsn, NodeId, Timeline};
 
 use script::{Script, at, member, set};
@@ -112,7 +112,7 @@ fn switchover_stops_cleanly_then_resigns_then_assigns_the_target() {
     script.node(1).postgres.checkpointed_for = Some(Generation(5));
     script.tell("a checkpoint has been made");
     script.tick(&[1, 2, 3]);
-    script.node(1).postgres.cleanly_stopped = Some(Generation(5));
+    script.node(1).postgres.cleanly_stopped = Some(CleanStop { generation: Generation(5), at: script.time() });
     script.node(1).postgres.in_recovery = None;
     script.node(1).guard.has_processes = false;
     script.tell("PostgreSQL of node 1 has stopped in order; all hold the same log");
@@ -135,6 +135,30 @@ fn switchover_stops_cleanly_then_resigns_then_assigns_the_target() {
     script.tick(&[1, 2, 3]);
     script.lead(2, &[1, 2, 3]);
     script.tell("node 3 has the role");
+    script.tick(&[1, 2, 3]);
+    script.record.0.opened = true;
+    script.tell("commits go on, so the former primary takes nothing from anybody any more");
+    script.tick(&[1]);
+    script.end();
+}
+
+/// A node whose PostgreSQL was stopped in order starts it at once where commits wait for it, and soon in any case.
+#[test]
+fn a_former_primary_makes_way_only_where_it_is_not_needed() {
+    let mut script = Script::new("make_way", 3);
+    script.wait(1000);
+    script.node(1).postgres.cleanly_stopped = Some(CleanStop { generation: Generation(5), at: script.time() });
+    script.node(1).postgres.in_recovery = None;
+    script.node(1).guard.has_processes = false;
+    script.node(1).guard.armed = None;
+    script.node(1).durable.resigned = Generation(5);
+    script.node(1).durable.resign_reason = Some(ResignReason::Switchover);
+    script.tell("node 1 has resigned, and nobody but node 2 is heard: one to become active, none to confirm");
+    script.tick(&[1, 2]);
+    script.tell("both are heard");
+    script.tick(&[1, 2, 3]);
+    script.wait(1001);
+    script.tell("the others take their time");
     script.tick(&[1, 2, 3]);
     script.end();
 }

@@ -6,7 +6,7 @@
 use hasup::ha::durable::{DataState, Durable};
 use hasup::ha::plan::Step;
 use hasup::ha::rules::Mutation;
-use hasup::ha::view::{Followed, Job, SyncNames};
+use hasup::ha::view::{CleanStop, Followed, Job, SyncNames};
 use hasup::types::{DataIncarnation, Generation};
 
 use crate::event::Event;
@@ -524,8 +524,9 @@ impl World {
                 if pg.run == Run::Stopped {
                     return self.end_job(node);
                 } else if is_flushed && all {
+                    let at = self.local(node);
                     if let Some(daemon) = &mut self.nodes[node].daemon {
-                        daemon.cleanly_stopped = Some(generation);
+                        daemon.cleanly_stopped = Some(CleanStop { generation, at });
                     }
                     self.postgres_dead(node);
                     return self.end_job(node);

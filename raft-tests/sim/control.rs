@@ -193,7 +193,7 @@ impl World {
                 has_written: daemon.has_written,
                 stalled_for: std::time::Duration::ZERO,
                 checkpointed_for: daemon.checkpointed_for,
-                cleanly_stopped: daemon.cleanly_stopped,
+                cleanly_stopped: daemon.cleanly_stopped.filter(|_| pg.run == Run::Stopped),
             }
         };
         NodeView {

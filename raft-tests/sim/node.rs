@@ -8,7 +8,7 @@ use hasup::ha::plan::Step;
 use hasup::ha::pulse::{PulseCore, Report};
 use hasup::ha::record::{Goals, MemberKind, ResignReason};
 use hasup::ha::timing::Timing;
-use hasup::ha::view::{AppliedRecord, Job, Lineage, NamesInEffect, SyncNames};
+use hasup::ha::view::{AppliedRecord, CleanStop, Job, Lineage, NamesInEffect, SyncNames};
 use hasup::types::{BootTime, DaemonIncarnation, Generation, NodeId};
 
 use crate::event::Event;
@@ -190,7 +190,7 @@ pub struct Daemon {
     /// Prepared for a switchover.
     pub checkpointed_for: Option<Generation>,
     /// A clean stop was finished.
-    pub cleanly_stopped: Option<Generation>,
+    pub cleanly_stopped: Option<CleanStop>,
     /// Is to stop in order.
     pub is_stopping: bool,
     /// What it last said.

@@ -23,6 +23,8 @@ pub struct Timing {
     pub bar_limit: Duration,
     /// How long, after an orderly resignation, the standbys may take to state their positions before the former node is taken again.
     pub hand_over_limit: Duration,
+    /// How long after its stop in order a former primary's start makes way for the next one, where that can do without it.
+    pub make_way: Duration,
     /// After this long without any progress, log is no longer fetched from another standby (L12).
     pub fetch_limit: Duration,
     /// How long after such an end it is not tried again: meanwhile the node states its position as before.
@@ -58,6 +60,7 @@ impl Timing {
             fetch_again: Duration::from_secs(5),
             rebuilt_limit: Duration::from_secs(120),
             hand_over_limit: Duration::from_secs(3),
+            make_way: Duration::from_secs(1),
             promote_limit: Duration::from_secs(10).max(lease * 2),
             unfit_for: Duration::from_secs(30),
             write_stall_limit: Duration::from_secs(30).max(lease * 3),

@@ -145,8 +145,17 @@ pub struct PostgresView {
     pub stalled_for: Duration,
     /// The generation whose switchover has been prepared by a checkpoint.
     pub checkpointed_for: Option<Generation>,
-    /// The generation under which a clean stop was finished, with the final position in `position`.
-    pub cleanly_stopped: Option<Generation>,
+    /// The clean stop that was finished, with the final position in `position`.
+    pub cleanly_stopped: Option<CleanStop>,
+}
+
+/// A stop of PostgreSQL in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CleanStop {
+    /// The generation whose role it ended.
+    pub generation: Generation,
+    /// When it was finished.
+    pub at: BootTime,
 }
 
 /// Whom a standby's WAL receiver is allowed to follow: the node of the generation's record, or, under the bar on that generation,

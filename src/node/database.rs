@@ -19,7 +19,7 @@ use super::events::compared;
 use super::progress::Meter;
 use crate::guard::PostgresProcess;
 use crate::ha::record::DataMember;
-use crate::ha::view::{Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
+use crate::ha::view::{CleanStop, Followed, GuardView, Job, Lineage, NamesInEffect, PostgresView, SyncNames};
 use crate::postgres::observe::LiveFacts;
 use crate::postgres::{
     Connections, Divergence, PgError, Postgres, PostgresFacts, SyncNames as PostgresNames, TimelineHistory, WriteProbe,
@@ -91,7 +91,7 @@ struct Memory {
     checkpointed_for: Option<Generation>,
     rewinds_refused: u32,
     is_shut_out: bool,
-    cleanly_stopped: Option<(Generation, WalPosition)>,
+    cleanly_stopped: Option<(CleanStop, WalPosition)>,
     lineage: Option<(Generation, Lineage, Option<Parted>)>,
     rebuilt: Option<Rebuilt>,
     job: Option<Job>,
@@ -201,7 +201,9 @@ impl Database {
                 None => PostgresFacts::Stopped,
             };
             self.take(Observation { began, process: running, facts });
-            let pause = if self.is_hot.load(Ordering::Relaxed) { OBSERVE_HOT } else { OBSERVE_IDLE };
+            // work that looks itself is not disturbed meanwhile; its end wakes this
+            let is_hot = self.is_hot.load(Ordering::Relaxed) && self.memory.lock().job != Some(Job::Promoting);
+            let pause = if is_hot { OBSERVE_HOT } else { OBSERVE_IDLE };
             tokio::select! {
                 () = self.look.notified() => {}
                 () = tokio::time::sleep(pause) => {}
@@ -327,7 +329,7 @@ impl Database {
             current: live.filter(|live| !live.in_recovery).map(|live| live.lsn),
             has_written: memory.has_written,
             checkpointed_for: memory.checkpointed_for,
-            cleanly_stopped: memory.cleanly_stopped.filter(|_| !guard.has_processes).map(|(generation, _)| generation),
+            cleanly_stopped: memory.cleanly_stopped.filter(|_| !guard.has_processes).map(|(stop, _)| stop),
         }
     }
 
@@ -446,7 +448,7 @@ impl Database {
     }
 
     pub(super) fn note_stopped(&self, generation: Generation, position: WalPosition) {
-        self.memory.lock().cleanly_stopped = Some((generation, position));
+        self.memory.lock().cleanly_stopped = Some((CleanStop { generation, at: boot_now() }, position));
     }
 
     /// Compares this node's log, which ends at `own`, with the history of the primary that was promoted under `promoted`.

@@ -5,7 +5,7 @@ use crate::ha::durable::DataState;
 use crate::ha::plan::{Step, WaitingOn};
 use crate::ha::pulse::{ActiveReport, PeerView, StatedPosition};
 use crate::ha::quorum::majority_of_every;
-use crate::ha::record::{Assignment, DataMember, MemberKind};
+use crate::ha::record::{Assignment, CommitSet, DataMember, MemberKind};
 use crate::ha::rules::Mutation;
 use crate::ha::state::NodeState;
 use crate::ha::timing::Timing;
@@ -397,10 +397,38 @@ impl Helper<'_> {
         if let Some(job) = view.busy() {
             wait_for_job(job, draft);
         } else if view.guard.is_present && !view.guard.has_processes && !view.is_stopping && !self.is_half_made() {
+            if self.makes_way(draft) {
+                return;
+            }
             if !view.postgres.has_standby_signal {
                 draft.step(Step::PutStandbySignal);
             }
             draft.step(Step::StartPostgres);
         }
+    }
+
+    /// Whether the start of a former primary waits: where it was stopped in order its position is known, and those that bring up the
+    /// next primary can open it without this node, whose start would only slow them down where they share a machine or a disk.
+    fn makes_way(&self, draft: &mut Draft<'_>) -> bool {
+        let view = self.view;
+        let Some(stopped) = view.postgres.cleanly_stopped else { return false };
+        let until = stopped.at + view.timing.make_way;
+        let is_over = view.now >= until || (self.a.generation > stopped.generation && self.a.opened);
+        let is_there = |member: &DataMember| {
+            let peer = view.pulse.peers.get(&member.node);
+            peer.is_some_and(|peer| {
+                peer.is_fresh(view.now, &view.timing) && peer.report.data.is_some_and(|data| data.is_intact)
+            })
+        };
+        // of those that commits wait for under this node's own record, one becomes active
+        let becomes_active = usize::from(self.a.node == view.me);
+        let suffice = |set: &CommitSet| {
+            set.members.iter().filter(|member| is_there(member)).count() >= set.k as usize + becomes_active
+        };
+        if is_over || !self.a.commit_sets.last().is_some_and(suffice) {
+            return false;
+        }
+        draft.look_at(until);
+        true
     }
 }

@@ -66,7 +66,7 @@ impl Holder<'_> {
         if view.rules.broken(Mutation::AskWhileFenced) && (view.guard.has_fence_begun || !view.guard.has_processes) {
             return None;
         }
-        if view.postgres.cleanly_stopped.is_some_and(|stopped| stopped >= armed) {
+        if view.postgres.cleanly_stopped.is_some_and(|stopped| stopped.generation >= armed) {
             let is_switchover = view.goals.switchover.as_ref().is_some_and(|goal| goal.from == generation);
             return Some(if is_switchover { ResignReason::Switchover } else { ResignReason::Stopping });
         }
@@ -201,23 +201,25 @@ impl Holder<'_> {
             draft.step(Step::CutReceiver { generation });
             return;
         }
+        let names = self.names();
+        let has_names = view.postgres.names.as_ref().map(|in_effect| &in_effect.names) == Some(&names);
         let lease = self.lease().or_else(|| {
             let is_mutated = view.rules.broken(Mutation::PromoteWithoutLease);
             is_mutated.then(|| view.now + view.timing.lease)
         });
         let Some(deadline) = lease else {
+            // while the acknowledgements are under way: a standby waits for nobody, whatever its names are
+            if !has_names && draft.asks.is_some() && view.postgres.in_recovery == Some(true) {
+                draft.step(Step::SetNames { generation, names });
+            }
             draft.wait(WaitingOn::Lease { generation });
             return;
         };
         if view.guard.armed != Some(generation) {
             draft.step(Step::ArmGuard { generation, deadline });
         }
-        let names = self.names();
-        if view.postgres.names.as_ref().map(|in_effect| &in_effect.names) != Some(&names) {
-            let is_set = draft.step(Step::SetNames { generation, names });
-            if !is_set {
-                return;
-            }
+        if !has_names && !draft.step(Step::SetNames { generation, names }) {
+            return;
         }
         draft.step(Step::Promote { generation, timeline: self.a.timeline });
         draft.wait(WaitingOn::Promotion { timeline: self.a.timeline });
