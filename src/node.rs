@@ -21,6 +21,7 @@ mod admin;
 mod control_loop;
 mod database;
 mod disk;
+mod dsn;
 pub mod durable_file;
 pub mod error;
 mod events;
