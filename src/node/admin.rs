@@ -453,12 +453,14 @@ impl Shared {
 
     async fn import_ca(&self, bundle: &Secret) -> Outcome {
         let bad = |error: crate::tls::TlsError| HandleError::new(ErrorCode::BadRequest, error.to_string());
-        let state = self.state();
-        let index = state.trust.as_ref().map_or(0, |trust| trust.index);
-        let older = state.trust.as_ref().map(|trust| trust.value.ca_certificates.clone()).unwrap_or_default();
-        let authority = CertificateAuthority::import(bundle.expose()).map_err(bad)?.trusting_also(&older);
-        let trust = authority.to_trust(&self.cluster_secret).map_err(bad)?;
-        self.write(Command::SetTrust { expected: index, trust }, None, WRITE_LIMIT).await?;
+        let command = |state: &State| {
+            let expected = state.trust.as_ref().map_or(0, |trust| trust.index);
+            let older = state.trust.as_ref().map(|trust| trust.value.ca_certificates.clone()).unwrap_or_default();
+            let authority = CertificateAuthority::import(bundle.expose()).map_err(bad)?.trusting_also(&older);
+            let trust = authority.to_trust(&self.cluster_secret).map_err(bad)?;
+            Ok::<_, HandleError>((Command::SetTrust { expected, trust }, None, ()))
+        };
+        self.write_over(command, WRITE_LIMIT).await?;
         Ok(Done::answer(
             "The authority was imported; the ones before stay trusted. Nodes renew their certificates from it as they come due",
         ))
