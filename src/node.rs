@@ -18,6 +18,7 @@
 
 mod act;
 mod admin;
+mod checks;
 mod control_loop;
 mod database;
 mod disk;

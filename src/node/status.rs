@@ -219,13 +219,13 @@ pub struct TroubleStatus {
 /// A check of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckStatus {
-    /// Whether it passes.
+    /// Whether it passes, or an earlier pass holds.
     pub is_passing: bool,
     /// What it saw.
     pub detail: String,
     /// How often it runs, in milliseconds.
     pub interval_ms: u64,
-    /// How long an earlier pass holds, in milliseconds.
+    /// How long an earlier pass holds in what is shown, in milliseconds, where the option `check_fail_fast` is off.
     pub ttl_ms: u64,
     /// Whether its failure moves the active role.
     pub moves_role: bool,
