@@ -223,12 +223,8 @@ fn node_status(
     let is_reachable = member.id == shared.me
         || view.pulse.peers.get(&member.id).is_some_and(|peer| peer.is_fresh(view.now, &view.timing));
     let report = word.map(|(report, _)| report);
-    let said = report.map(|report| report.state);
-    // who is not heard may be anything but is no longer believed to be active
-    let state = match said {
-        Some(NodeState::Active | NodeState::Promoting) if !is_reachable => Some(NodeState::Minority),
-        other => other,
-    };
+    // who is not heard may be anything
+    let state = report.filter(|_| is_reachable).map(|report| report.state);
     let position = report.and_then(|report| report.data).and_then(|data| data.position);
     let lsn = position.map(|position| position.lsn);
     let voters = leadership.voters.iter().any(|set| set.contains(&member.id));
