@@ -11,6 +11,7 @@ mod here;
 mod kv;
 mod leave;
 mod local;
+mod progress;
 mod show;
 mod systemd;
 

@@ -18,9 +18,11 @@
 
 mod act;
 mod admin;
+mod checks;
 mod control_loop;
 mod database;
 mod disk;
+mod dsn;
 pub mod durable_file;
 pub mod error;
 mod events;

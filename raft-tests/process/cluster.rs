@@ -213,8 +213,9 @@ fn options_and_goals(node: &Node) {
 
 fn second_begin(first: &Node) {
     let before = contents(&first.data_dir().join("tls"));
-    first.refused(&["start"]).fails(3, &["already holds a node", "hasup run", "hasup destroy"]);
-    first.refused(&["join", &first.peer(), "--token", "x"]).fails(3, &["already holds a node"]);
+    let told = ["n51 runs here already, as active in a cluster of its own", "`hasup status`", "hasup destroy"];
+    first.refused(&["start"]).fails(3, &told);
+    first.refused(&["join", &first.peer(), "--token", "x"]).fails(3, &told);
     assert_eq!(contents(&first.data_dir().join("tls")), before);
 }
 
@@ -340,7 +341,7 @@ fn a_cluster_grows_to_three_and_shrinks_by_command() {
     let strange = stranger.start(&[]);
     assert_ne!(stranger.json(&["status"])["cluster"]["id"], first.json(&["status"])["cluster"]["id"]);
     let ended = stranger.refused(&["join", &first.peer(), "--token", text(&started["join_token"])]);
-    ended.fails(3, &["already holds a node"]);
+    ended.fails(3, &["n64 runs here already"]);
     let ended = second.refused(&["join", &first.peer(), "--token", text(&strange["join_token"])]);
     assert!(matches!(ended.code, Some(1 | 3)), "another cluster's token: {ended:?}");
     let _ = fs::remove_dir_all(second.data_dir());

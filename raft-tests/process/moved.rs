@@ -107,6 +107,10 @@ fn a_member_that_comes_up_at_another_address_is_found_there_by_all() {
     for node in [first, second] {
         assert_eq!(node.stop(), Some(0), "{}", node.log());
     }
+    third.until("who is heard no more is unknown, whatever its last word was", |status| {
+        let nodes = [&status["nodes"][0], &status["nodes"][1]];
+        nodes.iter().all(|node| node["state"] == "unknown" && node["heard_ms_ago"].is_u64())
+    });
     third.kill_daemon();
     third.run();
     let alone = third.until("a minority of one", |status| {

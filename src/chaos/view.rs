@@ -78,10 +78,10 @@ impl View {
         self.nodes.iter().find_map(|node| {
             let expected = if node.name == *active { "active" } else { "standby" };
             let name = &node.name;
-            if node.state != expected {
-                Some(format!("{name} is {}, not {expected}", node.state))
-            } else if node.is_reachable == Some(false) {
+            if node.is_reachable == Some(false) {
                 Some(format!("{name} is not heard"))
+            } else if node.state != expected {
+                Some(format!("{name} is {}, not {expected}", node.state))
             } else if node.raft == "learner" && learners > 0 {
                 learners -= 1;
                 None
@@ -178,7 +178,10 @@ mod tests {
         assert_eq!(broken(|view| view.nodes[2].state = "joining".into()), "n3 is joining, not standby");
         assert_eq!(broken(|view| view.nodes[1].lag_bytes = None), "n2 has not caught up");
         assert_eq!(broken(|view| view.nodes[1].raft = "learner".into()), "n2 has no vote");
-        assert_eq!(broken(|view| view.nodes[1].is_reachable = Some(false)), "n2 is not heard");
+        let silent = |view: &mut View| {
+            (view.nodes[1].is_reachable, view.nodes[1].state) = (Some(false), "unknown".into());
+        };
+        assert_eq!(broken(silent), "n2 is not heard");
         assert_eq!(broken(|view| view.active = None), "no active node");
         assert_eq!(broken(|view| view.raft_leader = None), "no Raft leader");
         assert_eq!(broken(|view| view.cluster.majority = false), "no majority");

@@ -10,10 +10,12 @@ use anyhow::Context;
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, geteuid};
 use serde_json::json;
+use tokio::runtime::Builder;
 use tokio::time::{Instant, sleep};
 
 use super::args::{BeginFlags, Cli, Command, NodeFlags};
 use super::local::{Local, NODE_FILE, REMEMBERED, is_left_over, make_folders, own_node_file, owner, remove_left_over};
+use super::progress::ProgressLine;
 use super::show::Out;
 use super::{CliError, cluster, systemd};
 use crate::app::begin::{self, Failure, FailureKind};
@@ -24,7 +26,6 @@ use crate::http::client::{Client, Target};
 use crate::node::error::{ErrorCode, HandleError};
 use crate::node::handle::{Answer, Request};
 use crate::node::options;
-use crate::node::progress::{LongWork, ProgressStatus};
 use crate::node::status::{RaftRole, Status};
 use crate::peer::join::TokenText;
 use crate::postgres::adopt::Adoption;
@@ -158,12 +159,12 @@ fn set_out(
     let Local { config, sources, .. } = Local::load_to_begin(&cli.reach, node)?;
     let begin_before = Begin::load(&config.data_dir).context("see how the node began")?;
     if begin_before == Begin::Run && app::is_member(&config.data_dir) {
-        let text = format!(
-            "{} already holds a node. Nothing was changed. Run it by `systemctl start hasup` or `hasup run`, or delete it first \
-             by `hasup destroy`",
-            config.data_dir.display()
-        );
-        return Err(CliError::Refused(text));
+        let runtime = Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+        let status = runtime.block_on(async {
+            let target = Target::Admin(config.admin_socket());
+            Client::new(vec![target], None, None).ok()?.status().await.ok()
+        });
+        return Err(CliError::Refused(has_begun(&config.data_dir, status.as_ref())));
     }
     let is_join = matches!(cli.command, Command::Join { .. });
     let was_join = matches!(begin_before, Begin::Join { .. });
@@ -256,6 +257,28 @@ fn adoptable(config: &Config, owner: Option<(Uid, Gid)>, running: RunningServer)
         writeln!(std::io::stderr(), "{line}").context("write to standard error")?;
     }
     Ok(found)
+}
+
+/// Says that a node has begun in `data_dir` before, and what it is by its own `status`, where it answers.
+fn has_begun(data_dir: &Path, status: Option<&Status>) -> String {
+    match status {
+        Some(Status { not_a_member: Some(told), .. }) => format!("{told}. Nothing was changed"),
+        Some(Status { me, state, nodes, .. }) => {
+            let others = match nodes.len() {
+                0 | 1 => "a cluster of its own".to_owned(),
+                nodes => format!("a cluster of {nodes}"),
+            };
+            format!(
+                "{me} runs here already, as {state} in {others}. Nothing was changed. `hasup status` shows the cluster. To begin anew here, \
+                 take the node out by `hasup leave` and delete it by `hasup destroy`"
+            )
+        }
+        None => format!(
+            "{} already holds a node, and that does not answer. Nothing was changed. Where it does not run, `systemctl start hasup` or \
+             `hasup run` runs it; where it does, its log tells why it is silent. `hasup destroy` deletes it",
+            data_dir.display()
+        ),
+    }
 }
 
 fn first_entry(folder: &Path) -> Option<String> {
@@ -484,55 +507,6 @@ async fn announce_up(config: &Config, begin: &Begin, out: Out) -> Result<(), Cli
     out.answer(&value, &text)
 }
 
-/// Tells on standard error how far long work is: in one line on a terminal, elsewhere in a line for each tenth.
-#[derive(Debug, Default)]
-struct ProgressLine {
-    /// What stands in the terminal's line.
-    shown: String,
-    /// The tenth told last, of which work.
-    tenth: Option<(LongWork, u64)>,
-}
-
-impl ProgressLine {
-    fn tell(&mut self, progress: Option<&ProgressStatus>) -> Result<(), CliError> {
-        let mut stderr = std::io::stderr();
-        let text = if stderr.is_terminal() { self.in_place(progress) } else { self.as_line(progress) };
-        write!(stderr, "{}", text.unwrap_or_default()).context("write to standard error")?;
-        stderr.flush().context("write to standard error")?;
-        Ok(())
-    }
-
-    /// Ends the terminal's line, where there is one: another is about to be written.
-    fn end(&mut self) -> Result<(), CliError> {
-        if !std::mem::take(&mut self.shown).is_empty() {
-            writeln!(std::io::stderr()).context("write to standard error")?;
-        }
-        Ok(())
-    }
-
-    /// Returns what writes the line anew, where it has changed.
-    fn in_place(&mut self, progress: Option<&ProgressStatus>) -> Option<String> {
-        let text = &progress?.text;
-        if *text == self.shown {
-            return None;
-        }
-        self.shown.clone_from(text);
-        // to the line's beginning, and what is left of the former line is erased
-        Some(format!("\r  {text}\x1b[K"))
-    }
-
-    /// Returns a line, where a tenth has passed since the last one.
-    fn as_line(&mut self, progress: Option<&ProgressStatus>) -> Option<String> {
-        let progress = progress?;
-        let tenth = Some((progress.work, progress.percent / 10));
-        if tenth == self.tenth {
-            return None;
-        }
-        self.tenth = tenth;
-        Some(format!("  {}\n", progress.text))
-    }
-}
-
 /// Returns whether a joining node streams and has its final Raft role: of an even number of members, one stays a learner.
 fn has_joined(status: &Status) -> bool {
     let Some(me) = status.node(&status.me) else { return false };
@@ -604,6 +578,24 @@ mod tests {
     }
 
     #[test]
+    fn who_begins_a_node_twice_is_told_what_it_is_now() {
+        let mut status = example();
+        let told = |status: Option<&Status>| has_begun(Path::new("/var/lib/hasup"), status);
+        let running = told(Some(&status));
+        assert!(
+            running.starts_with("n1 runs here already, as active in a cluster of 3. Nothing was changed"),
+            "{running}"
+        );
+        assert!(running.contains("`hasup status`") && !running.contains("hasup run"), "{running}");
+        status.nodes.truncate(1);
+        assert!(told(Some(&status)).contains("as active in a cluster of its own"));
+        status.not_a_member = Some("n1 is no member. To join again: do so".to_owned());
+        assert_eq!(told(Some(&status)), "n1 is no member. To join again: do so. Nothing was changed");
+        let silent = told(None);
+        assert!(silent.starts_with("/var/lib/hasup already holds a node") && silent.contains("hasup run"), "{silent}");
+    }
+
+    #[test]
     fn a_node_file_that_is_edited_wins_over_what_the_node_was_told_when_it_began() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("hasup.toml");
@@ -627,26 +619,6 @@ mod tests {
         let refused = prepare(folder.path(), "start --foreground --host-ip ::1 --node-name n1").unwrap_err();
         assert_eq!(refused.exit_code(), 3);
         assert!(refused.to_string().contains("thesis.txt"));
-    }
-
-    #[test]
-    fn a_copy_is_told_in_place_or_by_tenths() {
-        let progress = |percent| ProgressStatus {
-            work: LongWork::Copying,
-            done_bytes: percent,
-            total_bytes: 100,
-            percent,
-            seconds_left: None,
-            still_seconds: 0,
-            text: format!("copied {percent} %"),
-        };
-        let mut line = ProgressLine::default();
-        let told: Vec<_> =
-            [0, 3, 9, 10, 35, 36, 100].into_iter().filter_map(|at| line.as_line(Some(&progress(at)))).collect();
-        assert_eq!(told, ["  copied 0 %\n", "  copied 10 %\n", "  copied 35 %\n", "  copied 100 %\n"]);
-        let told: Vec<_> = [0, 0, 3].into_iter().filter_map(|at| line.in_place(Some(&progress(at)))).collect();
-        assert_eq!(told, ["\r  copied 0 %\x1b[K", "\r  copied 3 %\x1b[K"]);
-        assert_eq!((line.in_place(None), line.as_line(None)), (None, None));
     }
 
     #[test]

@@ -149,9 +149,9 @@ mod tests {
         let mut dead = example();
         dead.nodes[0].state = Some(NodeState::Minority);
         assert!(judge(&dead).1[0].ends_with("is minority"), "by its own word");
-        dead.nodes[0].is_reachable = false;
+        (dead.nodes[0].is_reachable, dead.nodes[0].state) = (false, None);
         assert_eq!(judge(&dead).1[0], "n1 was made active and is silent", "nothing else is known");
-        dead.nodes[0].state = None;
+        dead.nodes[0].heard_ms_ago = None;
         assert_eq!(judge(&dead).1[0], "n1 was made active and was not heard yet");
     }
 }

@@ -149,6 +149,9 @@ fn read_layer(path: &Path, is_named: bool) -> Result<Option<Layer>, CliError> {
     }
 }
 
+/// The settings among the flags that are paths.
+const PATHS: [&str; 4] = ["data_dir", "run_dir", "postgres.data_dir", "postgres.bin_dir"];
+
 fn flags(reach: &Reach, node: &NodeFlags) -> Vec<(String, String, String)> {
     let witness = node.witness.then(|| "true".to_owned());
     let given = [
@@ -167,7 +170,15 @@ fn flags(reach: &Reach, node: &NodeFlags) -> Vec<(String, String, String)> {
         ("--log-level", "log.level", &node.log_level),
         ("--log-format", "log.format", &node.log_format),
     ];
-    given.into_iter().filter_map(|(flag, key, value)| Some((flag.to_owned(), key.to_owned(), value.clone()?))).collect()
+    let given = given.into_iter().filter_map(|(flag, key, value)| Some((flag, key, value.clone()?)));
+    let from_here = |key: &str, value: String| if PATHS.contains(&key) { absolute(value) } else { value };
+    given.map(|(flag, key, value)| (flag.to_owned(), key.to_owned(), from_here(key, value))).collect()
+}
+
+/// Returns a path given on the command line as seen from the working directory. The daemon has another one: what is kept of it, in the
+/// node file too, must not depend on that.
+fn absolute(path: String) -> String {
+    std::path::absolute(&path).ok().and_then(|path| path.into_os_string().into_string().ok()).unwrap_or(path)
 }
 
 fn host_name() -> String {
@@ -410,6 +421,20 @@ pub(super) fn remove_if_there(path: &Path) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_on_the_command_line_are_seen_from_the_working_directory() {
+        use clap::Parser;
+        let words = "hasup run --data-dir n1 --run-dir /run/n1 --postgres-bin-dir ./bin --node-name n1";
+        let cli = Cli::parse_from(words.split(' '));
+        let super::super::args::Command::Run { node, .. } = &cli.command else { panic!("{cli:?}") };
+        let given: BTreeMap<_, _> = flags(&cli.reach, node).into_iter().map(|(_, key, value)| (key, value)).collect();
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(given["data_dir"], here.join("n1").display().to_string());
+        assert_eq!(given["postgres.bin_dir"], here.join("bin").display().to_string());
+        assert_eq!((given["run_dir"].as_str(), given["node_name"].as_str()), ("/run/n1", "n1"));
+        assert_eq!(absolute(String::new()), "", "is told as no value");
+    }
 
     #[test]
     fn a_node_file_that_a_person_edited_is_that_persons() {

@@ -217,7 +217,7 @@ pub(super) mod tests {
             api_address: format!("10.0.0.{id}:7401"),
             postgres_address: format!("10.0.0.{id}:5432"),
             kind: MemberKind::Data,
-            state: Some(state),
+            state,
             is_reachable: true,
             heard_ms_ago: Some(40),
             raft,
@@ -245,9 +245,9 @@ pub(super) mod tests {
         status.raft_leader = Some("n2".to_owned());
         status.waiting_on.clear();
         status.nodes = vec![
-            node(1, NodeState::Active, RaftRole::Follower, Some(0)),
-            node(2, NodeState::Standby, RaftRole::Leader, Some(20_000_000)),
-            node(3, NodeState::Failed, RaftRole::Unknown, None),
+            node(1, Some(NodeState::Active), RaftRole::Follower, Some(0)),
+            node(2, Some(NodeState::Standby), RaftRole::Leader, Some(20_000_000)),
+            node(3, None, RaftRole::Unknown, None),
         ];
         status.nodes[1].nofailover = true;
         status.nodes[2].is_reachable = false;
@@ -261,7 +261,7 @@ pub(super) mod tests {
 NAME  ADDRESS        STATE    RAFT      PRIORITY  LAG          VERSION
 n1    10.0.0.1:7400  active   follower  100       0 B          0.1.0
 n2    10.0.0.2:7400  standby  leader    never     19 MB        0.1.0
-n3    10.0.0.3:7400  failed   unknown   100       silent 12 s  0.1.0
+n3    10.0.0.3:7400  unknown  unknown   100       silent 12 s  0.1.0
 ";
         assert_eq!(nodes(&example(), None), expected);
         let mut cut_off = example();
@@ -284,7 +284,7 @@ n3    10.0.0.3:7400  failed   unknown   100       silent 12 s  0.1.0
     }
 
     #[test]
-    fn a_node_that_was_not_heard_is_unknown_and_is_read_so_again() {
+    fn a_node_that_is_not_heard_is_unknown_and_is_read_so_again() {
         let mut node = example().nodes[2].clone();
         for state in NodeState::ALL.map(Some).into_iter().chain([None]) {
             node.state = state;

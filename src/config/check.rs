@@ -89,7 +89,9 @@ impl Checker {
 
         let data_dir = self.path("data_dir", "/var/lib/hasup");
         let run_dir = self.path("run_dir", "/run/hasup");
-        let pgdata = data_dir.as_ref().map(|dir| dir.join("pgdata").display().to_string()).unwrap_or_default();
+        // from a wrong one follows no second problem
+        let base = data_dir.as_ref().filter(|dir| dir.is_absolute());
+        let pgdata = base.map(|dir| dir.join("pgdata").display().to_string()).unwrap_or_default();
         let user = self.text("user", "postgres");
         if user.is_empty() || user == "root" {
             self.blame("user", "cannot run PostgreSQL", "name an unprivileged user, like `postgres`");
@@ -273,6 +275,9 @@ impl Checker {
     fn path(&mut self, key: &str, default: &str) -> Option<PathBuf> {
         let text = self.text(key, default);
         if text.is_empty() {
+            if !default.is_empty() {
+                self.blame(key, "has no value", "give it from the root, beginning with /, or leave it out");
+            }
             return None;
         }
         let path = PathBuf::from(&text);
@@ -454,6 +459,15 @@ port = 6432
         ];
         expected.sort_unstable();
         assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn what_follows_from_a_wrong_folder_is_no_problem_of_its_own() {
+        for (said, what) in [("rel", "is a relative path"), ("", "has no value")] {
+            let problems = load(&file(&format!("data_dir = \"{said}\"\n")), &facts()).unwrap_err().0;
+            let told: Vec<_> = problems.iter().map(|problem| (problem.key.as_str(), problem.what.as_str())).collect();
+            assert_eq!(told, [("data_dir", what)]);
+        }
     }
 
     #[test]

@@ -11,13 +11,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::Shared;
 use super::error::{ErrorCode, HandleError};
 use super::handle::{
-    Answer, CaBundle, Done, Dsn, EventInfo, KvChanged, KvEntries, KvEntry, NewToken, Order, Request, TokenInfo,
+    Answer, CaBundle, Done, EventInfo, KvChanged, KvEntries, KvEntry, NewToken, Order, Request, TokenInfo,
 };
 use super::names::name_of;
 use super::options;
 use super::propose::WriteError;
 use crate::config::Secret;
 use crate::ha::record::{Event, EventKind, Goals, Member, MemberKind, SwitchoverGoal, WhyRecord};
+use crate::ha::timing::Timing;
 use crate::kv::command::VALUE_BYTES_MAX;
 use crate::kv::{Bytes, Command, KvCommand, Refusal, State, Watch};
 use crate::peer::join::TokenText;
@@ -247,7 +248,7 @@ impl Shared {
         }
         let pulse = self.pulses.view();
         let now = crate::sys::clock::boot_now();
-        let timing = crate::ha::timing::Timing::from_options(&state.options);
+        let timing = Timing::from_options(&state.options);
         let own = self.plan.borrow().stance.report.clone();
         let heard = |node: NodeId| {
             if node == self.me {
@@ -452,12 +453,14 @@ impl Shared {
 
     async fn import_ca(&self, bundle: &Secret) -> Outcome {
         let bad = |error: crate::tls::TlsError| HandleError::new(ErrorCode::BadRequest, error.to_string());
-        let state = self.state();
-        let index = state.trust.as_ref().map_or(0, |trust| trust.index);
-        let older = state.trust.as_ref().map(|trust| trust.value.ca_certificates.clone()).unwrap_or_default();
-        let authority = CertificateAuthority::import(bundle.expose()).map_err(bad)?.trusting_also(&older);
-        let trust = authority.to_trust(&self.cluster_secret).map_err(bad)?;
-        self.write(Command::SetTrust { expected: index, trust }, None, WRITE_LIMIT).await?;
+        let command = |state: &State| {
+            let expected = state.trust.as_ref().map_or(0, |trust| trust.index);
+            let older = state.trust.as_ref().map(|trust| trust.value.ca_certificates.clone()).unwrap_or_default();
+            let authority = CertificateAuthority::import(bundle.expose()).map_err(bad)?.trusting_also(&older);
+            let trust = authority.to_trust(&self.cluster_secret).map_err(bad)?;
+            Ok::<_, HandleError>((Command::SetTrust { expected, trust }, None, ()))
+        };
+        self.write_over(command, WRITE_LIMIT).await?;
         Ok(Done::answer(
             "The authority was imported; the ones before stay trusted. Nodes renew their certificates from it as they come due",
         ))
@@ -518,37 +521,6 @@ impl Shared {
         let state = self.state();
         Ok(Answer::Kv(if prefix { entries_under(&state, &key) } else { one_entry(&state, &key) }))
     }
-
-    fn dsn(&self) -> Dsn {
-        let state = self.state();
-        let data = state.members.values().filter(|member| member.kind == MemberKind::Data);
-        let hosts: Vec<String> =
-            data.map(|member| format!("{}:{}", bracketed(&member.postgres_host), member.postgres_port)).collect();
-        let ca_file = self.ca_file.display().to_string();
-        // an adopted cluster has roles and databases of its own
-        let is_adopted = self.postgres.postgres.layout().is_adopted();
-        let (user, database) = if is_adopted { ("", "") } else { ("app", "app") };
-        let at = if is_adopted { "" } else { "@" };
-        Dsn {
-            uri: format!(
-                "postgresql://{user}{at}{}/{database}?target_session_attrs=read-write&connect_timeout=2&{NOTICING}&sslmode=verify-ca&\
-                 sslrootcert={ca_file}",
-                hosts.join(",")
-            ),
-            user: user.to_owned(),
-            database: database.to_owned(),
-            password_file: (!is_adopted).then(|| self.password_file.display().to_string()),
-            ca_file: Some(ca_file),
-        }
-    }
-}
-
-/// A machine that loses power says nothing: by the system's own limits, a client would wait for its answer for a quarter of an hour,
-/// long after another node takes writes.
-const NOTICING: &str = "tcp_user_timeout=5000&keepalives_idle=2&keepalives_interval=1&keepalives_count=2";
-
-fn bracketed(host: &str) -> String {
-    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
 }
 
 fn find<'a>(state: &'a State, name: &str) -> Result<&'a Member, HandleError> {

@@ -213,8 +213,8 @@ impl Shared {
 
     /// Returns which start of a daemon answers as `member` at `place`; none where nobody does, or one that cannot say.
     async fn start_at(&self, member: &Member, place: &[String]) -> Option<DaemonStart> {
-        match self.call_at(member, place, PeerRequest::Start).await {
-            Ok(PeerResponse::Start(start)) => Some(start),
+        match self.call_at(member, place, PeerRequest::DaemonStart).await {
+            Ok(PeerResponse::DaemonStart(start)) => Some(start),
             Ok(_) | Err(_) => None,
         }
     }

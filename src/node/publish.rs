@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
+use super::checks::Checks;
 use super::names::named;
-use super::status::{
-    CheckStatus, ClusterStatus, NodeStatus, PostgresStatus, RaftRole, Status, TroubleStatus, Versions,
-};
+use super::status::{ClusterStatus, NodeStatus, PostgresStatus, RaftRole, Status, TroubleStatus, Versions};
 use super::views::changes_in_trouble;
 use crate::ha::assign::{self, AssignWait};
 use crate::ha::plan::{Plan, WaitingOn};
@@ -44,6 +43,7 @@ pub(super) struct Publisher {
     was_removed: bool,
     /// Since when each standby has not been streaming, by the active node's word.
     idle_since: BTreeMap<NodeId, BootTime>,
+    checks: Checks,
 }
 
 impl Publisher {
@@ -98,11 +98,14 @@ impl Publisher {
         let leadership = shared.consensus.leadership().borrow().clone();
         let name_of = |node: NodeId| state.members.get(&node).map(|member| member.name.to_string());
         let active_lsn = record.and_then(|record| self::end_of(shared, view, plan, record.node));
-        let nodes: Vec<NodeStatus> = state
+        let mut nodes: Vec<NodeStatus> = state
             .members
             .values()
             .map(|member| node_status(shared, view, plan, &leadership, member, active_lsn))
             .collect();
+        for own in nodes.iter_mut().filter(|node| node.id == shared.me) {
+            own.checks = self.checks.shown(shared, view, &leadership, state.options.check_fail_fast);
+        }
         let lease = view.pulse.lease.filter(|_| view.guard.armed.is_some());
         let idle = idle(shared, view, plan, &nodes);
         let mut cluster = cluster_status(state, view, &nodes, &idle);
@@ -220,12 +223,8 @@ fn node_status(
     let is_reachable = member.id == shared.me
         || view.pulse.peers.get(&member.id).is_some_and(|peer| peer.is_fresh(view.now, &view.timing));
     let report = word.map(|(report, _)| report);
-    let said = report.map(|report| report.state);
-    // who is not heard may be anything but is no longer believed to be active
-    let state = match said {
-        Some(NodeState::Active | NodeState::Promoting) if !is_reachable => Some(NodeState::Minority),
-        other => other,
-    };
+    // who is not heard may be anything
+    let state = report.filter(|_| is_reachable).map(|report| report.state);
     let position = report.and_then(|report| report.data).and_then(|data| data.position);
     let lsn = position.map(|position| position.lsn);
     let voters = leadership.voters.iter().any(|set| set.contains(&member.id));
@@ -260,7 +259,8 @@ fn node_status(
         troubles: report
             .map(|report| report.troubles.iter().map(|trouble| trouble_status(*trouble, member)).collect())
             .unwrap_or_default(),
-        checks: if member.id == shared.me { checks(shared, view, leadership) } else { BTreeMap::new() },
+        // a node knows its own alone
+        checks: BTreeMap::new(),
     }
 }
 
@@ -274,62 +274,6 @@ fn is_spare(record: &Assignment, node: NodeId) -> bool {
 
 fn trouble_status(trouble: Trouble, member: &Member) -> TroubleStatus {
     TroubleStatus { text: trouble.of(member.name.as_str()), is_critical: trouble.is_critical() }
-}
-
-/// This node's own checks, by the names of the ancestors.
-fn checks(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTreeMap<String, CheckStatus> {
-    let observation = shared.postgres.last_observation();
-    let ttl = view.timing.lease;
-    let interval = Duration::from_millis(250);
-    let check = |is_passing: bool, detail: String, moves_role: bool| CheckStatus {
-        is_passing,
-        detail,
-        interval_ms: millis(interval),
-        ttl_ms: millis(ttl),
-        moves_role,
-    };
-    let is_running = view.guard.has_processes;
-    let answer = match &observation.facts {
-        PostgresFacts::Live(_) => "it answers a query".to_owned(),
-        PostgresFacts::NotReady => match shared.postgres.replay() {
-            Some(replay) => format!("it lives, and lets nobody in before it has recovered: {}", replay.text),
-            None => "it is starting or stopping".to_owned(),
-        },
-        PostgresFacts::Exhausted => "connections exhausted: it lives, and has none left".to_owned(),
-        PostgresFacts::Silent { why } | PostgresFacts::ShutOut { why } => why.clone(),
-        PostgresFacts::Stopped => "it does not run".to_owned(),
-    };
-    let answers = matches!(observation.facts, PostgresFacts::Live(_) | PostgresFacts::Exhausted);
-    let is_holder = view.guard.armed.is_some();
-    let active = view.record.as_ref().map(|record| record.assignment.node);
-    let follows = view.postgres.is_streaming && view.postgres.follows.map(|followed| followed.node) == active;
-    let (has_role, role) = match (is_holder, active == Some(shared.me)) {
-        (true, _) if view.postgres.in_recovery == Some(false) => (true, "it is the primary"),
-        (true, _) => (false, "it is not the primary yet"),
-        (false, true) => (false, "it holds no lease on the active role, which it was given last"),
-        (false, false) if follows => (true, "it streams from the active node"),
-        (false, false) => (false, "it does not stream from the active node yet"),
-    };
-    let failed = shared.raft_failed();
-    let raft_works = leadership.leader.is_some() && failed.is_none();
-    let mut checks = BTreeMap::from([(
-        "consensus".to_owned(),
-        check(
-            raft_works,
-            failed.unwrap_or_else(|| match leadership.leader {
-                _ if shared.is_stopping() => "hasup is stopping".to_owned(),
-                Some(leader) => named(&format!("node {leader} leads in term {}", leadership.term), &shared.state()),
-                None => "no leader is known".to_owned(),
-            }),
-            false,
-        ),
-    )]);
-    if shared.kind == MemberKind::Data {
-        checks.insert("postgres_running".to_owned(), check(is_running, answer.clone(), true));
-        checks.insert("postgres_answers".to_owned(), check(answers, answer, true));
-        checks.insert("postgres_role".to_owned(), check(has_role, role.to_owned(), false));
-    }
-    checks
 }
 
 fn postgres_status(shared: &Shared, view: &NodeView) -> PostgresStatus {

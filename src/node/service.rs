@@ -135,7 +135,7 @@ impl Service {
                 shared.take_addresses(from, addresses).await.map_err(NotMoved::into_refusal)?;
                 Ok(PeerResponse::Moved)
             }
-            PeerRequest::Start => Ok(PeerResponse::Start(shared.start)),
+            PeerRequest::DaemonStart => Ok(PeerResponse::DaemonStart(shared.start)),
             PeerRequest::Admin(_) => Err(PeerRefusal::Unsupported),
         }
     }

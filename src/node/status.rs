@@ -131,10 +131,10 @@ pub struct NodeStatus {
     pub postgres_address: String,
     /// What it takes part in.
     pub kind: MemberKind,
-    /// Its state by its last word; in JSON `unknown` where none was heard since the node that tells has started.
-    #[serde(with = "last_word")]
+    /// Its state; `unknown`, in JSON too, while it is not heard.
+    #[serde(with = "state_word")]
     pub state: Option<NodeState>,
-    /// Whether that word is recent; without it, everything here is the last that was heard.
+    /// Whether it is heard; where not, its state is unknown, and the rest is the last that was heard.
     pub is_reachable: bool,
     /// How old its last word is, in milliseconds; absent if none was heard.
     pub heard_ms_ago: Option<u64>,
@@ -169,8 +169,8 @@ impl NodeStatus {
     /// Returns, after `was made active and`, what is known of it now: its state, or that it is not heard.
     pub fn why_not_active(&self) -> String {
         match self.state {
-            Some(_) if !self.is_reachable => "is silent".to_owned(),
             Some(state) => format!("is {}", state.as_str()),
+            None if self.heard_ms_ago.is_some() => "is silent".to_owned(),
             None => "was not heard yet".to_owned(),
         }
     }
@@ -181,10 +181,10 @@ impl NodeStatus {
     }
 }
 
-/// The state of a node of which nothing was heard.
+/// The state of a node that is not heard.
 const UNKNOWN: &str = "unknown";
 
-mod last_word {
+mod state_word {
     use serde::de::{IntoDeserializer, value::Error as WordError};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -219,13 +219,13 @@ pub struct TroubleStatus {
 /// A check of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckStatus {
-    /// Whether it passes.
+    /// Whether it passes, or an earlier pass holds.
     pub is_passing: bool,
     /// What it saw.
     pub detail: String,
     /// How often it runs, in milliseconds.
     pub interval_ms: u64,
-    /// How long an earlier pass holds, in milliseconds.
+    /// How long an earlier pass holds in what is shown, in milliseconds, where the option `check_fail_fast` is off.
     pub ttl_ms: u64,
     /// Whether its failure moves the active role.
     pub moves_role: bool,

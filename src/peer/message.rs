@@ -59,7 +59,7 @@ pub enum PeerRequest {
     /// The asking node is to be found here from now on: change its record. Asked again, it is no change.
     Moved(Addresses),
     /// Say which start of which daemon answers: two places may be one machine's, or that of a machine and of its copy.
-    Start,
+    DaemonStart,
 }
 
 /// Names one start of a daemon among all of all machines, also where one is a copy of another.
@@ -150,8 +150,8 @@ pub enum PeerResponse {
     Refused(PeerRefusal),
     /// To `Moved`, once it is written.
     Moved,
-    /// To `Start`.
-    Start(DaemonStart),
+    /// To `DaemonStart`.
+    DaemonStart(DaemonStart),
 }
 
 impl PeerResponse {
@@ -168,7 +168,7 @@ impl PeerResponse {
             | Self::Renewed { .. }
             | Self::Admin(_)
             | Self::Moved
-            | Self::Start(_) => "it answered something else than was asked".to_owned(),
+            | Self::DaemonStart(_) => "it answered something else than was asked".to_owned(),
         }
     }
 }

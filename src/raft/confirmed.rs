@@ -27,14 +27,24 @@ pub struct PutBack {
 /// The highest index that each member has confirmed to this node under its present vote. Cheap to clone: all clones are one.
 #[derive(Debug, Clone)]
 pub(super) struct Confirmed {
-    by_member: Arc<Mutex<BTreeMap<NodeId, (Vote, u64)>>>,
+    by_member: Arc<Mutex<BTreeMap<NodeId, Heard>>>,
     told: Arc<watch::Sender<Vec<PutBack>>>,
+}
+
+/// What was heard of one member's log.
+#[derive(Debug, Clone, Copy, Default)]
+struct Heard {
+    /// How many times it was found to have been put back.
+    put_backs: u64,
+    /// The highest index confirmed since the last time, and under which vote.
+    confirmed: Option<(Vote, u64)>,
 }
 
 /// A request on its way: what its member had confirmed before, and what it will have confirmed if it succeeds.
 pub(super) struct Sent {
     node: NodeId,
     vote: Vote,
+    put_backs: u64,
     before: Option<u64>,
     prev: Option<u64>,
     last: Option<u64>,
@@ -62,11 +72,12 @@ impl Confirmed {
     /// Notes that `request` goes out to `node`.
     pub(super) fn sends(&self, node: NodeId, request: &AppendEntriesRequest<TypeConfig>) -> Sent {
         let index = |id: Option<LogId>| id.map(|id| id.index);
-        let known = self.by_member.lock().get(&node).copied();
+        let heard = self.by_member.lock().get(&node).copied().unwrap_or_default();
         Sent {
             node,
             vote: request.vote,
-            before: known.filter(|(vote, _)| *vote == request.vote).map(|(_, index)| index),
+            put_backs: heard.put_backs,
+            before: heard.confirmed.filter(|(vote, _)| *vote == request.vote).map(|(_, index)| index),
             prev: index(request.prev_log_id),
             last: index(request.entries.last().map(|entry| entry.log_id)).max(index(request.prev_log_id)),
         }
@@ -74,6 +85,12 @@ impl Confirmed {
 
     /// Takes the answer to what was `sent`.
     pub(super) fn hears(&self, sent: &Sent, response: &AppendEntriesResponse<TypeConfig>) {
+        let mut by_member = self.by_member.lock();
+        let heard = by_member.entry(sent.node).or_default();
+        if heard.put_backs != sent.put_backs {
+            // asked of a log that was put back since: that is told already, and what it held then says nothing of now
+            return;
+        }
         let confirmed = match response {
             AppendEntriesResponse::Success => sent.last,
             AppendEntriesResponse::PartialSuccess(last) => last.map(|id| id.index),
@@ -81,8 +98,8 @@ impl Confirmed {
             AppendEntriesResponse::Conflict => {
                 if let (Some(confirmed), Some(lacks)) = (sent.before, sent.prev)
                     && lacks <= confirmed
-                    && self.by_member.lock().remove(&sent.node).is_some()
                 {
+                    *heard = Heard { put_backs: heard.put_backs + 1, confirmed: None };
                     let put_back = PutBack { node: sent.node, confirmed, lacks };
                     self.told.send_modify(|found| found.push(put_back));
                 }
@@ -91,11 +108,9 @@ impl Confirmed {
             AppendEntriesResponse::HigherVote(_) => return,
         };
         let Some(confirmed) = confirmed else { return };
-        let mut by_member = self.by_member.lock();
-        let known = by_member.entry(sent.node).or_insert((sent.vote, confirmed));
-        *known = match *known {
-            (vote, index) if vote == sent.vote => (vote, index.max(confirmed)),
-            _ => (sent.vote, confirmed),
+        heard.confirmed = match heard.confirmed {
+            Some((vote, index)) if vote == sent.vote => Some((vote, index.max(confirmed))),
+            _ => Some((sent.vote, confirmed)),
         };
     }
 }
@@ -164,5 +179,29 @@ mod tests {
         confirmed.hears(&confirmed.sends(NodeId(3), &request(5, 7, 8..10)), &Success);
         confirmed.hears(&heartbeat, &Conflict);
         assert_eq!(*confirmed.told.borrow(), []);
+    }
+
+    #[test]
+    fn an_answer_that_is_older_than_the_finding_counts_for_nothing() {
+        let told = |late: AppendEntriesResponse<TypeConfig>, is_filled_up: bool| {
+            let confirmed = Confirmed::new();
+            let asks = |prev, entries| confirmed.sends(NodeId(3), &request(5, prev, entries));
+            confirmed.hears(&asks(7, 8..10), &Success);
+            let heartbeat = asks(9, 0..0);
+            confirmed.hears(&asks(8, 0..0), &Conflict);
+            assert_eq!(confirmed.told.borrow().len(), 1);
+            if is_filled_up {
+                confirmed.hears(&asks(4, 5..10), &Success);
+                confirmed.hears(&heartbeat, &late);
+            } else {
+                confirmed.hears(&heartbeat, &late);
+                confirmed.hears(&asks(7, 0..0), &Conflict);
+            }
+            confirmed.told.borrow().len()
+        };
+        assert_eq!(told(Conflict, true), 1, "the log was filled up again meanwhile");
+        assert_eq!(told(Success, false), 1, "it held that before, and the search for what it holds goes on");
+        let again = [(request(5, 7, 8..10), Success), (request(5, 8, 0..0), Conflict)];
+        assert_eq!(play(&[again.clone(), again].concat()).len(), 2, "a second time is told");
     }
 }
