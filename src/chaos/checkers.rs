@@ -107,6 +107,12 @@ pub fn expected_writes(journal: &Journal, stretches: &[Expected]) -> Verdict {
     Verdict::new("expected_writes", stretches.len(), true, findings)
 }
 
+/// Checks that the cluster of `nodes` came back once everything was healed; `missing` says what did not.
+#[must_use]
+pub fn recovered(nodes: usize, missing: Option<&String>) -> Verdict {
+    Verdict::new("recovered", nodes, nodes > 0, missing.into_iter().cloned().collect())
+}
+
 /// Checks that at least one database was rewound, and none copied, by what `steps` of rebuilds say.
 #[must_use]
 pub fn rewound(steps: &[String]) -> Verdict {
@@ -319,6 +325,13 @@ mod tests {
         assert_eq!(kept_aside(&journal(FAILOVER), &gone, &aside(&["b"]), 1).violations, 1);
         assert_eq!(kept_aside(&journal(FAILOVER), &gone, &aside(&["a"]), 2).violations, 1);
         assert!(!kept_aside(&journal(FAILOVER), &BTreeMap::new(), &aside(&["a", "d"]), 0).ok);
+    }
+
+    #[test]
+    fn a_cluster_that_does_not_come_back_convicts() {
+        assert!(recovered(3, None).ok);
+        assert_eq!(recovered(3, Some(&"n2 is joining".to_owned())).findings, ["n2 is joining"]);
+        assert!(!recovered(0, None).ok);
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub struct NodeView {
     pub lsn: Option<String>,
     /// How far it is behind.
     pub lag_bytes: Option<u64>,
+    /// Whether it is marked as one that must not become active.
+    pub nofailover: Option<bool>,
     /// Whether its word is recent, where the teller says.
     pub is_reachable: Option<bool>,
 }
