@@ -19,6 +19,7 @@ pub mod http;
 pub mod journal;
 pub mod judgement;
 pub mod kinds;
+pub mod list;
 pub mod machine;
 pub mod node;
 pub mod poller;
@@ -56,6 +57,7 @@ enum ChaosCommand {
     #[command(hide = true)]
     Poller(poller::PollerArgs),
     Run(run::RunArgs),
+    List(list::ListArgs),
     Bench(crate::demo::BenchArgs),
 }
 
@@ -70,6 +72,7 @@ pub fn main(args: ChaosArgs) -> anyhow::Result<u8> {
         ChaosCommand::Writer(args) => on_own_runtime(writer::run(args)),
         ChaosCommand::Poller(args) => on_own_runtime(poller::run(args)),
         ChaosCommand::Run(args) => on_own_runtime(run::run(args)),
+        ChaosCommand::List(args) => Ok(list::run(&args)),
         ChaosCommand::Bench(args) => crate::demo::bench(args),
     }
 }

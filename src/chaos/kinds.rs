@@ -126,7 +126,7 @@ pub static KINDS: &[Row] = &[
     },
     Row {
         does: "power and cable are back, and the supervisor starts the daemon",
-        proof: "the carrier is there and the daemon was seen running",
+        proof: "the carrier is there and the daemon was started",
         default_victim: Some("last"),
         ..row(Kind::Boot, "boot", Argument::None, "boot n1")
     },

@@ -30,8 +30,8 @@ pub enum Proof {
     Boot {
         /// Whether the host's interface has a carrier.
         carrier: bool,
-        /// Daemons that were seen running on the host.
-        daemons: usize,
+        /// How often the supervisor started the daemon afterwards.
+        starts: u64,
     },
     /// Of a pulled cable.
     Cable {
@@ -129,7 +129,7 @@ impl Proof {
                 Err(format!("the host answered {answers} requests meanwhile"))
             }
             Self::Boot { carrier: false, .. } => Err("its cable does not carry".to_owned()),
-            Self::Boot { daemons: 0, .. } => Err("no daemon was seen running".to_owned()),
+            Self::Boot { starts: 0, .. } => Err("no daemon was started".to_owned()),
             Self::Cable { carrier_before: false, .. } => Err("the cable was out already".to_owned()),
             Self::Cable { carrier: true, .. } => Err("its cable carried meanwhile".to_owned()),
             Self::Dropped(packets) => dropped(packets, fault),
@@ -225,7 +225,7 @@ mod tests {
             (of(9, 0, false, 2), "answered 2 requests"),
         ];
         holds(&Fault::Crash, &of(9, 0, false, 0), &bad);
-        let of = |carrier, daemons| Proof::Boot { carrier, daemons };
+        let of = |carrier, starts| Proof::Boot { carrier, starts };
         holds(&Fault::Boot, &of(true, 1), &[(of(false, 1), "does not carry"), (of(true, 0), "no daemon")]);
     }
 

@@ -40,6 +40,40 @@ mod parse;
 
 pub(in crate::chaos) use parse::span;
 
+/// The words for a step's host, beside the hosts' own names.
+pub const VICTIMS: &[(&str, &str)] = &[
+    ("active", "the host that is active when the step is due"),
+    (
+        "standby",
+        "the first, by name, that is up and not active; as the second host of `part`, another one than the first",
+    ),
+    ("leader", "the one that leads Raft when the step is due"),
+    ("last", "the one that the newest step was done to"),
+    ("standbys", "every host that is up and not active"),
+    ("down", "every host that lost its power and has not booted since"),
+    ("all", "every host"),
+];
+
+/// The statements beside `at`.
+pub const STATEMENTS: &[(&str, &str)] = &[
+    (
+        "end TIME",
+        "when the faults are over: everything is healed, and the cluster judged once it is whole; must be there",
+    ),
+    ("silent TIME TIME", "nothing may be acknowledged in this time"),
+    ("writes TIME TIME", "something must be acknowledged in this time"),
+    ("option NAME=VALUE", "an option that the cluster starts with"),
+    ("form HOST…", "the hosts that the cluster has at first, without it all; others come by `join`"),
+    ("addresses ipv4|ipv6|names", "how hosts find each other; without it `ipv4`"),
+    (
+        "lossy",
+        "acknowledged rows may be lost, as the durability that was chosen says; the nodes must agree all the same",
+    ),
+    ("aside NUMBER", "of those lost, at least so many, and each of them is in the log that nodes put aside"),
+    ("rewound", "parted databases are mended without a copy, and at least one was"),
+    ("lenient", "a step that nobody is there for is passed over; without it, it ends the run"),
+];
+
 /// Which host a step is done to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Victim {

@@ -48,7 +48,13 @@ fn hosts_are_cut_healed_frozen_and_killed_and_nothing_is_left() {
     }
     let secret = folder.path().join("it's the schedule");
     fs::write(&secret, "at 1s crash active").unwrap();
-    let lab = match Lab::set_up(&["n1", "n2"], folder.path(), Addresses::Ipv4, &Machine::look(), &[secret.clone()]) {
+    let lab = match Lab::set_up(
+        &["n1", "n2"],
+        folder.path(),
+        Addresses::Ipv4,
+        &Machine::look(),
+        std::slice::from_ref(&secret),
+    ) {
         Ok(lab) => lab,
         Err(error) => {
             let told = error.to_string();

@@ -46,7 +46,7 @@ impl Range {
                 inflicted.counted = u64::from(supervisor.seen().starts);
                 supervisor.up();
                 self.down.remove(name);
-                Proof::Boot { carrier, daemons: 0 }
+                Proof::Boot { carrier, starts: 0 }
             }
             Fault::Cut => {
                 let carrier_before = host.carrier()?;
@@ -158,9 +158,7 @@ impl Range {
                     *cpu_ticks = host.ticks(&clients).saturating_sub(inflicted.counted);
                     *frozen_ms = u64::try_from(now.since(inflicted.since).as_millis()).unwrap_or(u64::MAX);
                 }
-                Proof::Boot { daemons, .. } => {
-                    *daemons = usize::try_from(starts.saturating_sub(inflicted.counted)).unwrap_or(usize::MAX);
-                }
+                Proof::Boot { starts: counted, .. } => *counted = starts.saturating_sub(inflicted.counted),
                 Proof::Came { servers } => {
                     *servers = process::parts(&process::scan(), &host.processes(&clients), Part::Postgres).len();
                 }

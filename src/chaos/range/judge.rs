@@ -206,13 +206,7 @@ impl Range {
             let text = String::from_utf8_lossy(&text);
             findings.extend(text.lines().filter(panicked).map(|line| format!("{}: {line}", node.name)));
         }
-        Verdict {
-            checker: "no_panic",
-            ok: findings.is_empty(),
-            examined: self.nodes.len(),
-            violations: findings.len(),
-            findings,
-        }
+        Verdict::new("no_panic", self.nodes.len(), true, findings)
     }
 }
 

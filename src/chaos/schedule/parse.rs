@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::chaos::kinds::{self, KINDS, Kind};
 
-use super::{Addresses, Direction, Fault, Part, Schedule, ScheduleError, Step, Stretch, Victim};
+use super::{Addresses, Direction, Fault, Part, STATEMENTS, Schedule, ScheduleError, Step, Stretch, VICTIMS, Victim};
 
 impl Schedule {
     /// Parses a schedule; `hosts` are the names that it may speak of.
@@ -61,10 +61,10 @@ impl Schedule {
                     schedule.lenient = true;
                     Ok(())
                 }
-                [other, ..] => Err(format!(
-                    "`{other}` begins no statement; use `at TIME FAULT [HOST]`, `end TIME`, `silent TIME TIME`, `writes TIME TIME`, \
-                     `option NAME=VALUE`, `form HOST…`, `addresses ipv4|ipv6|names`, `lossy`, `aside NUMBER`, `rewound` or `lenient`"
-                )),
+                [other, ..] => {
+                    let known: Vec<String> = STATEMENTS.iter().map(|(form, _)| format!("`{form}`")).collect();
+                    Err(format!("`{other}` begins no statement; use `at TIME FAULT [HOST]`, {}", known.join(", ")))
+                }
             };
             if let Err(problem) = parsed {
                 problems.push(format!("line {number}: {problem}"));
@@ -168,7 +168,8 @@ fn victim(word: &str, hosts: &[&str]) -> Result<Victim, String> {
         name => {
             let known = hosts.join(", ");
             return Err(format!(
-                "`{name}` is no host; use active, standby, leader, last, standbys, down, all or one of {known}"
+                "`{name}` is no host; use {} or one of {known}",
+                VICTIMS.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ")
             ));
         }
     })
