@@ -15,6 +15,7 @@ pub mod client;
 pub mod dsn;
 pub mod forming;
 pub mod hosts;
+mod html;
 pub mod http;
 pub mod journal;
 pub mod judgement;
@@ -32,6 +33,7 @@ pub mod report;
 pub mod rows;
 pub mod run;
 pub mod schedule;
+pub mod timeline;
 pub mod view;
 pub mod writer;
 

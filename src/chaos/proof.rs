@@ -3,6 +3,8 @@
 //! Pure. A measurement is taken when the fault is in force, and again just before it is taken back; a fault that did not bite
 //! proves nothing about the cluster, so a run with one is `inconclusive`.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use super::hosts::Packets;
@@ -170,6 +172,68 @@ impl Proof {
             | Self::Moved { .. }
             | Self::Gone { .. }
             | Self::Came { .. } => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Proof {
+    /// Says what was measured, in plain words.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cable = |carries: &bool| if *carries { "the cable carries" } else { "the cable does not carry" };
+        let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "nobody".to_owned());
+        match self {
+            Self::Power { processes_before, processes_after, carrier, answers } => write!(
+                f,
+                "{processes_before} processes before, {processes_after} after; {}; {answers} requests answered",
+                cable(carrier)
+            ),
+            Self::Boot { carrier, starts } => write!(f, "{}; the daemon was started {starts} times", cable(carrier)),
+            Self::Cable { carrier_before, carrier, answers } => write!(
+                f,
+                "before, {}; meanwhile, {}; {answers} requests answered",
+                cable(carrier_before),
+                cable(carrier)
+            ),
+            Self::Dropped(packets) if packets.seen_in + packets.seen_out > 0 => write!(
+                f,
+                "dropped {} of {} packets to the host and {} of {} from it",
+                packets.dropped_in, packets.seen_in, packets.dropped_out, packets.seen_out
+            ),
+            Self::Dropped(packets) => {
+                write!(f, "dropped {} packets to the host and {} from it", packets.dropped_in, packets.dropped_out)
+            }
+            Self::Healed { carrier, rules } => write!(f, "{}; {rules} rules drop packets", cable(carrier)),
+            Self::Frozen { processes, frozen, cpu_ticks, frozen_ms, answers } => {
+                let word = if *frozen { "frozen" } else { "not all frozen" };
+                let time = format!("{cpu_ticks} ticks of processor time");
+                write!(f, "{processes} processes {word} for {frozen_ms} ms; {time}; {answers} requests answered")
+            }
+            Self::Thawed { frozen } => f.write_str(if *frozen { "still frozen" } else { "nothing is frozen" }),
+            Self::Killed { pids, left, gone_ms } if left.is_empty() => {
+                write!(f, "processes {pids:?} were gone after {gone_ms} ms")
+            }
+            Self::Killed { pids, left, gone_ms } => {
+                write!(f, "of processes {pids:?}, {left:?} are there after {gone_ms} ms")
+            }
+            Self::Moved { writer_before, writer_after } => {
+                write!(
+                    f,
+                    "writes were acknowledged by {} before and by {} after",
+                    name(writer_before),
+                    name(writer_after)
+                )
+            }
+            Self::Said { by, nofailover } => match nofailover {
+                Some(true) => write!(f, "{by} says that it is marked"),
+                Some(false) => write!(f, "{by} says that it is not marked"),
+                None => write!(f, "{by} says nothing of it"),
+            },
+            Self::Sent { rows } => write!(f, "{rows} rows are in the client's journal"),
+            Self::Gone { processes_before, processes_after, folder } => {
+                let folder = if *folder { "is there" } else { "is gone" };
+                write!(f, "{processes_before} processes before, {processes_after} after; its folder {folder}")
+            }
+            Self::Came { servers } => write!(f, "{servers} PostgreSQL servers run"),
         }
     }
 }

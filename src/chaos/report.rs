@@ -6,6 +6,7 @@ use super::checkers::Verdict;
 use super::judgement::{Judgement, Skipped, Work};
 use super::kinds::Kind;
 use super::proof::Proof;
+use super::timeline::Timelines;
 
 /// What a run found: its last line.
 #[derive(Debug, Clone, Serialize)]
@@ -43,6 +44,28 @@ pub struct Report {
     pub verdicts: Vec<Verdict>,
     /// What kept the run from its end.
     pub error: Option<String>,
+}
+
+/// All that was judged, as `report.json` holds it: enough to play the run again.
+#[derive(Debug, Clone, Serialize)]
+pub struct Record {
+    /// What the run found.
+    #[serde(flatten)]
+    pub report: Report,
+    /// The seed, where the faults came by chance.
+    pub seed: Option<u64>,
+    /// How long those went on.
+    pub duration_ms: Option<u64>,
+    /// How many hosts there were.
+    pub hosts: u8,
+    /// Kinds that the machine was allowed to go without.
+    pub allow_skip: Vec<Kind>,
+    /// The version of hasup, of harness and nodes alike.
+    pub version: String,
+    /// The schedule, with the options of the cluster.
+    pub schedule: String,
+    /// What happened when.
+    pub timeline: Timelines,
 }
 
 /// A step as it was done to one host.

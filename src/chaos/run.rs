@@ -12,9 +12,10 @@ use tokio::time::Instant;
 
 use super::kinds::Kind;
 use super::machine::{Machine, Need};
-use super::random;
 use super::range::Range;
+use super::report::Record;
 use super::schedule::{Schedule, span};
+use super::{html, random};
 use crate::sys::fs::write_volatile;
 
 /// Play a schedule of faults against a cluster on hosts of its own, and judge it
@@ -89,19 +90,35 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),
         _ = terminated.recv() => Err(anyhow::anyhow!("interrupted")),
     };
-    let report = range.judge(result, &schedule, &tell).await;
+    let (report, timeline) = range.judge(result, &schedule, &tell).await;
     drop(range);
     tell("the hosts are gone");
-    write_volatile(&dir.join("schedule.chaos"), schedule.to_string().as_bytes()).context("write the schedule")?;
+    let ok = report.ok;
     let line = serde_json::to_string(&report)?;
-    write_volatile(&dir.join("report.json"), format!("{line}\n").as_bytes()).context("write the report")?;
-    if keep || !report.ok {
-        tell(&format!("journals and logs are in {}", dir.display()));
+    let by_chance = args.seed.filter(|_| args.schedule.is_none());
+    let record = Record {
+        report,
+        seed: by_chance,
+        duration_ms: by_chance.map(|_| u64::try_from(args.duration.as_millis()).unwrap_or(u64::MAX)),
+        hosts: args.hosts,
+        allow_skip: args.allow_skip,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        schedule: schedule.to_string(),
+        timeline,
+    };
+    if keep || !ok {
+        let put = |name: &str, text: String| {
+            write_volatile(&dir.join(name), text.as_bytes()).with_context(|| format!("write {name}"))
+        };
+        put("schedule.chaos", record.schedule.clone())?;
+        put("report.json", format!("{}\n", serde_json::to_string(&record)?))?;
+        put("report.html", html::page(&record))?;
+        tell(&format!("report.html, report.json, journals and logs are in {}", dir.display()));
     } else {
         fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
     }
     println!("{line}");
-    Ok(u8::from(!report.ok))
+    Ok(u8::from(!ok))
 }
 
 /// Reads how long faults by chance go on.

@@ -16,10 +16,11 @@ use crate::chaos::checkers::{
 use crate::chaos::client::Target;
 use crate::chaos::forming::WHOLE_LIMIT;
 use crate::chaos::journal::{Journal, Outcome, Span};
-use crate::chaos::judgement::{Facts, Work, calm_times, judge};
+use crate::chaos::judgement::{Facts, Word, Work, calm_times, judge};
 use crate::chaos::proof::Proof;
 use crate::chaos::report::{FaultRecord, Report};
 use crate::chaos::schedule::Schedule;
+use crate::chaos::timeline::{Start, Timelines};
 use crate::chaos::view::EventView;
 use crate::chaos::{aside, millis, process, rows};
 use crate::types::BootTime;
@@ -31,7 +32,7 @@ impl Range {
         result: anyhow::Result<()>,
         schedule: &Schedule,
         tell: &(dyn Fn(&str) + Sync),
-    ) -> Report {
+    ) -> (Report, Timelines) {
         process::send(self.client_pids(), Signal::SIGTERM);
         for client in self.clients.iter_mut().chain(&mut self.inserters) {
             // One that does not end by itself is killed when it is dropped.
@@ -102,8 +103,14 @@ impl Range {
         tell(&format!("verdict: {}", judgement.verdict.as_str()));
         judgement.why.iter().for_each(|why| tell(&format!("  {why}")));
         let gap = outside.longest_gap(BootTime(0), BootTime(u64::MAX));
-        Report {
-            ok: judgement.verdict == crate::chaos::judgement::Word::Ok,
+        let start = Start { boot: self.began.at, wall: self.began.wall };
+        // Without a start, there is nothing that times could count from.
+        let timelines = match self.began.at {
+            BootTime(0) => Timelines::default(),
+            _ => Timelines::draw(start, &journal, &outside, &history),
+        };
+        let report = Report {
+            ok: judgement.verdict == Word::Ok,
             judgement,
             lease_ms: self.lease_ms,
             acknowledged: journal.count(Outcome::Ok, BootTime(0)),
@@ -119,7 +126,8 @@ impl Range {
             skipped: self.skipped.clone(),
             verdicts,
             error,
-        }
+        };
+        (report, timelines)
     }
 
     /// Completes each proof by what the clients saw, and tells whether it bit.
