@@ -6,8 +6,9 @@
 //!
 //! - Clients, each a process of its own with a journal: [`writer`] (unique rows), [`poller`] (role endpoints).
 //! - The cluster under test: [`node`] (commands, supervisor), [`forming`], [`hosts`] (namespaces and their faults), [`view`],
-//!   [`rows`], [`aside`], [`process`]. [`run`] plays a schedule on it.
-//! - Pure: [`journal`] (what clients saw, write gaps), [`checkers`] (verdicts), [`schedule`] (what is done when), [`dsn`].
+//!   [`rows`], [`aside`], [`process`], [`machine`] (what this one lacks). [`run`] plays a schedule on it, [`replay`] that of a report.
+//! - Pure: [`journal`] (what clients saw, write gaps), [`checkers`], [`kinds`] (the table of faults), [`proof`] (did it bite),
+//!   [`judgement`] (the verdict), [`timeline`], [`schedule`] (what is done when), [`dsn`].
 
 pub mod aside;
 pub mod checkers;
@@ -29,6 +30,7 @@ pub mod proof;
 pub mod random;
 mod range;
 pub mod recorder;
+pub mod replay;
 pub mod report;
 pub mod rows;
 pub mod run;
@@ -59,6 +61,7 @@ enum ChaosCommand {
     #[command(hide = true)]
     Poller(poller::PollerArgs),
     Run(run::RunArgs),
+    Replay(replay::ReplayArgs),
     List(list::ListArgs),
     Bench(crate::demo::BenchArgs),
 }
@@ -74,6 +77,7 @@ pub fn main(args: ChaosArgs) -> anyhow::Result<u8> {
         ChaosCommand::Writer(args) => on_own_runtime(writer::run(args)),
         ChaosCommand::Poller(args) => on_own_runtime(poller::run(args)),
         ChaosCommand::Run(args) => on_own_runtime(run::run(args)),
+        ChaosCommand::Replay(args) => on_own_runtime(replay::run(args)),
         ChaosCommand::List(args) => Ok(list::run(&args)),
         ChaosCommand::Bench(args) => crate::demo::bench(args),
     }

@@ -305,3 +305,5 @@ fn letter(index: usize) -> String {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(super) use tests::record as example;

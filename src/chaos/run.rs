@@ -48,12 +48,29 @@ pub struct RunArgs {
     pub options: Vec<String>,
 }
 
+/// A run that is to be.
+pub(super) struct Plan {
+    pub(super) schedule: Schedule,
+    /// The seed that the schedule came from.
+    pub(super) seed: Option<u64>,
+    /// How long its faults by chance go on.
+    pub(super) duration: Option<Duration>,
+    pub(super) hosts: u8,
+    pub(super) allow_skip: Vec<Kind>,
+    /// Files that tell what is to come, which the hosts find empty.
+    pub(super) hidden: Vec<PathBuf>,
+    /// The folder that is kept.
+    pub(super) report: Option<PathBuf>,
+    /// Whether standard output is for JSON alone.
+    pub(super) json: bool,
+}
+
 /// Runs the schedule and returns the exit status: 0 where every promise was kept, else 1.
 ///
 /// # Errors
 /// When nothing could be judged for want of the machine: no root, no tools, a wrong schedule.
 pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
-    let names: Vec<String> = (1..=args.hosts).map(|number| format!("n{number}")).collect();
+    let names = names(args.hosts);
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut schedule = match (&args.schedule, args.seed) {
         (Some(path), _) => {
@@ -64,49 +81,73 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         (None, seed) => random::schedule(seed.unwrap_or_default(), args.duration, &names),
     };
     schedule.options.extend(args.options);
+    let by_chance = args.seed.filter(|_| args.schedule.is_none());
+    let record = execute(Plan {
+        schedule,
+        seed: by_chance,
+        duration: by_chance.map(|_| args.duration),
+        hosts: args.hosts,
+        allow_skip: args.allow_skip,
+        hidden: args.schedule.into_iter().collect(),
+        report: args.report,
+        json: args.json,
+    })
+    .await?;
+    println!("{}", serde_json::to_string(&record.report)?);
+    Ok(u8::from(!record.report.ok))
+}
+
+/// Returns the names of so many hosts.
+pub(super) fn names(hosts: u8) -> Vec<String> {
+    (1..=hosts).map(|number| format!("n{number}")).collect()
+}
+
+/// Prints a line of progress: on standard error where standard output is for JSON alone.
+pub(super) fn say(json: bool, line: &str) {
+    // A reader that has gone is no reason to leave hosts behind.
+    let _ = if json { writeln!(std::io::stderr(), "{line}") } else { writeln!(std::io::stdout(), "{line}") };
+}
+
+/// Makes the hosts, plays the schedule on them, judges, and leaves the folder with the report where it is to be kept or the verdict is
+/// not `ok`.
+///
+/// # Errors
+/// When nothing could be judged for want of the machine, or the report not be written.
+pub(super) async fn execute(plan: Plan) -> anyhow::Result<Record> {
     let machine = Machine::look();
     if let Some(why) = machine.lacks(Need::OF_HOSTS) {
         bail!("this machine cannot play a schedule, so nothing was started: {why}");
     }
-    let (dir, keep) = folder(args.report.as_deref())?;
-    let to_stderr = args.json;
+    let Plan { schedule, json, .. } = plan;
+    let (dir, keep) = folder(plan.report.as_deref())?;
     let started = Instant::now();
-    let tell = move |line: &str| {
-        let after = started.elapsed().as_secs_f64();
-        // A reader that has gone is no reason to leave hosts behind.
-        let _ = if to_stderr {
-            writeln!(std::io::stderr(), "{after:7.1} s  {line}")
-        } else {
-            writeln!(std::io::stdout(), "{after:7.1} s  {line}")
-        };
-    };
+    let tell = move |line: &str| say(json, &format!("{:7.1} s  {line}", started.elapsed().as_secs_f64()));
     let mut interrupted = signal(SignalKind::interrupt()).context("await SIGINT")?;
     let mut terminated = signal(SignalKind::terminate()).context("await SIGTERM")?;
-    // Who is under test must not know what comes: the hosts find the file empty, and the schedule is written down when they are gone.
-    let hidden: Vec<PathBuf> = args.schedule.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
+    // Who is under test must not know what comes: the hosts find these files empty, and the schedule is written down when they are gone.
+    let hidden: Vec<PathBuf> = plan.hidden.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
+    let names = names(plan.hosts);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut range = Range::set_up(&names, dir.clone(), schedule.addresses, machine, &hidden, &tell)?;
     let result = tokio::select! {
-        result = range.play(&schedule, &args.allow_skip, &tell) => result,
+        result = range.play(&schedule, &plan.allow_skip, &tell) => result,
         _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),
         _ = terminated.recv() => Err(anyhow::anyhow!("interrupted")),
     };
     let (report, timeline) = range.judge(result, &schedule, &tell).await;
     drop(range);
     tell("the hosts are gone");
-    let ok = report.ok;
-    let line = serde_json::to_string(&report)?;
-    let by_chance = args.seed.filter(|_| args.schedule.is_none());
     let record = Record {
         report,
-        seed: by_chance,
-        duration_ms: by_chance.map(|_| u64::try_from(args.duration.as_millis()).unwrap_or(u64::MAX)),
-        hosts: args.hosts,
-        allow_skip: args.allow_skip,
+        seed: plan.seed,
+        duration_ms: plan.duration.map(|duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)),
+        hosts: plan.hosts,
+        allow_skip: plan.allow_skip,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         schedule: schedule.to_string(),
         timeline,
     };
-    if keep || !ok {
+    if keep || !record.report.ok {
         let put = |name: &str, text: String| {
             write_volatile(&dir.join(name), text.as_bytes()).with_context(|| format!("write {name}"))
         };
@@ -117,8 +158,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     } else {
         fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
     }
-    println!("{line}");
-    Ok(u8::from(!ok))
+    Ok(record)
 }
 
 /// Reads how long faults by chance go on.
