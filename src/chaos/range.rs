@@ -48,6 +48,8 @@ pub(super) struct Range {
     inflicted: Vec<Inflicted>,
     passed_over: Vec<PassedOver>,
     skipped: Vec<Skipped>,
+    /// When everything was healed.
+    healed: Option<BootTime>,
     /// Whether the cluster was whole and took writes after the last fault, or what was missing; none where nobody looked.
     recovered: Option<Result<BootTime, String>>,
     lease_ms: u64,
@@ -170,6 +172,7 @@ impl Range {
             inflicted: Vec::new(),
             passed_over: Vec::new(),
             skipped: Vec::new(),
+            healed: None,
             recovered: None,
             lease_ms: 0,
             last: None,
@@ -252,6 +255,7 @@ impl Range {
         }
         sleep_until(start + schedule.end).await;
         tell("the faults are over: healing everything");
+        self.healed = Some(boot_now());
         self.heal_all()?;
         self.recovered = Some(self.recover(tell).await?);
         // Boots and joins may have taken their time up to here.

@@ -1,3 +1,5 @@
+//! Hosts are made, broken and measured for real, where this is root.
+
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use super::*;

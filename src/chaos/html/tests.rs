@@ -1,3 +1,5 @@
+//! The page of a run that never was, with text of others that would be HTML.
+
 use std::collections::BTreeMap;
 
 use super::*;

@@ -162,15 +162,9 @@ impl Range {
         // A role that moves takes a lease and a promotion; what then comes back works for a while to catch up.
         let settle = Duration::from_millis(self.lease_ms * 2) + Duration::from_secs(2);
         let whole = self.recovered.as_ref().and_then(|outcome| outcome.as_ref().ok()).copied();
-        let healed = whole.unwrap_or(end);
-        let in_force: Vec<_> = self
-            .inflicted
-            .iter()
-            .map(|it| (it.at, it.until))
-            // From the healing on, only the cluster's own word that it is whole begins a calm time.
-            .chain(self.inflicted.iter().filter_map(|it| it.until).max().map(|at| (at, None)))
-            .collect();
-        let mut calm = calm_times(first, healed, &in_force, settle);
+        let in_force: Vec<_> = self.inflicted.iter().map(|it| (it.at, it.until)).collect();
+        // From the healing on, only the cluster's own word that it is whole begins a calm time.
+        let mut calm = calm_times(first, self.healed.unwrap_or(end), &in_force, settle);
         calm.extend(whole.map(|at| (at, end)).filter(|(at, end)| at < end));
         Work::measure(outside, first, &calm)
     }
