@@ -6,8 +6,9 @@
 //!
 //! - Clients, each a process of its own with a journal: [`writer`] (unique rows), [`poller`] (role endpoints).
 //! - The cluster under test: [`node`] (commands, supervisor), [`forming`], [`hosts`] (namespaces and their faults), [`view`],
-//!   [`rows`], [`aside`], [`process`]. [`run`] plays a schedule on it.
-//! - Pure: [`journal`] (what clients saw, write gaps), [`checkers`] (verdicts), [`schedule`] (what is done when), [`dsn`].
+//!   [`rows`], [`aside`], [`process`], [`machine`] (what this one lacks). [`run`] plays a schedule on it, [`replay`] that of a report.
+//! - Pure: [`journal`] (what clients saw, write gaps), [`checkers`], [`kinds`] (the table of faults), [`proof`] (did it bite),
+//!   [`judgement`] (the verdict), [`timeline`], [`schedule`] (what is done when), [`dsn`].
 
 pub mod aside;
 pub mod checkers;
@@ -15,17 +16,26 @@ pub mod client;
 pub mod dsn;
 pub mod forming;
 pub mod hosts;
+mod html;
 pub mod http;
 pub mod journal;
+pub mod judgement;
+pub mod kinds;
+pub mod list;
+pub mod machine;
 pub mod node;
 pub mod poller;
 pub mod process;
+pub mod proof;
 pub mod random;
+mod range;
 pub mod recorder;
-mod report;
+pub mod replay;
+pub mod report;
 pub mod rows;
 pub mod run;
 pub mod schedule;
+pub mod timeline;
 pub mod view;
 pub mod writer;
 
@@ -51,6 +61,8 @@ enum ChaosCommand {
     #[command(hide = true)]
     Poller(poller::PollerArgs),
     Run(run::RunArgs),
+    Replay(replay::ReplayArgs),
+    List(list::ListArgs),
     Bench(crate::demo::BenchArgs),
 }
 
@@ -65,6 +77,8 @@ pub fn main(args: ChaosArgs) -> anyhow::Result<u8> {
         ChaosCommand::Writer(args) => on_own_runtime(writer::run(args)),
         ChaosCommand::Poller(args) => on_own_runtime(poller::run(args)),
         ChaosCommand::Run(args) => on_own_runtime(run::run(args)),
+        ChaosCommand::Replay(args) => on_own_runtime(replay::run(args)),
+        ChaosCommand::List(args) => Ok(list::run(&args)),
         ChaosCommand::Bench(args) => crate::demo::bench(args),
     }
 }

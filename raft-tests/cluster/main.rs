@@ -80,6 +80,15 @@ fn play(name: &str, only_in_full: bool) {
         let kept = report.keep();
         panic!("{name}: {}\n{last}\njournals and logs are in {}", output.status, kept.display());
     }
+    let faults = verdict["faults"].as_array().cloned().unwrap_or_default();
+    let parsed = Schedule::parse(&text, &["n1", "n2", "n3"]).unwrap();
+    for step in &parsed.steps {
+        let played = faults.iter().filter(|fault| fault["step"] == step.to_string());
+        assert!(played.clone().count() > 0, "{name}: `{step}` was done to nobody");
+        for fault in played {
+            assert!(fault["bit"] == true && fault["proof"].is_object(), "{name}: {fault}");
+        }
+    }
 }
 
 macro_rules! schedules {

@@ -11,6 +11,19 @@ use serde::Serialize;
 use super::journal::{Journal, Outcome, Row, Span};
 use crate::types::Timeline;
 
+/// Every checker, and what it checks.
+pub const CHECKERS: &[(&str, &str)] = &[
+    ("one_writer", "no two nodes acknowledged writes in the same span of time"),
+    ("one_active_endpoint", "at no instant two nodes' role endpoints answered 200"),
+    ("kept_rows", "every acknowledged row is on every node, and the nodes agree about every other one"),
+    ("same_rows", "the nodes agree about every row; instead of `kept_rows` where a schedule says `lossy`"),
+    ("kept_aside", "what was let go is in the log that nodes put aside; where a schedule says `aside`"),
+    ("expected_writes", "what a schedule's `silent` and `writes` say of the acknowledgements"),
+    ("rewound", "a database that had parted was rewound and none copied; where a schedule says `rewound`"),
+    ("recovered", "everything healed, the cluster was whole and took writes again within its limits"),
+    ("no_panic", "no daemon said that it panicked"),
+];
+
 /// How many findings a verdict spells out; all are counted.
 const SPELLED_OUT: usize = 10;
 
@@ -34,7 +47,9 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn new(checker: &'static str, examined: usize, enough: bool, all: Vec<String>) -> Self {
+    /// Says that `checker` looked at `examined` things, whether those were `enough`, and what was wrong with them.
+    #[must_use]
+    pub fn new(checker: &'static str, examined: usize, enough: bool, all: Vec<String>) -> Self {
         let violations = all.len();
         let mut findings: Vec<String> = all.into_iter().take(SPELLED_OUT).collect();
         if !enough {
@@ -105,6 +120,12 @@ pub fn expected_writes(journal: &Journal, stretches: &[Expected]) -> Verdict {
         }
     }
     Verdict::new("expected_writes", stretches.len(), true, findings)
+}
+
+/// Checks that the cluster of `nodes` came back once everything was healed; `missing` says what did not.
+#[must_use]
+pub fn recovered(nodes: usize, missing: Option<&String>) -> Verdict {
+    Verdict::new("recovered", nodes, nodes > 0, missing.into_iter().cloned().collect())
 }
 
 /// Checks that at least one database was rewound, and none copied, by what `steps` of rebuilds say.
@@ -319,6 +340,13 @@ mod tests {
         assert_eq!(kept_aside(&journal(FAILOVER), &gone, &aside(&["b"]), 1).violations, 1);
         assert_eq!(kept_aside(&journal(FAILOVER), &gone, &aside(&["a"]), 2).violations, 1);
         assert!(!kept_aside(&journal(FAILOVER), &BTreeMap::new(), &aside(&["a", "d"]), 0).ok);
+    }
+
+    #[test]
+    fn a_cluster_that_does_not_come_back_convicts() {
+        assert!(recovered(3, None).ok);
+        assert_eq!(recovered(3, Some(&"n2 is joining".to_owned())).findings, ["n2 is joining"]);
+        assert!(!recovered(0, None).ok);
     }
 
     #[test]

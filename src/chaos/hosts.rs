@@ -4,10 +4,10 @@
 //! cannot tell a fault from the real thing. Clients that run on a host ("beside" it) are kept apart: neither frozen nor
 //! killed with it.
 //!
+//! What is done to them is in `faults`, and what shows that it was in `measure`.
+//!
 //! Absent: delay and rate limits (the kernels at hand have no netem), disks of their own, process namespaces.
 
-use crate::sys::clock::boot_now;
-use crate::sys::fs::write_volatile;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
@@ -19,8 +19,16 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::machine::{Machine, Need};
 use super::process;
-use super::schedule::{Addresses, Direction};
+use super::schedule::Addresses;
+use crate::sys::clock::boot_now;
+use crate::sys::fs::write_volatile;
+
+mod faults;
+mod measure;
+
+pub use measure::{Packets, try_rules};
 
 /// Where cgroup v1's freezer is, and the unified hierarchy, as distributions mount them.
 const FREEZER: &str = "/sys/fs/cgroup/freezer";
@@ -85,6 +93,7 @@ pub struct Host {
     freezer: Freezer,
     anchor: Child,
     network: PathBuf,
+    has_rules: bool,
 }
 
 /// A switch with hosts and one place outside for the judge. Dropping it ends every process in it and removes it.
@@ -115,11 +124,18 @@ fn host_table(names: &[&str], dir: &Path) -> Result<PathBuf, HostError> {
 }
 
 impl Lab {
-    /// Makes hosts named `names` on a switch; each sees its own folder `dir/NAME` and none of the others'.
+    /// Makes hosts named `names` on a switch; each sees its own folder `dir/NAME` and none of the others', and finds nothing in the
+    /// files `hidden`. Where the machine has no rules for packets, none are dropped.
     ///
     /// # Errors
     /// [`HostError`]; whatever was made is removed again.
-    pub fn set_up(names: &[&str], dir: &Path, addresses: Addresses) -> Result<Self, HostError> {
+    pub fn set_up(
+        names: &[&str],
+        dir: &Path,
+        addresses: Addresses,
+        machine: &Machine,
+        hidden: &[PathBuf],
+    ) -> Result<Self, HostError> {
         if !nix::unistd::Uid::effective().is_root() {
             return Err(HostError::NotRoot);
         }
@@ -135,10 +151,10 @@ impl Lab {
         ip(&["netns", "add", &switch])?;
         ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"])?;
         ip(&["-n", &switch, "link", "set", "br0", "up"])?;
-        nft(
-            &switch,
-            "add table bridge faults\nadd chain bridge faults forward { type filter hook forward priority 0; }\n",
-        )?;
+        let has_rules = machine.lacks(&[Need::Rules]).is_none();
+        if has_rules {
+            nft(&switch, measure::TABLE)?;
+        }
         let is_v6 = addresses == Addresses::Ipv6;
         plug(&switch, &judge, "p-judge", if is_v6 { "fd77::ff/64" } else { "10.77.0.254/24" })?;
         for (index, name) in names.iter().enumerate() {
@@ -149,11 +165,13 @@ impl Lab {
             plug(&switch, &namespace, &port, &format!("{own}/{}", if is_v6 { 64 } else { 24 }))?;
             let address = if table.is_some() { full_name(name) } else { own };
             let chain = format!("add chain bridge faults {port}\nadd rule bridge faults forward jump {port}\n");
-            nft(&switch, &chain)?;
+            if has_rules {
+                nft(&switch, &chain)?;
+            }
             let freezer = Freezer::make(&namespace)?;
             let others: Vec<PathBuf> =
                 names.iter().filter(|other| *other != name).map(|other| dir.join(other)).collect();
-            let anchor = anchor(&namespace, &others, table.as_deref())?;
+            let anchor = anchor(&namespace, &others, hidden, table.as_deref())?;
             let network = PathBuf::from(format!("/proc/{}/ns/net", anchor.id()));
             let network = fs::read_link(&network).map_err(|source| HostError::File { path: network, source })?;
             lab.hosts.push(Host {
@@ -165,6 +183,7 @@ impl Lab {
                 freezer,
                 anchor,
                 network,
+                has_rules,
             });
         }
         Ok(lab)
@@ -256,128 +275,6 @@ impl Host {
             .filter(|pid| *pid != anchor && *pid != me && !clients.contains(pid))
             .collect()
     }
-
-    /// Pulls the cable.
-    ///
-    /// # Errors
-    /// [`HostError::Command`].
-    pub fn cut(&self) -> Result<(), HostError> {
-        ip(&["-n", &self.switch, "link", "set", &self.port, "down"])
-    }
-
-    /// Puts the cable back and lets every packet pass.
-    ///
-    /// # Errors
-    /// [`HostError::Command`].
-    pub fn heal(&self) -> Result<(), HostError> {
-        self.rules(&[])?;
-        ip(&["-n", &self.switch, "link", "set", &self.port, "up"])
-    }
-
-    /// Drops the packets of one direction, instead of whatever was dropped before.
-    ///
-    /// # Errors
-    /// [`HostError::Command`].
-    pub fn oneway(&self, direction: Direction) -> Result<(), HostError> {
-        let side = match direction {
-            Direction::In => "oifname",
-            Direction::Out => "iifname",
-        };
-        self.rules(&[format!("{side} \"{}\" drop", self.port)])
-    }
-
-    /// Drops every packet between this host and `other`, instead of whatever was dropped before.
-    ///
-    /// # Errors
-    /// [`HostError::Command`].
-    pub fn part(&self, other: &Self) -> Result<(), HostError> {
-        let way = |from: &str, to: &str| format!("iifname \"{from}\" oifname \"{to}\" drop");
-        self.rules(&[way(&self.port, &other.port), way(&other.port, &self.port)])
-    }
-
-    /// Drops `percent` of the packets of each direction, instead of whatever was dropped before.
-    ///
-    /// # Errors
-    /// [`HostError::Command`].
-    pub fn loss(&self, percent: u8) -> Result<(), HostError> {
-        let share = if percent >= 100 { String::new() } else { format!("numgen random mod 100 < {percent} ") };
-        self.rules(&["oifname", "iifname"].map(|side| format!("{side} \"{}\" {share}drop", self.port)))
-    }
-
-    fn rules(&self, rules: &[String]) -> Result<(), HostError> {
-        let mut text = format!("flush chain bridge faults {}\n", self.port);
-        for rule in rules {
-            text.push_str(&format!("add rule bridge faults {} {rule}\n", self.port));
-        }
-        nft(&self.switch, &text)
-    }
-
-    /// Freezes the host's processes.
-    ///
-    /// # Errors
-    /// [`HostError::File`] when the kernel refuses or does not finish in time.
-    pub fn pause(&self, clients: &BTreeSet<i32>) -> Result<(), HostError> {
-        match &self.freezer {
-            Freezer::V1(folder) => {
-                let file = folder.join("freezer.state");
-                put(&file, "FROZEN")?;
-                await_text(&file, "FROZEN")
-            }
-            Freezer::V2(folder) => {
-                put(&folder.join("cgroup.freeze"), "1")?;
-                await_text(&folder.join("cgroup.events"), "frozen 1")
-            }
-            Freezer::Stop => {
-                process::send(self.processes(clients), Signal::SIGSTOP);
-                Ok(())
-            }
-        }
-    }
-
-    /// Lets the host's processes go on.
-    ///
-    /// # Errors
-    /// [`HostError::File`] when the kernel refuses.
-    pub fn resume(&self) -> Result<(), HostError> {
-        match &self.freezer {
-            Freezer::V1(folder) => put(&folder.join("freezer.state"), "THAWED"),
-            Freezer::V2(folder) => put(&folder.join("cgroup.freeze"), "0"),
-            Freezer::Stop => {
-                process::send(self.processes(&BTreeSet::new()), Signal::SIGCONT);
-                Ok(())
-            }
-        }
-    }
-
-    /// Takes the power away: the cable first, so that no process says goodbye, then SIGKILL to everything but `clients`.
-    ///
-    /// # Errors
-    /// [`HostError`] when the cable stays or processes do not end.
-    pub fn crash(&self, clients: &BTreeSet<i32>) -> Result<(), HostError> {
-        self.cut()?;
-        self.kill(clients)
-    }
-
-    /// Sends SIGKILL to everything but `clients` until nothing is left.
-    ///
-    /// # Errors
-    /// [`HostError::Alive`] when processes do not end.
-    pub fn kill(&self, clients: &BTreeSet<i32>) -> Result<(), HostError> {
-        let deadline = boot_now() + LIMIT;
-        loop {
-            let pids = self.processes(clients);
-            if pids.is_empty() {
-                return Ok(());
-            }
-            if boot_now() > deadline {
-                return Err(HostError::Alive { host: self.name.clone(), pids });
-            }
-            process::send(pids, Signal::SIGKILL);
-            // What is frozen dies when it thaws, before it runs another instruction.
-            self.resume()?;
-            sleep(Duration::from_millis(5));
-        }
-    }
 }
 
 impl Freezer {
@@ -409,13 +306,16 @@ fn plug(switch: &str, namespace: &str, port: &str, address: &str) -> Result<(), 
 }
 
 /// Starts the process that keeps a host's namespaces: the chassis, which a power cut leaves standing.
-fn anchor(namespace: &str, hidden: &[PathBuf], table: Option<&Path>) -> Result<Child, HostError> {
+fn anchor(namespace: &str, folders: &[PathBuf], files: &[PathBuf], table: Option<&Path>) -> Result<Child, HostError> {
     let mut script = "mount --make-rprivate / && mount -t tmpfs -o mode=755 tmpfs /run".to_owned();
-    for folder in hidden {
-        script.push_str(&format!(" && mount -t tmpfs -o mode=000 tmpfs '{}'", folder.display()));
+    for folder in folders {
+        script.push_str(&format!(" && mount -t tmpfs -o mode=000 tmpfs {}", quoted(folder)));
+    }
+    for file in files {
+        script.push_str(&format!(" && mount --bind /dev/null {}", quoted(file)));
     }
     if let Some(table) = table {
-        script.push_str(&format!(" && mount --bind '{}' /etc/hosts", table.display()));
+        script.push_str(&format!(" && mount --bind {} /etc/hosts", quoted(table)));
     }
     script.push_str(" && echo ready && exec sleep infinity");
     let failed = |why: String| HostError::Command { command: format!("prepare {namespace}: {script}"), why };
@@ -436,6 +336,11 @@ fn anchor(namespace: &str, hidden: &[PathBuf], table: Option<&Path>) -> Result<C
     let _ = child.kill();
     let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
     Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// Returns a path as one word of a shell's.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
 }
 
 /// Removes what runs that were killed have left: namespaces named after a process that is no more.
@@ -497,12 +402,17 @@ fn nft(namespace: &str, text: &str) -> Result<(), HostError> {
 }
 
 fn run(program: &str, words: &[&str], input: &str) -> Result<(), HostError> {
+    said(program, words, input).map(|_| ())
+}
+
+/// Runs a command and returns its standard output.
+fn said(program: &str, words: &[&str], input: &str) -> Result<String, HostError> {
     let line = format!("{program} {}", words.join(" "));
     let failed = |why: String| HostError::Command { command: line.clone(), why };
     let mut child = Command::new(program)
         .args(words)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| failed(format!("{error}; is {program} installed?")))?;
@@ -511,120 +421,10 @@ fn run(program: &str, words: &[&str], input: &str) -> Result<(), HostError> {
     }
     let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::{SocketAddr, TcpListener, TcpStream};
-
-    use super::*;
-
-    /// Returns whether a connection from the one place to the other comes about within `limit`.
-    fn connects(lab: &Lab, to: &Host, limit: Duration) -> bool {
-        std::thread::scope(|scope| {
-            let listener = scope.spawn(|| {
-                to.enter().unwrap();
-                TcpListener::bind((to.address.as_str(), 0)).unwrap()
-            });
-            let listener = listener.join().unwrap();
-            let port = listener.local_addr().unwrap().port();
-            let target: SocketAddr = format!("{}:{port}", to.address).parse().unwrap();
-            let dial = scope.spawn(move || {
-                lab.enter_as_judge().unwrap();
-                TcpStream::connect_timeout(&target, limit).is_ok()
-            });
-            dial.join().unwrap()
-        })
-    }
-
-    fn start(host: &Host, words: &[&str]) -> Child {
-        let prefix = host.prefix();
-        Command::new(&prefix[0]).args(&prefix[1..]).args(words).stdin(Stdio::null()).spawn().unwrap()
-    }
-
-    fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-        let deadline = boot_now() + LIMIT;
-        while !is_so() {
-            assert!(boot_now() < deadline, "{what}");
-            std::thread::yield_now();
-        }
-    }
-
-    /// One test for all faults, as labs of one process share their names.
-    #[test]
-    fn hosts_are_cut_healed_frozen_and_killed_and_nothing_is_left() {
-        if !nix::unistd::Uid::effective().is_root() {
-            eprintln!("SKIPPED: hosts need root");
-            return;
-        }
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["n1", "n2"] {
-            fs::create_dir(folder.path().join(name)).unwrap();
-            fs::write(folder.path().join(name).join("mine"), name).unwrap();
-        }
-        let lab = match Lab::set_up(&["n1", "n2"], folder.path(), Addresses::Ipv4) {
-            Ok(lab) => lab,
-            Err(error) => {
-                let told = error.to_string();
-                assert!(told.contains("ip") || told.contains("nft"), "{told}");
-                eprintln!("SKIPPED: this machine makes no hosts: {told}");
-                return;
-            }
-        };
-        let (long, short) = (Duration::from_secs(5), Duration::from_millis(300));
-        let host = lab.host("n1").unwrap();
-        assert!(connects(&lab, host, long), "whole");
-        host.cut().unwrap();
-        assert!(!connects(&lab, host, short), "cut");
-        host.heal().unwrap();
-        assert!(connects(&lab, host, long), "healed");
-        for direction in [Direction::In, Direction::Out] {
-            host.oneway(direction).unwrap();
-            assert!(!connects(&lab, host, short), "{direction:?}");
-        }
-        let other = lab.host("n2").unwrap();
-        host.part(other).unwrap();
-        assert!(connects(&lab, host, long), "parted from n2 alone");
-        host.loss(100).unwrap();
-        assert!(!connects(&lab, host, short), "all lost");
-        assert!(connects(&lab, lab.host("n2").unwrap(), long), "the other host is not touched");
-        host.loss(20).unwrap();
-        host.heal().unwrap();
-        assert!(connects(&lab, host, long), "healed again");
-
-        let mut seen = Command::new(&host.prefix()[0]);
-        seen.args(&host.prefix()[1..])
-            .args(["sh", "-c", "cat \"$0\"/*/mine; test -e /run/netns || echo ,alone"])
-            .arg(folder.path());
-        assert_eq!(
-            String::from_utf8_lossy(&seen.output().unwrap().stdout),
-            "n1,alone\n",
-            "its own folder, and a /run of its own"
-        );
-
-        let nobody = BTreeSet::new();
-        let mut sleeper = start(host, &["sleep", "1000"]);
-        let mut client = {
-            let prefix = host.client_prefix();
-            Command::new(&prefix[0]).args(&prefix[1..]).args(["sleep", "1001"]).spawn().unwrap()
-        };
-        let pid = i32::try_from(sleeper.id()).unwrap();
-        let clients = BTreeSet::from([i32::try_from(client.id()).unwrap()]);
-        until("both run on the host", || host.processes(&nobody).len() == 2 && host.processes(&clients).contains(&pid));
-        host.pause(&clients).unwrap();
-        host.crash(&clients).unwrap();
-        assert_eq!(sleeper.wait().unwrap().code(), None, "killed, although frozen");
-        assert_eq!(host.processes(&nobody), clients, "a client beside the host outlives its crash");
-        client.kill().unwrap();
-        client.wait().unwrap();
-        host.heal().unwrap();
-
-        let name = host.namespace.clone();
-        drop(lab);
-        assert!(!Path::new("/run/netns").join(&name).exists());
-        assert!(!Path::new(FREEZER).join(&name).exists());
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@
 //! ```text
 //! row  <sent> <answered> <key> <node> <timeline|-> <ok|failed|unknown> [detail]
 //! look <sent> <answered> <node> <writable|read_only|refused|unreachable> [detail]
-//! poll <sent> <answered> <node> <HTTP status|->
+//! poll <sent> <answered> <node> <HTTP status|-> [state and timeline of the node's PostgreSQL]
 //! ```
 
 use std::collections::BTreeSet;
@@ -98,6 +98,8 @@ pub struct Poll {
     pub node: String,
     /// The HTTP status, none where no answer came.
     pub status: Option<u16>,
+    /// What the answer said of the node's PostgreSQL: its state, and its timeline where it has one.
+    pub detail: String,
 }
 
 /// A line of a journal.
@@ -222,6 +224,17 @@ impl Journal {
             })
     }
 
+    /// Returns every gap that is longer than `longer_than`, earliest first.
+    #[must_use]
+    pub fn gaps(&self, longer_than: Duration) -> Vec<Gap> {
+        let acknowledged: Vec<&Row> = self.acknowledged().collect();
+        let pairs = acknowledged.windows(2).map(|pair| (pair[0].span.answered, pair[1]));
+        pairs
+            .filter(|(before, after)| after.span.answered.since(*before) > longer_than)
+            .map(|(from, after)| Gap { from, to: after.span.answered, client: self.client_share(from, after) })
+            .collect()
+    }
+
     fn client_share(&self, before: BootTime, after: &Row) -> Duration {
         // A failed insert at the node that later takes one is an answer "not yet" as well.
         let looks = self
@@ -284,7 +297,7 @@ fn parse_line(line: &str) -> Option<Line> {
                 "-" => None,
                 number => Some(number.parse().ok()?),
             };
-            Some(Line::Poll(Poll { span, node, status }))
+            Some(Line::Poll(Poll { span, node, status, detail: rest(words) }))
         }
         _ => None,
     }
@@ -329,9 +342,10 @@ impl fmt::Display for Line {
                 write!(f, "look {} {} {node} {found}", span.sent.0, span.answered.0)?;
                 detail(f, text)
             }
-            Self::Poll(Poll { span, node, status }) => {
+            Self::Poll(Poll { span, node, status, detail: text }) => {
                 let status = status.map_or_else(|| "-".to_owned(), |status| status.to_string());
-                write!(f, "poll {} {} {node} {status}", span.sent.0, span.answered.0)
+                write!(f, "poll {} {} {node} {status}", span.sent.0, span.answered.0)?;
+                detail(f, text)
             }
         }
     }

@@ -201,6 +201,8 @@ impl Node {
 pub struct Seen {
     /// The daemon's process, while it runs.
     pub pid: Option<i32>,
+    /// How often it was started.
+    pub starts: u32,
     /// How often it ended without being told to.
     pub deaths: u32,
     /// How it last ended.
@@ -263,7 +265,10 @@ async fn supervise(node: Arc<Node>, first: First, mut orders: watch::Receiver<Wa
         let words = if wanted.is_member { node.again() } else { node.begin(&first) };
         let end = match spawn(&node, &words) {
             Ok(mut child) => {
-                report.send_modify(|seen| seen.pid = child.id().and_then(|pid| i32::try_from(pid).ok()));
+                report.send_modify(|seen| {
+                    seen.pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+                    seen.starts += 1;
+                });
                 child.wait().await.map_or_else(|error| error.to_string(), describe)
             }
             Err(error) => format!("it could not be started: {error:#}"),

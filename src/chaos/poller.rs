@@ -88,7 +88,34 @@ async fn poll(target: Target, path: String, tls: Option<Arc<rustls::ClientConfig
         let sent = boot_now();
         let answer = http::get(&target.host, target.port, &path, tls.as_ref(), Duration::from_secs(1)).await;
         let span = Span { sent, answered: boot_now() };
-        let status = answer.ok().map(|(status, _)| status);
-        lines.put(Line::Poll(Poll { span, node: target.name.clone(), status }));
+        let (status, detail) = answer.map_or((None, String::new()), |(status, body)| (Some(status), told(&body)));
+        lines.put(Line::Poll(Poll { span, node: target.name.clone(), status, detail }));
+    }
+}
+
+/// Returns what the body of a role endpoint says of PostgreSQL, as `running 3`; empty where it says nothing of it.
+fn told(body: &[u8]) -> String {
+    let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let state = body.get("state").and_then(|state| state.as_str()).unwrap_or_default();
+    // One word, whatever a node says.
+    let state: String = state.chars().filter(char::is_ascii_alphanumeric).take(20).collect();
+    match body.get("timeline").and_then(serde_json::Value::as_u64) {
+        Some(timeline) if !state.is_empty() => format!("{state} {timeline}"),
+        _ => state,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told;
+
+    #[test]
+    fn an_answer_says_what_postgresql_does_and_on_which_timeline() {
+        assert_eq!(told(br#"{"state":"running","role":"primary","timeline":3}"#), "running 3");
+        assert_eq!(told(br#"{"state":"stopped","timeline":null}"#), "stopped");
+        assert_eq!(told(br#"{"state":"a b\n<c>"}"#), "abc");
+        for nothing in [&b""[..], b"OK", b"[]", b"{\"timeline\":3}"] {
+            assert_eq!(told(nothing), "");
+        }
     }
 }

@@ -100,6 +100,34 @@ pub fn parts(all: &BTreeMap<i32, Process>, among: &BTreeSet<i32>, part: Part) ->
         .collect()
 }
 
+/// Returns the fields of `/proc/PID/stat` that follow the process's name, the state first.
+fn stat(pid: i32) -> Option<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(text.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Returns the processor time that a process has used, in the kernel's ticks; none where it is gone.
+#[must_use]
+pub fn ticks(pid: i32) -> Option<u64> {
+    let fields = stat(pid)?;
+    // User and system time are the 14th and 15th field of all, the state is the third.
+    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+}
+
+/// Returns whether a process was stopped by a signal.
+#[must_use]
+pub fn is_stopped(pid: i32) -> bool {
+    stat(pid).is_some_and(|fields| fields.first().is_some_and(|state| state == "T"))
+}
+
+/// Returns when a process was started, in ticks since the machine's start; none where it is gone or a zombie. Number and start
+/// together name a process for ever.
+#[must_use]
+pub fn started(pid: i32) -> Option<u64> {
+    let fields = stat(pid)?;
+    if fields.first()? == "Z" { None } else { fields.get(19)?.parse().ok() }
+}
+
 /// Sends `signal` to each of `pids`; one that is gone already is no error.
 pub fn send(pids: impl IntoIterator<Item = i32>, signal: Signal) {
     for pid in pids {
@@ -219,6 +247,14 @@ mod tests {
         let me = i32::try_from(std::process::id()).unwrap();
         assert!(all.contains_key(&me));
         assert!(!of_folder(&all, Path::new("/")).contains(&me));
+    }
+
+    #[test]
+    fn this_process_has_a_start_uses_the_processor_and_is_not_stopped() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        assert!(started(me).is_some_and(|at| at > 0));
+        assert!(ticks(me).is_some() && !is_stopped(me));
+        assert_eq!((started(-1), ticks(-1)), (None, None));
     }
 
     #[test]

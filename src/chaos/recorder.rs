@@ -77,7 +77,7 @@ mod tests {
         let (recorder, lines) = Recorder::open(&path).unwrap();
         for number in 0..500 {
             let span = Span { sent: BootTime(number), answered: BootTime(number + 1) };
-            lines.put(Line::Poll(Poll { span, node: "n1".into(), status: Some(200) }));
+            lines.put(Line::Poll(Poll { span, node: "n1".into(), status: Some(200), detail: String::new() }));
         }
         drop(lines);
         recorder.finish().unwrap();

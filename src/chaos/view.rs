@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// A standby may be so far behind and still count as caught up: one WAL segment.
 const LAG_MAX: u64 = 16 << 20;
@@ -47,6 +47,8 @@ pub struct NodeView {
     pub lsn: Option<String>,
     /// How far it is behind.
     pub lag_bytes: Option<u64>,
+    /// Whether it is marked as one that must not become active.
+    pub nofailover: Option<bool>,
     /// Whether its word is recent, where the teller says.
     pub is_reachable: Option<bool>,
 }
@@ -112,8 +114,14 @@ impl View {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct EventView {
+    /// Its number in the history.
+    pub id: u64,
     /// Wall-clock milliseconds since 1970.
     pub at_ms: u64,
+    /// The node that recorded it.
+    pub node: String,
+    /// The generation that it belongs to.
+    pub generation: u64,
     /// What happened.
     pub kind: String,
     /// Why.
@@ -121,9 +129,13 @@ pub struct EventView {
 }
 
 /// Why an event happened.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct WhyView {
+    /// What was known.
+    pub facts: Vec<String>,
+    /// The rule, or by whose word.
+    pub rule: String,
     /// What was done.
     pub step: String,
 }
