@@ -112,7 +112,7 @@ fn switchover_stops_cleanly_then_resigns_then_assigns_the_target() {
     script.node(1).postgres.checkpointed_for = Some(Generation(5));
     script.tell("a checkpoint has been made");
     script.tick(&[1, 2, 3]);
-    script.node(1).postgres.cleanly_stopped = Some(CleanStop { generation: Generation(5), at: script.time() });
+    script.node(1).postgres.cleanly_stopped = Some(stopped_with(2, &script));
     script.node(1).postgres.in_recovery = None;
     script.node(1).guard.has_processes = false;
     script.tell("PostgreSQL of node 1 has stopped in order; all hold the same log");
@@ -142,12 +142,17 @@ fn switchover_stops_cleanly_then_resigns_then_assigns_the_target() {
     script.end();
 }
 
+/// The stop in order of the primary of generation 5 just now, from which so many standbys streamed.
+fn stopped_with(standbys: usize, script: &Script) -> CleanStop {
+    CleanStop { generation: Generation(5), at: script.time(), standbys }
+}
+
 /// A node whose PostgreSQL was stopped in order starts it at once where commits wait for it, and soon in any case.
 #[test]
 fn a_former_primary_makes_way_only_where_it_is_not_needed() {
     let mut script = Script::new("make_way", 3);
     script.wait(1000);
-    script.node(1).postgres.cleanly_stopped = Some(CleanStop { generation: Generation(5), at: script.time() });
+    script.node(1).postgres.cleanly_stopped = Some(stopped_with(2, &script));
     script.node(1).postgres.in_recovery = None;
     script.node(1).guard.has_processes = false;
     script.node(1).guard.armed = None;
@@ -159,6 +164,9 @@ fn a_former_primary_makes_way_only_where_it_is_not_needed() {
     script.tick(&[1, 2, 3]);
     script.wait(1001);
     script.tell("the others take their time");
+    script.tick(&[1, 2, 3]);
+    script.node(1).postgres.cleanly_stopped = Some(stopped_with(1, &script));
+    script.tell("or one of them did not stream when node 1 stopped: it is heard, and may not be able to confirm");
     script.tick(&[1, 2, 3]);
     script.end();
 }

@@ -525,8 +525,9 @@ impl World {
                     return self.end_job(node);
                 } else if is_flushed && all {
                     let at = self.local(node);
+                    let standbys = self.streams.iter().filter(|stream| stream.primary == node && stream.sender).count();
                     if let Some(daemon) = &mut self.nodes[node].daemon {
-                        daemon.cleanly_stopped = Some(CleanStop { generation, at });
+                        daemon.cleanly_stopped = Some(CleanStop { generation, at, standbys });
                     }
                     self.postgres_dead(node);
                     return self.end_job(node);

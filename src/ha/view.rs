@@ -156,6 +156,8 @@ pub struct CleanStop {
     pub generation: Generation,
     /// When it was finished.
     pub at: BootTime,
+    /// How many standbys streamed when it began.
+    pub standbys: usize,
 }
 
 /// Whom a standby's WAL receiver is allowed to follow: the node of the generation's record, or, under the bar on that generation,

@@ -145,7 +145,11 @@ impl Shared {
             }
             Step::StopCleanly { generation } => {
                 let limit = self.timing().clean_stop_limit;
-                self.job(Job::StoppingCleanly, move |shared, place| shared.stop_cleanly(generation, limit, place));
+                // counted before: PostgreSQL is asked nothing while it stops
+                let standbys = self.postgres.view(&self.guard.view(), self.postgres_process()).standbys.len();
+                self.job(Job::StoppingCleanly, move |shared, place| {
+                    shared.stop_cleanly(generation, standbys, limit, place)
+                });
                 Ok(())
             }
         }
@@ -431,13 +435,13 @@ impl Shared {
         }
     }
 
-    async fn stop_cleanly(self: Arc<Self>, generation: Generation, limit: Duration, place: JobPlace) {
+    async fn stop_cleanly(self: Arc<Self>, generation: Generation, standbys: usize, limit: Duration, place: JobPlace) {
         let stopped = async {
             self.guard.client()?.stop(StopMode::Fast { limit }).await?;
             Ok::<_, StepError>(self.postgres.postgres.final_position().await?.position)
         };
         match stopped.await {
-            Ok(position) => self.postgres.note_stopped(generation, position),
+            Ok(position) => self.postgres.note_stopped(generation, position, standbys),
             // stopped, but not in order: its log's end shows when it has started as a standby
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "PostgreSQL did not stop in order");

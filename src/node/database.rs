@@ -447,8 +447,9 @@ impl Database {
         self.memory.lock().checkpointed_for = Some(generation);
     }
 
-    pub(super) fn note_stopped(&self, generation: Generation, position: WalPosition) {
-        self.memory.lock().cleanly_stopped = Some((CleanStop { generation, at: boot_now() }, position));
+    /// Notes a stop in order, with how many standbys streamed when it began.
+    pub(super) fn note_stopped(&self, generation: Generation, position: WalPosition, standbys: usize) {
+        self.memory.lock().cleanly_stopped = Some((CleanStop { generation, at: boot_now(), standbys }, position));
     }
 
     /// Compares this node's log, which ends at `own`, with the history of the primary that was promoted under `promoted`.

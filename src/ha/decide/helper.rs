@@ -408,7 +408,8 @@ impl Helper<'_> {
     }
 
     /// Whether the start of a former primary waits: where it was stopped in order its position is known, and those that bring up the
-    /// next primary can open it without this node, whose start would only slow them down where they share a machine or a disk.
+    /// next primary can open it without this node, whose start would only slow them down where they share a machine or a disk. Who did
+    /// not stream when it was stopped is heard, perhaps, and yet confirms nothing soon.
     fn makes_way(&self, draft: &mut Draft<'_>) -> bool {
         let view = self.view;
         let Some(stopped) = view.postgres.cleanly_stopped else { return false };
@@ -423,7 +424,8 @@ impl Helper<'_> {
         // of those that commits wait for under this node's own record, one becomes active
         let becomes_active = usize::from(self.a.node == view.me);
         let suffice = |set: &CommitSet| {
-            set.members.iter().filter(|member| is_there(member)).count() >= set.k as usize + becomes_active
+            let k = set.k as usize;
+            stopped.standbys > k && set.members.iter().filter(|member| is_there(member)).count() >= k + becomes_active
         };
         if is_over || !self.a.commit_sets.last().is_some_and(suffice) {
             return false;
