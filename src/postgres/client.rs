@@ -87,13 +87,12 @@ impl Session {
         sql: &str,
         limit: Duration,
     ) -> Result<String, PgError> {
-        let execute = format!("execute {name}");
         if self.prepared.contains(name) {
-            return self.value(what, &execute, limit).await;
+            return self.value(what, &format!("execute {name}"), limit).await;
         }
-        self.query(what, &format!("prepare {name} as {sql}"), limit).await?;
+        let value = self.value(what, &format!("prepare {name} as {sql}; execute {name}"), limit).await?;
         self.prepared.insert(name);
-        self.value(what, &execute, limit).await
+        Ok(value)
     }
 
     /// Tells whether the connection can be used again after `error`.

@@ -452,6 +452,8 @@ impl Postgres {
             self.cut_senders(&mut session, left()).await?;
         }
         self.write_and_see(&rendered, left()).await?;
+        // a primary reads it again at any reload, and a file that the disk has lost meanwhile would name nobody
+        self.setup.layout.make_durable(&self.setup.layout.dynamic_file())?;
         self.admit_standbys(left()).await?;
         session.query("make a checkpoint", "checkpoint", left()).await?;
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{PgError, file_error};
@@ -195,12 +195,23 @@ impl Layout {
         fs::rename(&beside, path).map_err(file_error("put in place", path))
     }
 
-    /// Writes a private file durably, where it does not hold that already.
+    /// Writes a private file durably, where it is not there already as it is to be.
     pub fn write_changed(&self, path: &Path, content: &[u8]) -> Result<(), PgError> {
-        match fs::read(path) {
-            Ok(held) if held == content => Ok(()),
-            _ => self.write(path, content),
+        let is_private = fs::symlink_metadata(path).is_ok_and(|found| {
+            found.is_file()
+                && found.mode() & 0o7777 == 0o600
+                && self.owner.is_none_or(|owner| owner == (found.uid(), found.gid()))
+        });
+        if is_private && fs::read(path).is_ok_and(|held| held == content) {
+            return Ok(());
         }
+        self.write(path, content)
+    }
+
+    /// Makes a file durable that was written before.
+    pub fn make_durable(&self, path: &Path) -> Result<(), PgError> {
+        File::open(path).and_then(|file| file.sync_all()).map_err(file_error("write", path))?;
+        path.parent().map_or(Ok(()), sync_dir)
     }
 
     /// Writes text that PostgreSQL reads as settings: as [`write_volatile`](Self::write_volatile) does, for whom PostgreSQL follows is
@@ -409,6 +420,23 @@ mod tests {
         assert_eq!(holder.free_name(), holder.path().join("data-1"));
         holder.remove().expect("it is hasup's");
         assert!(!holder.path().exists());
+    }
+
+    #[test]
+    fn a_file_is_written_again_only_where_text_or_rights_are_others() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let layout = Layout::new(folder.path());
+        let path = folder.path().join("hba.conf");
+        let inode = || fs::metadata(&path).expect("it is there").ino();
+        layout.write_changed(&path, b"local\n").expect("written");
+        let first = inode();
+        layout.write_changed(&path, b"local\n").expect("nothing to do");
+        assert_eq!(inode(), first, "it was written again");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("made readable for all");
+        layout.write_changed(&path, b"local\n").expect("written");
+        assert_eq!(fs::metadata(&path).expect("it is there").mode() & 0o777, 0o600);
+        layout.write_changed(&path, b"host\n").expect("written");
+        assert_eq!(fs::read(&path).expect("read"), b"host\n");
     }
 
     #[test]
