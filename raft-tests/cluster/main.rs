@@ -76,7 +76,12 @@ fn play(name: &str, only_in_full: bool) {
         verdict["client_ms"],
         started.elapsed().as_secs_f64()
     );
-    if verdict["ok"] != true || !output.status.success() {
+    // that the clients were slow is the machine's doing, and no verdict on hasup: the rest was judged and is to hold
+    let reasons = verdict["why"].as_array().map_or(0, Vec::len);
+    let is_busy = verdict["verdict"] == "inconclusive" && verdict["counts"]["slow_clients"] == reasons;
+    if is_busy {
+        skip(name, &format!("the machine is too busy: {}", verdict["why"]));
+    } else if verdict["ok"] != true || !output.status.success() {
         let kept = report.keep();
         panic!("{name}: {}\n{last}\njournals and logs are in {}", output.status, kept.display());
     }

@@ -147,6 +147,8 @@ pub struct Counts {
     pub did_not_bite: usize,
     /// Steps that the machine could not do, with leave or without.
     pub skipped: usize,
+    /// Clients that did less than half of their undisturbed work, or of whom that could not be told.
+    pub slow_clients: usize,
 }
 
 /// The verdict on a run, with why and with counts.
@@ -186,6 +188,7 @@ pub fn judge(facts: &Facts<'_>) -> Judgement {
     if facts.has_steps && facts.faults.is_empty() && facts.error.is_none() {
         doubts.push("nothing was broken: no step of the schedule was played".to_owned());
     }
+    let without_clients = doubts.len();
     match facts.work {
         Some(work) if work.calm_per_s * 2.0 < work.undisturbed_per_s => doubts.push(format!(
             "the client did {} writes a second in times without fault, less than half of the {} before the first one",
@@ -197,6 +200,7 @@ pub fn judge(facts: &Facts<'_>) -> Judgement {
         ),
         _ => {}
     }
+    let slow_clients = doubts.len() - without_clients;
     let verdict = match (violated.is_empty(), doubts.is_empty()) {
         (false, _) => Word::Violated,
         (true, false) => Word::Inconclusive,
@@ -209,6 +213,7 @@ pub fn judge(facts: &Facts<'_>) -> Judgement {
         bit: facts.faults.iter().filter(|(_, why)| why.is_none()).count(),
         did_not_bite: facts.faults.iter().filter(|(_, why)| why.is_some()).count(),
         skipped: facts.skipped.len(),
+        slow_clients,
     };
     Judgement { verdict, why: violated.into_iter().chain(doubts).collect(), counts }
 }
@@ -329,10 +334,11 @@ mod tests {
             faults: &faults,
             has_steps: true,
             skipped: &[],
-            work: Some(WORK),
+            work: Some(Work { calm_per_s: 1.0, ..WORK }),
             error: None,
         };
-        let counts = Counts { kept: 1, broken: 1, without_input: 1, bit: 1, did_not_bite: 1, skipped: 0 };
+        let counts =
+            Counts { kept: 1, broken: 1, without_input: 1, bit: 1, did_not_bite: 1, skipped: 0, slow_clients: 1 };
         assert_eq!(judge(&facts).counts, counts);
     }
 
