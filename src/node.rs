@@ -41,6 +41,7 @@ mod service;
 mod slots;
 mod standing;
 pub mod status;
+pub mod takeover;
 pub mod tasks;
 mod views;
 

@@ -21,6 +21,26 @@ pub struct View {
     pub raft_leader: Option<String>,
     /// The members.
     pub nodes: Vec<NodeView>,
+    /// How the node that tells took the active role over.
+    pub takeover: Option<TakeoverView>,
+}
+
+/// How a node took the active role over: when each part was over, in milliseconds since 1970.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct TakeoverView {
+    /// The former active node was known to be gone.
+    pub detected_at_ms: Option<u64>,
+    /// Its generation was refused for good.
+    pub barred_at_ms: Option<u64>,
+    /// The record named the node.
+    pub assigned_at_ms: Option<u64>,
+    /// PostgreSQL was promoted.
+    pub promoted_at_ms: Option<u64>,
+    /// A standby streamed from it.
+    pub streaming_at_ms: Option<u64>,
+    /// Enough standbys held the log.
+    pub opened_at_ms: Option<u64>,
 }
 
 /// The cluster as a whole.
@@ -140,10 +160,26 @@ pub struct WhyView {
     pub step: String,
 }
 
-/// Returns how many milliseconds after `since_ms` each kind of event first happened, up to `until_ms`.
+/// Returns how many milliseconds after `since_ms` each kind of event first happened, and each part of the takeover was over, up to
+/// `until_ms`.
 #[must_use]
-pub fn parts(history: &[EventView], since_ms: u64, until_ms: u64) -> BTreeMap<String, u64> {
-    let mut parts = BTreeMap::new();
+pub fn parts(
+    history: &[EventView],
+    takeover: Option<TakeoverView>,
+    since_ms: u64,
+    until_ms: u64,
+) -> BTreeMap<String, u64> {
+    let takeover = takeover.unwrap_or_default();
+    let ends = [
+        ("detected", takeover.detected_at_ms),
+        ("barred", takeover.barred_at_ms),
+        ("assigned", takeover.assigned_at_ms),
+        ("promoted", takeover.promoted_at_ms),
+        ("streaming", takeover.streaming_at_ms),
+        ("opened", takeover.opened_at_ms),
+    ];
+    let ends = ends.into_iter().filter_map(|(part, at)| Some((part.to_owned(), at?.checked_sub(since_ms)?)));
+    let mut parts: BTreeMap<String, u64> = ends.filter(|(_, after)| since_ms + after <= until_ms).collect();
     for event in history.iter().filter(|event| (since_ms..=until_ms).contains(&event.at_ms)) {
         let after = event.at_ms - since_ms;
         parts.entry(event.kind.clone()).and_modify(|first: &mut u64| *first = (*first).min(after)).or_insert(after);
@@ -210,6 +246,18 @@ mod tests {
             event(130, "assigned"),
             event(900, "x"),
         ];
-        assert_eq!(parts(&history, 100, 500), BTreeMap::from([("barred".to_owned(), 20), ("assigned".to_owned(), 30)]));
+        assert_eq!(
+            parts(&history, None, 100, 500),
+            BTreeMap::from([("barred".to_owned(), 20), ("assigned".to_owned(), 30)])
+        );
+        let takeover = TakeoverView {
+            detected_at_ms: Some(99),
+            assigned_at_ms: Some(131),
+            promoted_at_ms: Some(200),
+            opened_at_ms: Some(501),
+            ..TakeoverView::default()
+        };
+        let told = [("barred", 20), ("assigned", 30), ("promoted", 100)].map(|(part, after)| (part.to_owned(), after));
+        assert_eq!(parts(&history, Some(takeover), 100, 500), BTreeMap::from(told), "only what falls into the time");
     }
 }

@@ -177,13 +177,27 @@ pub(super) async fn bench(args: &BenchArgs, scene: &mut Scene, progress: Progres
             client.median,
             of_fault.len()
         ));
+        let parts = parts_at_median(&of_fault);
+        let told: Vec<String> = parts.iter().map(|(part, after)| format!("{part} {after}")).collect();
+        progress.line(&format!("{}: parts over after, at the median, in ms: {}", fault.name(), told.join(", ")));
         let lost: usize = of_fault.iter().map(|step| step.lost).sum();
         figures.push(serde_json::json!({
-            "fault": fault, "runs": of_fault.len(), "write_gap_ms": gap, "client_ms": client, "lost": lost,
+            "fault": fault, "runs": of_fault.len(), "write_gap_ms": gap, "client_ms": client, "parts_ms": parts, "lost": lost,
         }));
     }
     println!("{}", serde_json::json!({ "ok": ok, "lease_ms": lease_ms, "figures": figures }));
     Ok(u8::from(!ok))
+}
+
+/// Returns the median of each part over the runs that had it.
+fn parts_at_median(steps: &[&StepReport]) -> BTreeMap<String, u64> {
+    let names: BTreeSet<&String> = steps.iter().flat_map(|step| step.parts_ms.keys()).collect();
+    let median = |name: &String| {
+        let mut values: Vec<u64> = steps.iter().filter_map(|step| step.parts_ms.get(name).copied()).collect();
+        values.sort_unstable();
+        values.get(values.len() / 2).copied().unwrap_or_default()
+    };
+    names.into_iter().map(|name| (name.clone(), median(name))).collect()
 }
 
 /// Minimum, median and worst.
@@ -289,11 +303,12 @@ async fn judge(
         findings.push(format!("{failed} rows failed although only a daemon was killed"));
     }
     let history = scene.node(&active)?.node.history().await;
+    let takeover = scene.node(&active)?.node.view().await.ok().and_then(|view| view.takeover);
     let step = StepReport {
         fault,
         write_gap_ms: millis(gap.length()),
         client_ms: millis(gap.client),
-        parts_ms: parts(&history, &window, &gap),
+        parts_ms: parts(&history, takeover, &window, &gap),
         lost,
         rejoin_s: (window.rejoin.as_secs_f64() * 100.0).round() / 100.0,
         findings,
@@ -312,12 +327,17 @@ async fn judge(
     Ok(step)
 }
 
-fn parts(history: &[view::EventView], window: &Window, gap: &Gap) -> BTreeMap<String, u64> {
+fn parts(
+    history: &[view::EventView],
+    takeover: Option<view::TakeoverView>,
+    window: &Window,
+    gap: &Gap,
+) -> BTreeMap<String, u64> {
     let whole_millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let since = whole_millis(window.wall);
     let back = whole_millis(gap.to.since(window.at));
     // What the cluster records last may carry a stamp just after the client's first row.
-    let mut parts = view::parts(history, since, since.saturating_add(back).saturating_add(500));
+    let mut parts = view::parts(history, takeover, since, since.saturating_add(back).saturating_add(500));
     parts.insert("client_back".to_owned(), back);
     parts
 }

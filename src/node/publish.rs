@@ -8,6 +8,7 @@ use super::Shared;
 use super::checks::Checks;
 use super::names::named;
 use super::status::{ClusterStatus, NodeStatus, PostgresStatus, RaftRole, Status, TroubleStatus, Versions};
+use super::takeover::{Seen, TakeoverWatch};
 use super::views::changes_in_trouble;
 use crate::ha::assign::{self, AssignWait};
 use crate::ha::plan::{Plan, WaitingOn};
@@ -44,6 +45,7 @@ pub(super) struct Publisher {
     /// Since when each standby has not been streaming, by the active node's word.
     idle_since: BTreeMap<NodeId, BootTime>,
     checks: Checks,
+    takeover: TakeoverWatch,
 }
 
 impl Publisher {
@@ -169,6 +171,7 @@ impl Publisher {
             },
             certificate_days_left: Some(shared.tls.facts().days_left(wall_now())),
             role_changes: self.role_changes,
+            takeover: self.takeover.look(Seen::of(view, plan), millis(wall_now())),
             ca_pem: state.trust.as_ref().map(|trust| trust.value.ca_certificates.concat()).unwrap_or_default(),
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::progress::ProgressStatus;
+use super::takeover::Takeover;
 use crate::ha::record::{Durability, MemberKind};
 use crate::ha::state::NodeState;
 use crate::postgres::Connections;
@@ -62,6 +63,9 @@ pub struct Status {
     pub certificate_days_left: Option<i64>,
     /// How many times this node saw the active role change since it started.
     pub role_changes: u64,
+    /// How this node last took the active role over; absent where it has not since it started.
+    #[serde(default)]
+    pub takeover: Option<Takeover>,
     /// PEM of the cluster's certificates of authority, newest first; served at `/v1/ca`.
     #[serde(skip)]
     pub ca_pem: String,
@@ -299,6 +303,7 @@ impl Status {
             versions: Versions { hasup: env!("CARGO_PKG_VERSION").to_owned(), postgres: None },
             certificate_days_left: None,
             role_changes: 0,
+            takeover: None,
             ca_pem: String::new(),
         }
     }
