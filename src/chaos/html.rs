@@ -5,6 +5,7 @@
 
 use std::fmt::{Display, Write};
 
+use super::checkers::Found;
 use super::judgement::Word;
 use super::report::{FaultRecord, Record};
 use super::timeline::EventRecord;
@@ -219,10 +220,11 @@ fn tell_event(page: &mut String, index: usize, event: &EventRecord) {
 fn checkers(page: &mut String, record: &Record) {
     page.push_str("<table><tr><th>checker</th><th></th><th>looked at</th><th>findings</th></tr>\n");
     for verdict in &record.report.verdicts {
-        let word = match (verdict.ok, verdict.violations) {
-            (true, _) => "kept".to_owned(),
-            (false, 0) => "<span class=\"bad\">nothing to look at</span>".to_owned(),
-            (false, count) => format!("<span class=\"bad\">{count} violations</span>"),
+        let found = verdict.found();
+        let word = match found {
+            Found::Kept => found.as_str().to_owned(),
+            Found::Nothing => format!("<span class=\"bad\">{}</span>", found.as_str()),
+            Found::Violated => format!("<span class=\"bad\">{} violations</span>", verdict.violations),
         };
         let findings: Vec<String> = verdict.findings.iter().map(escaped).collect();
         let _ = writeln!(

@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use super::checkers::Verdict;
+use super::checkers::{Found, Verdict};
 use super::journal::Journal;
 use super::kinds::Kind;
 use crate::types::BootTime;
@@ -163,20 +163,16 @@ pub struct Judgement {
 /// Draws the verdict.
 #[must_use]
 pub fn judge(facts: &Facts<'_>) -> Judgement {
-    let broken = |verdict: &&Verdict| verdict.violations > 0;
-    let blind = |verdict: &&Verdict| verdict.violations == 0 && !verdict.ok;
-    let violated: Vec<String> = facts
-        .verdicts
-        .iter()
-        .filter(broken)
+    let verdicts = facts.verdicts;
+    let that = move |found| verdicts.iter().filter(move |verdict| verdict.found() == found);
+    let violated: Vec<String> = that(Found::Violated)
         .map(|verdict| format!("{}: {} violations", verdict.checker, verdict.violations))
         .collect();
     let mut doubts: Vec<String> = Vec::new();
     if let Some(error) = facts.error {
         doubts.push(format!("the run did not come to its end: {error}"));
     }
-    let without_input = facts.verdicts.iter().filter(blind);
-    doubts.extend(without_input.clone().map(|verdict| format!("{} had nothing to look at", verdict.checker)));
+    doubts.extend(that(Found::Nothing).map(|verdict| format!("{} had nothing to look at", verdict.checker)));
     let told = |(step, why): &(String, Option<String>)| why.as_ref().map(|why| format!("`{step}` did not bite: {why}"));
     doubts.extend(facts.faults.iter().filter_map(told));
     doubts.extend(facts.skipped.iter().filter(|skipped| !skipped.allowed).map(|skipped| {
@@ -203,9 +199,9 @@ pub fn judge(facts: &Facts<'_>) -> Judgement {
         (true, true) => Word::Ok,
     };
     let counts = Counts {
-        kept: facts.verdicts.iter().filter(|verdict| verdict.ok).count(),
+        kept: that(Found::Kept).count(),
         broken: violated.len(),
-        without_input: without_input.count(),
+        without_input: that(Found::Nothing).count(),
         bit: facts.faults.iter().filter(|(_, why)| why.is_none()).count(),
         did_not_bite: facts.faults.iter().filter(|(_, why)| why.is_some()).count(),
         skipped: facts.skipped.len(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use super::checkers::Found;
 use super::kinds::Kind;
 use super::random;
 use super::report::{Record, Report};
@@ -151,17 +152,11 @@ impl Old {
             differences.extend(report.judgement.why.iter().map(|why| format!("now: {why}")));
         }
         // How many violations there are is chance; whether there are any is not.
-        let word = |ok: bool, violations: usize| match (ok, violations) {
-            (true, _) => "kept",
-            (false, 0) => "nothing to look at",
-            (false, _) => "violated",
-        };
-        let then: BTreeMap<&str, &'static str> =
-            self.verdicts.iter().map(|it| (it.checker.as_str(), word(it.ok, it.violations))).collect();
-        let now: BTreeMap<&str, &'static str> =
-            report.verdicts.iter().map(|it| (it.checker, word(it.ok, it.violations))).collect();
+        let then: BTreeMap<&str, Found> =
+            self.verdicts.iter().map(|it| (it.checker.as_str(), Found::of(it.ok, it.violations))).collect();
+        let now: BTreeMap<&str, Found> = report.verdicts.iter().map(|it| (it.checker, it.found())).collect();
         let names: BTreeSet<&str> = then.keys().chain(now.keys()).copied().collect();
-        let told = |found: &BTreeMap<&str, &'static str>, name: &str| found.get(name).copied().unwrap_or("not asked");
+        let told = |all: &BTreeMap<&str, Found>, name: &str| all.get(name).map_or("not asked", |found| found.as_str());
         for name in names {
             let (then, now) = (told(&then, name), told(&now, name));
             if then != now {
