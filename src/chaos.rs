@@ -47,6 +47,12 @@ pub fn millis(span: Duration) -> f64 {
     (span.as_secs_f64() * 10_000.0).round() / 10.0
 }
 
+/// Returns whole milliseconds, as a report's times are told.
+#[must_use]
+pub fn whole_millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Breaks a cluster and judges it
 #[derive(Debug, Clone, clap::Args)]
 pub struct ChaosArgs {

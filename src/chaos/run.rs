@@ -15,7 +15,7 @@ use super::machine::{Machine, Need};
 use super::range::Range;
 use super::report::Record;
 use super::schedule::{Schedule, span};
-use super::{html, random};
+use super::{html, random, whole_millis};
 use crate::sys::fs::write_volatile;
 
 /// Play a schedule of faults against a cluster on hosts of its own, and judge it
@@ -140,7 +140,7 @@ pub(super) async fn execute(plan: Plan) -> anyhow::Result<Record> {
     let record = Record {
         report,
         seed: plan.seed,
-        duration_ms: plan.duration.map(|duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)),
+        duration_ms: plan.duration.map(whole_millis),
         hosts: plan.hosts,
         allow_skip: plan.allow_skip,
         version: env!("CARGO_PKG_VERSION").to_owned(),

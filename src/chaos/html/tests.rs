@@ -10,6 +10,7 @@ use crate::chaos::proof::Proof;
 use crate::chaos::report::{PassedOver, Report};
 use crate::chaos::timeline::{GapRecord, Role, RoleSpan, Timelines};
 use crate::chaos::view::WhyView;
+use crate::types::Timeline;
 
 const EVIL: &str = "<script>alert('1')</script> & \"quoted\"";
 
@@ -42,7 +43,7 @@ pub(in crate::chaos) fn record() -> Record {
         fault(1001, "at 1000ms crash all", "n2", Kind::Crash, power),
         fault(6000, "at 6000ms cut n2", "n2", Kind::Cut, cable),
     ];
-    let span = |from_ms, to_ms, role| RoleSpan { from_ms, to_ms, role, timeline: Some(3) };
+    let span = |from_ms, to_ms, role| RoleSpan { from_ms, to_ms, role, timeline: Some(Timeline(3)) };
     let spans = vec![span(-1500, 1000, Role::Active), span(1000, 5000, Role::Silent), span(5000, 9000, Role::Standby)];
     let event = |at_ms, id, step: &str| EventRecord {
         at_ms,

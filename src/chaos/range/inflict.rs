@@ -12,9 +12,9 @@ use super::{Inflicted, Range};
 use crate::chaos::forming::{write_node_file, write_private};
 use crate::chaos::kinds::Kind;
 use crate::chaos::node::{First, Supervisor};
-use crate::chaos::process;
 use crate::chaos::proof::Proof;
 use crate::chaos::schedule::{Fault, Part, Step, Victim};
+use crate::chaos::{process, whole_millis};
 use crate::sys::clock::boot_now;
 
 /// How long killed processes may take to be gone, and a mark to reach another member.
@@ -156,7 +156,7 @@ impl Range {
                 Proof::Frozen { frozen, cpu_ticks, frozen_ms, .. } => {
                     *frozen &= host.is_frozen(&clients);
                     *cpu_ticks = host.ticks(&clients).saturating_sub(inflicted.counted);
-                    *frozen_ms = u64::try_from(now.since(inflicted.since).as_millis()).unwrap_or(u64::MAX);
+                    *frozen_ms = whole_millis(now.since(inflicted.since));
                 }
                 Proof::Boot { starts: counted, .. } => *counted = starts.saturating_sub(inflicted.counted),
                 Proof::Came { servers } => {
@@ -281,8 +281,7 @@ async fn kill(pids: &[i32]) -> Proof {
         let left = alive(&known);
         let since = boot_now().since(at);
         if left.is_empty() || since > SHOW_LIMIT {
-            let gone_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-            return Proof::Killed { pids: pids.to_vec(), left, gone_ms };
+            return Proof::Killed { pids: pids.to_vec(), left, gone_ms: whole_millis(since) };
         }
         sleep(Duration::from_millis(2)).await;
     }

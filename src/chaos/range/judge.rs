@@ -22,7 +22,7 @@ use crate::chaos::report::{FaultRecord, Report};
 use crate::chaos::schedule::Schedule;
 use crate::chaos::timeline::{Start, Timelines};
 use crate::chaos::view::EventView;
-use crate::chaos::{aside, millis, process, rows};
+use crate::chaos::{aside, millis, process, rows, whole_millis};
 use crate::types::BootTime;
 
 impl Range {
@@ -128,7 +128,7 @@ impl Range {
         let record = |(inflicted, next): (&Inflicted, BootTime)| {
             let proof = complete(inflicted, journal, next);
             let why_not = proof.check(&inflicted.step.fault).err();
-            let ms = |at: BootTime| u64::try_from(at.since(self.began.at).as_millis()).unwrap_or(u64::MAX);
+            let ms = |at: BootTime| whole_millis(at.since(self.began.at));
             let gap = outside.longest_gap(inflicted.at, next);
             FaultRecord {
                 at_ms: ms(inflicted.at),
@@ -180,7 +180,7 @@ impl Range {
 
     /// Returns the cluster's history since the schedule began, from the first member that tells it.
     async fn history(&self) -> Vec<EventView> {
-        let since = u64::try_from(self.began.wall.as_millis()).unwrap_or(u64::MAX);
+        let since = whole_millis(self.began.wall);
         for supervisor in &self.supervisors {
             let mut history = supervisor.node.history().await;
             if !history.is_empty() {
