@@ -97,10 +97,7 @@ fn steps(faults: &[FaultRecord]) -> Vec<Step<'_>> {
 fn head(page: &mut String, record: &Record) {
     let report = &record.report;
     let word = report.judgement.verdict.as_str();
-    let what = match (record.seed, record.report.faults.len()) {
-        (Some(seed), _) => format!("faults by chance of seed {seed}"),
-        (None, _) => "a schedule".to_owned(),
-    };
+    let what = record.seed.map_or_else(|| "a schedule".to_owned(), |seed| format!("faults by chance of seed {seed}"));
     let _ = writeln!(
         page,
         "<h1>hasup chaos <span class=\"word {word}\">{word}</span></h1>\n<p class=\"quiet\">{what} on {} hosts, hasup {}</p>",
