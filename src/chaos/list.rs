@@ -100,25 +100,24 @@ fn as_text(machine: &Machine) -> String {
     text
 }
 
-/// Returns the table of faults as the README has it.
-#[cfg(test)]
-fn as_markdown() -> String {
-    let mut text = "| fault | what it does | what shows that it bit |\n|---|---|---|\n".to_owned();
-    for row in KINDS {
-        // A bar would end the cell.
-        let form = format!("{} {}", row.word, row.argument.form()).replace('|', "\\|");
-        let default = row.default_victim.map_or_else(String::new, |host| format!(" (without a host: `{host}`)"));
-        let _ = writeln!(text, "| `{form}`{default} | {} | {} |", row.does, row.proof);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::chaos::schedule::Schedule;
 
     const README: &str = include_str!("../../README.md");
+
+    /// Returns the table of faults as the README has it.
+    fn as_markdown() -> String {
+        let mut text = "| fault | what it does | what shows that it bit |\n|---|---|---|\n".to_owned();
+        for row in KINDS {
+            // A bar would end the cell.
+            let form = format!("{} {}", row.word, row.argument.form()).replace('|', "\\|");
+            let default = row.default_victim.map_or_else(String::new, |host| format!(" (without a host: `{host}`)"));
+            let _ = writeln!(text, "| `{form}`{default} | {} | {} |", row.does, row.proof);
+        }
+        text
+    }
 
     #[test]
     fn the_list_tells_every_fault_client_and_checker_and_what_is_lacking() {

@@ -21,7 +21,7 @@ pub struct ReplayArgs {
     /// The folder of a report, or its report.json
     #[arg(value_name = "REPORT")]
     pub old: PathBuf,
-    /// Folder for the new report, made when absent; without it it is removed after a run that is ok
+    /// Folder for journals, logs and the report of the new run, made when absent; without it they are removed after a run that is ok
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
     /// Print nothing but JSON on standard output; progress goes to standard error
@@ -117,7 +117,7 @@ fn read(path: &Path) -> anyhow::Result<Old> {
     let file = report_file(path);
     let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
     Old::parse(&text)
-        .with_context(|| format!("{} is no report that can be played again; nothing was started", file.display()))
+        .with_context(|| format!("{} is no report, so nothing was started; name the folder of one", file.display()))
 }
 
 impl Old {

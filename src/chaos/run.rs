@@ -34,7 +34,7 @@ pub struct RunArgs {
     /// How many hosts, named n1, n2, …
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     pub hosts: u8,
-    /// Folder for journals, logs and the report, made when absent; without it they are removed after a good run
+    /// Folder for journals, logs and the report, made when absent; without it they are removed after a run that is ok
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
     /// Print nothing but JSON on standard output; progress goes to standard error
