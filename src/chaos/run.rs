@@ -171,15 +171,41 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn folder(report: Option<&Path>) -> anyhow::Result<(PathBuf, bool)> {
-    let dir = match report {
-        Some(dir) => dir.to_owned(),
-        // Short, as PostgreSQL's Unix sockets lie below it.
-        None => PathBuf::from(format!("/tmp/hasup-chaos.{}", std::process::id())),
+    let (dir, made) = match report {
+        Some(dir) => (dir.to_owned(), fs::create_dir_all(dir)),
+        None => {
+            // Short, as PostgreSQL's Unix sockets lie below it. It must be new: everybody may put a link of that name into /tmp.
+            let dir = PathBuf::from(format!("/tmp/hasup-chaos.{}", std::process::id()));
+            let made = fs::create_dir(&dir);
+            (dir, made)
+        }
     };
-    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    made.with_context(|| format!("make {}", dir.display()))?;
     if fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("{} is not empty; nothing was started. Name an empty or absent folder", dir.display());
     }
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).context("open the folder")?;
     Ok((fs::canonicalize(&dir).with_context(|| format!("find {}", dir.display()))?, report.is_some()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_works_in_an_empty_folder_and_in_one_of_its_own_where_none_is_named() {
+        let outer = tempfile::tempdir().unwrap();
+        let named = outer.path().join("a/b");
+        assert_eq!(folder(Some(&named)).unwrap(), (fs::canonicalize(&named).unwrap(), true));
+        fs::write(named.join("thesis.txt"), "").unwrap();
+        assert!(folder(Some(&named)).unwrap_err().to_string().contains("is not empty; nothing was started"));
+
+        let own = PathBuf::from(format!("/tmp/hasup-chaos.{}", std::process::id()));
+        let target = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(target.path(), &own).unwrap();
+        assert!(folder(None).is_err(), "somebody else's link");
+        fs::remove_file(&own).unwrap();
+        assert_eq!(folder(None).unwrap(), (own.clone(), false));
+        fs::remove_dir(&own).unwrap();
+    }
 }
