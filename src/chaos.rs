@@ -6,9 +6,12 @@
 //!
 //! - Clients, each a process of its own with a journal: [`writer`] (unique rows), [`poller`] (role endpoints).
 //! - The cluster under test: [`node`] (commands, supervisor), [`forming`], [`hosts`] (namespaces and their faults), [`view`],
-//!   [`rows`], [`aside`], [`process`], [`machine`] (what this one lacks). [`run`] plays a schedule on it, [`replay`] that of a report.
+//!   [`rows`], [`aside`], [`process`], [`machine`] (what this one lacks).
+//! - The commands: [`run`] plays a schedule on a [`range`] of hosts, nodes and clients, [`replay`] that of a report; [`list`] tells what a
+//!   schedule can say.
 //! - Pure: [`journal`] (what clients saw, write gaps), [`checkers`], [`kinds`] (the table of faults), [`proof`] (did it bite),
-//!   [`judgement`] (the verdict), [`timeline`], [`schedule`] (what is done when), [`dsn`].
+//!   [`judgement`] (the verdict), [`timeline`], [`report`], [`html`] (its page), [`schedule`] (what is done when), [`random`] (one by
+//!   chance), [`dsn`].
 
 pub mod aside;
 pub mod checkers;
@@ -45,6 +48,12 @@ use std::time::Duration;
 #[must_use]
 pub fn millis(span: Duration) -> f64 {
     (span.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+/// Returns whole milliseconds, as a report's times are told.
+#[must_use]
+pub fn whole_millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Breaks a cluster and judges it

@@ -53,9 +53,48 @@ impl Verdict {
         let violations = all.len();
         let mut findings: Vec<String> = all.into_iter().take(SPELLED_OUT).collect();
         if !enough {
-            findings.push("nothing to judge: the clients saw too little, so this run proves nothing".to_owned());
+            findings.push("nothing to judge: there was too little to look at, so this run proves nothing".to_owned());
         }
         Self { checker, ok: enough && violations == 0, examined, violations, findings }
+    }
+
+    /// Returns what the checker came to.
+    #[must_use]
+    pub fn found(&self) -> Found {
+        Found::of(self.ok, self.violations)
+    }
+}
+
+/// What a checker came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// The promise was kept.
+    Kept,
+    /// It was broken.
+    Violated,
+    /// There was too little to tell.
+    Nothing,
+}
+
+impl Found {
+    /// Reads it from a verdict's `ok` and number of violations, as reports have them.
+    #[must_use]
+    pub fn of(ok: bool, violations: usize) -> Self {
+        match (ok, violations) {
+            (true, _) => Self::Kept,
+            (false, 0) => Self::Nothing,
+            (false, _) => Self::Violated,
+        }
+    }
+
+    /// Returns it in words.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kept => "kept",
+            Self::Violated => "violated",
+            Self::Nothing => "nothing to look at",
+        }
     }
 }
 
@@ -340,6 +379,13 @@ mod tests {
         assert_eq!(kept_aside(&journal(FAILOVER), &gone, &aside(&["b"]), 1).violations, 1);
         assert_eq!(kept_aside(&journal(FAILOVER), &gone, &aside(&["a"]), 2).violations, 1);
         assert!(!kept_aside(&journal(FAILOVER), &BTreeMap::new(), &aside(&["a", "d"]), 0).ok);
+    }
+
+    #[test]
+    fn a_checker_with_too_little_to_look_at_neither_acquits_nor_convicts() {
+        assert_eq!(Verdict::new("one_writer", 3, true, Vec::new()).found(), Found::Kept);
+        assert_eq!(Verdict::new("one_writer", 0, false, Vec::new()).found(), Found::Nothing);
+        assert_eq!(Verdict::new("one_writer", 1, false, vec!["n1 and n2 wrote".to_owned()]).found(), Found::Violated);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::fmt::{Display, Write};
 
+use super::checkers::Found;
 use super::judgement::Word;
 use super::report::{FaultRecord, Record};
 use super::timeline::EventRecord;
@@ -96,10 +97,7 @@ fn steps(faults: &[FaultRecord]) -> Vec<Step<'_>> {
 fn head(page: &mut String, record: &Record) {
     let report = &record.report;
     let word = report.judgement.verdict.as_str();
-    let what = match (record.seed, record.report.faults.len()) {
-        (Some(seed), _) => format!("faults by chance of seed {seed}"),
-        (None, _) => "a schedule".to_owned(),
-    };
+    let what = record.seed.map_or_else(|| "a schedule".to_owned(), |seed| format!("faults by chance of seed {seed}"));
     let _ = writeln!(
         page,
         "<h1>hasup chaos <span class=\"word {word}\">{word}</span></h1>\n<p class=\"quiet\">{what} on {} hosts, hasup {}</p>",
@@ -219,10 +217,11 @@ fn tell_event(page: &mut String, index: usize, event: &EventRecord) {
 fn checkers(page: &mut String, record: &Record) {
     page.push_str("<table><tr><th>checker</th><th></th><th>looked at</th><th>findings</th></tr>\n");
     for verdict in &record.report.verdicts {
-        let word = match (verdict.ok, verdict.violations) {
-            (true, _) => "kept".to_owned(),
-            (false, 0) => "<span class=\"bad\">nothing to look at</span>".to_owned(),
-            (false, count) => format!("<span class=\"bad\">{count} violations</span>"),
+        let found = verdict.found();
+        let word = match found {
+            Found::Kept => found.as_str().to_owned(),
+            Found::Nothing => format!("<span class=\"bad\">{}</span>", found.as_str()),
+            Found::Violated => format!("<span class=\"bad\">{} violations</span>", verdict.violations),
         };
         let findings: Vec<String> = verdict.findings.iter().map(escaped).collect();
         let _ = writeln!(

@@ -211,28 +211,28 @@ impl Journal {
     /// acknowledgements around.
     #[must_use]
     pub fn longest_gap(&self, from: BootTime, until: BootTime) -> Option<Gap> {
-        let acknowledged: Vec<&Row> = self.acknowledged().collect();
-        acknowledged
-            .windows(2)
-            .filter(|pair| pair[1].span.answered >= from && pair[0].span.answered <= until)
-            .map(|pair| (pair[0].span.answered, pair[1]))
+        self.neighbours()
+            .filter(|(before, after)| after.span.answered >= from && *before <= until)
             .max_by_key(|(before, after)| after.span.answered.since(*before))
-            .map(|(before, after)| Gap {
-                from: before,
-                to: after.span.answered,
-                client: self.client_share(before, after),
-            })
+            .map(|(before, after)| self.gap(before, after))
     }
 
     /// Returns every gap that is longer than `longer_than`, earliest first.
     #[must_use]
     pub fn gaps(&self, longer_than: Duration) -> Vec<Gap> {
-        let acknowledged: Vec<&Row> = self.acknowledged().collect();
-        let pairs = acknowledged.windows(2).map(|pair| (pair[0].span.answered, pair[1]));
-        pairs
+        self.neighbours()
             .filter(|(before, after)| after.span.answered.since(*before) > longer_than)
-            .map(|(from, after)| Gap { from, to: after.span.answered, client: self.client_share(from, after) })
+            .map(|(before, after)| self.gap(before, after))
             .collect()
+    }
+
+    /// Returns each acknowledged row with the instant of the acknowledgement before it.
+    fn neighbours(&self) -> impl Iterator<Item = (BootTime, &Row)> {
+        self.acknowledged().map(|row| row.span.answered).zip(self.acknowledged().skip(1))
+    }
+
+    fn gap(&self, before: BootTime, after: &Row) -> Gap {
+        Gap { from: before, to: after.span.answered, client: self.client_share(before, after) }
     }
 
     fn client_share(&self, before: BootTime, after: &Row) -> Duration {

@@ -4,13 +4,15 @@
 //! - `inconclusive`: none was, but the run proves less than its schedule says, and why is told.
 //! - `ok`: every checker had something to look at and found nothing, every fault bit, and the clients worked.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
-use super::checkers::Verdict;
+use super::checkers::{Found, Verdict};
 use super::journal::Journal;
 use super::kinds::Kind;
+use super::whole_millis;
 use crate::types::BootTime;
-use std::time::Duration;
 
 /// Writes that tell how fast a client is while nothing disturbs it.
 const UNDISTURBED_MIN: usize = 20;
@@ -65,13 +67,13 @@ pub struct Work {
     pub calm_ms: u64,
 }
 
-/// A stretch of the boot-time clock.
-pub type Stretch = (BootTime, BootTime);
+/// Two instants of the boot-time clock, the earlier one first.
+pub type Interval = (BootTime, BootTime);
 
 impl Work {
     /// Measures it in the journal of one client: before the first fault, and in `calm` times; none where that is too little.
     #[must_use]
-    pub fn measure(journal: &Journal, first_fault: BootTime, calm: &[Stretch]) -> Option<Self> {
+    pub fn measure(journal: &Journal, first_fault: BootTime, calm: &[Interval]) -> Option<Self> {
         let answers: Vec<BootTime> = journal.acknowledged().map(|row| row.span.answered).collect();
         let before = answers.partition_point(|at| *at < first_fault);
         let undisturbed = first_fault.since(*answers.first()?);
@@ -85,7 +87,7 @@ impl Work {
         Some(Self {
             undisturbed_per_s: rate(before, undisturbed),
             calm_per_s: rate(done, calm_time),
-            calm_ms: u64::try_from(calm_time.as_millis()).unwrap_or(u64::MAX),
+            calm_ms: whole_millis(calm_time),
         })
     }
 }
@@ -98,8 +100,8 @@ pub fn calm_times(
     end: BootTime,
     faults: &[(BootTime, Option<BootTime>)],
     settle: Duration,
-) -> Vec<Stretch> {
-    let mut busy: Vec<Stretch> = faults.iter().map(|(at, until)| (*at, until.unwrap_or(*at) + settle)).collect();
+) -> Vec<Interval> {
+    let mut busy: Vec<Interval> = faults.iter().map(|(at, until)| (*at, until.unwrap_or(*at) + settle)).collect();
     busy.sort();
     let mut calm = Vec::new();
     let mut from = begin;
@@ -165,20 +167,16 @@ pub struct Judgement {
 /// Draws the verdict.
 #[must_use]
 pub fn judge(facts: &Facts<'_>) -> Judgement {
-    let broken = |verdict: &&Verdict| verdict.violations > 0;
-    let blind = |verdict: &&Verdict| verdict.violations == 0 && !verdict.ok;
-    let violated: Vec<String> = facts
-        .verdicts
-        .iter()
-        .filter(broken)
+    let verdicts = facts.verdicts;
+    let that = move |found| verdicts.iter().filter(move |verdict| verdict.found() == found);
+    let violated: Vec<String> = that(Found::Violated)
         .map(|verdict| format!("{}: {} violations", verdict.checker, verdict.violations))
         .collect();
     let mut doubts: Vec<String> = Vec::new();
     if let Some(error) = facts.error {
         doubts.push(format!("the run did not come to its end: {error}"));
     }
-    let without_input = facts.verdicts.iter().filter(blind);
-    doubts.extend(without_input.clone().map(|verdict| format!("{} had nothing to look at", verdict.checker)));
+    doubts.extend(that(Found::Nothing).map(|verdict| format!("{} had nothing to look at", verdict.checker)));
     let told = |(step, why): &(String, Option<String>)| why.as_ref().map(|why| format!("`{step}` did not bite: {why}"));
     doubts.extend(facts.faults.iter().filter_map(told));
     doubts.extend(facts.skipped.iter().filter(|skipped| !skipped.allowed).map(|skipped| {
@@ -207,9 +205,9 @@ pub fn judge(facts: &Facts<'_>) -> Judgement {
         (true, true) => Word::Ok,
     };
     let counts = Counts {
-        kept: facts.verdicts.iter().filter(|verdict| verdict.ok).count(),
+        kept: that(Found::Kept).count(),
         broken: violated.len(),
-        without_input: without_input.count(),
+        without_input: that(Found::Nothing).count(),
         bit: facts.faults.iter().filter(|(_, why)| why.is_none()).count(),
         did_not_bite: facts.faults.iter().filter(|(_, why)| why.is_some()).count(),
         skipped: facts.skipped.len(),

@@ -253,14 +253,11 @@ impl FromStr for Kind {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let found = KINDS.iter().find(|row| row.word == text).map(|row| row.kind);
-        found.ok_or_else(|| format!("`{text}` is no fault; there are {}", words().join(", ")))
+        found.ok_or_else(|| {
+            let words: Vec<&str> = KINDS.iter().map(|row| row.word).collect();
+            format!("`{text}` is no fault; there are {}", words.join(", "))
+        })
     }
-}
-
-/// Returns the words of all kinds.
-#[must_use]
-pub fn words() -> Vec<&'static str> {
-    KINDS.iter().map(|row| row.word).collect()
 }
 
 #[cfg(test)]

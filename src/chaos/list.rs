@@ -43,6 +43,11 @@ fn lacks<'a>(machine: &'a Machine, row: &Row) -> Option<&'a str> {
     machine.lacks(row.needs)
 }
 
+/// Says, behind what a fault does, whom it is done to where no host is named; empty where one must be.
+fn default_host(row: &Row) -> String {
+    row.default_victim.map_or_else(String::new, |host| format!(" (without a host: `{host}`)"))
+}
+
 fn as_json(machine: &Machine) -> serde_json::Value {
     let faults = KINDS.iter().map(|row| {
         json!({
@@ -73,7 +78,7 @@ fn as_text(machine: &Machine) -> String {
     let head = |title: &str| (format!("\n{title}"), String::new());
     let mut lines = vec![("Faults, in a schedule behind `at TIME`:".to_owned(), String::new())];
     for row in KINDS {
-        lines.push((format!("  {} {}", row.word, row.argument.form()), row.does.to_owned()));
+        lines.push((format!("  {} {}", row.word, row.argument.form()), format!("{}{}", row.does, default_host(row))));
         if let Some(why) = lacks(machine, row) {
             lines.push((String::new(), format!("THIS MACHINE CANNOT: {why}")));
         }
@@ -100,25 +105,23 @@ fn as_text(machine: &Machine) -> String {
     text
 }
 
-/// Returns the table of faults as the README has it.
-#[cfg(test)]
-fn as_markdown() -> String {
-    let mut text = "| fault | what it does | what shows that it bit |\n|---|---|---|\n".to_owned();
-    for row in KINDS {
-        // A bar would end the cell.
-        let form = format!("{} {}", row.word, row.argument.form()).replace('|', "\\|");
-        let default = row.default_victim.map_or_else(String::new, |host| format!(" (without a host: `{host}`)"));
-        let _ = writeln!(text, "| `{form}`{default} | {} | {} |", row.does, row.proof);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::chaos::schedule::Schedule;
 
     const README: &str = include_str!("../../README.md");
+
+    /// Returns the table of faults as the README has it.
+    fn as_markdown() -> String {
+        let mut text = "| fault | what it does | what shows that it bit |\n|---|---|---|\n".to_owned();
+        for row in KINDS {
+            // A bar would end the cell.
+            let form = format!("{} {}", row.word, row.argument.form()).replace('|', "\\|");
+            let _ = writeln!(text, "| `{form}`{} | {} | {} |", default_host(row), row.does, row.proof);
+        }
+        text
+    }
 
     #[test]
     fn the_list_tells_every_fault_client_and_checker_and_what_is_lacking() {
@@ -128,6 +131,7 @@ mod tests {
             assert!(text.contains(word), "{word}\n{text}");
         }
         assert_eq!(text.matches("THIS MACHINE CANNOT: no nft").count(), 3, "{text}");
+        assert!(text.contains("nothing is dropped any more (without a host: `all`)"), "{text}");
         let told = as_json(&machine);
         assert_eq!(told["faults"].as_array().map(Vec::len), Some(KINDS.len()));
         assert_eq!((&told["lacks"], &told["faults"][4]["lacks"]), (&serde_json::Value::Null, &json!("no nft")));

@@ -91,7 +91,7 @@ pub fn schedule(seed: u64, duration: Duration, hosts: &[&str]) -> Schedule {
 
 /// Half of a time in whole milliseconds, as schedules are written.
 fn half(span: Duration) -> Duration {
-    Duration::from_millis((u64::try_from(span.as_millis()).unwrap_or(u64::MAX) / 2).max(1))
+    Duration::from_millis((super::whole_millis(span) / 2).max(1))
 }
 
 /// Returns what is done, and how and to whom it is undone.

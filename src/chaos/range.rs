@@ -80,24 +80,8 @@ struct Inflicted {
     counted: u64,
     /// The client that it started.
     client: Option<String>,
+    /// What was measured so far.
     proof: Proof,
-}
-
-impl Inflicted {
-    fn new(step: &Step, on: &str, other: Option<&str>, at: BootTime) -> Self {
-        Self {
-            step: step.clone(),
-            on: on.to_owned(),
-            other: other.map(str::to_owned),
-            at,
-            since: at,
-            until: None,
-            is_open: true,
-            counted: 0,
-            client: None,
-            proof: Proof::Moved { writer_before: None, writer_after: None },
-        }
-    }
 }
 
 /// How the times of a schedule lie on the boot-time clock.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use super::checkers::Found;
 use super::kinds::Kind;
 use super::random;
 use super::report::{Record, Report};
@@ -20,7 +21,7 @@ pub struct ReplayArgs {
     /// The folder of a report, or its report.json
     #[arg(value_name = "REPORT")]
     pub old: PathBuf,
-    /// Folder for the new report, made when absent; without it it is removed after a run that is ok
+    /// Folder for journals, logs and the report of the new run, made when absent; without it they are removed after a run that is ok
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
     /// Print nothing but JSON on standard output; progress goes to standard error
@@ -116,7 +117,7 @@ fn read(path: &Path) -> anyhow::Result<Old> {
     let file = report_file(path);
     let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
     Old::parse(&text)
-        .with_context(|| format!("{} is no report that can be played again; nothing was started", file.display()))
+        .with_context(|| format!("{} is no report, so nothing was started; name the folder of one", file.display()))
 }
 
 impl Old {
@@ -151,17 +152,11 @@ impl Old {
             differences.extend(report.judgement.why.iter().map(|why| format!("now: {why}")));
         }
         // How many violations there are is chance; whether there are any is not.
-        let word = |ok: bool, violations: usize| match (ok, violations) {
-            (true, _) => "kept",
-            (false, 0) => "nothing to look at",
-            (false, _) => "violated",
-        };
-        let then: BTreeMap<&str, &'static str> =
-            self.verdicts.iter().map(|it| (it.checker.as_str(), word(it.ok, it.violations))).collect();
-        let now: BTreeMap<&str, &'static str> =
-            report.verdicts.iter().map(|it| (it.checker, word(it.ok, it.violations))).collect();
+        let then: BTreeMap<&str, Found> =
+            self.verdicts.iter().map(|it| (it.checker.as_str(), Found::of(it.ok, it.violations))).collect();
+        let now: BTreeMap<&str, Found> = report.verdicts.iter().map(|it| (it.checker, it.found())).collect();
         let names: BTreeSet<&str> = then.keys().chain(now.keys()).copied().collect();
-        let told = |found: &BTreeMap<&str, &'static str>, name: &str| found.get(name).copied().unwrap_or("not asked");
+        let told = |all: &BTreeMap<&str, Found>, name: &str| all.get(name).map_or("not asked", |found| found.as_str());
         for name in names {
             let (then, now) = (told(&then, name), told(&now, name));
             if then != now {

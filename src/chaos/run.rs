@@ -15,7 +15,7 @@ use super::machine::{Machine, Need};
 use super::range::Range;
 use super::report::Record;
 use super::schedule::{Schedule, span};
-use super::{html, random};
+use super::{html, random, whole_millis};
 use crate::sys::fs::write_volatile;
 
 /// Play a schedule of faults against a cluster on hosts of its own, and judge it
@@ -34,7 +34,7 @@ pub struct RunArgs {
     /// How many hosts, named n1, n2, …
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     pub hosts: u8,
-    /// Folder for journals, logs and the report, made when absent; without it they are removed after a good run
+    /// Folder for journals, logs and the report, made when absent; without it they are removed after a run that is ok
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
     /// Print nothing but JSON on standard output; progress goes to standard error
@@ -140,7 +140,7 @@ pub(super) async fn execute(plan: Plan) -> anyhow::Result<Record> {
     let record = Record {
         report,
         seed: plan.seed,
-        duration_ms: plan.duration.map(|duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)),
+        duration_ms: plan.duration.map(whole_millis),
         hosts: plan.hosts,
         allow_skip: plan.allow_skip,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -171,15 +171,41 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn folder(report: Option<&Path>) -> anyhow::Result<(PathBuf, bool)> {
-    let dir = match report {
-        Some(dir) => dir.to_owned(),
-        // Short, as PostgreSQL's Unix sockets lie below it.
-        None => PathBuf::from(format!("/tmp/hasup-chaos.{}", std::process::id())),
+    let (dir, made) = match report {
+        Some(dir) => (dir.to_owned(), fs::create_dir_all(dir)),
+        None => {
+            // Short, as PostgreSQL's Unix sockets lie below it. It must be new: everybody may put a link of that name into /tmp.
+            let dir = PathBuf::from(format!("/tmp/hasup-chaos.{}", std::process::id()));
+            let made = fs::create_dir(&dir);
+            (dir, made)
+        }
     };
-    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    made.with_context(|| format!("make {}", dir.display()))?;
     if fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("{} is not empty; nothing was started. Name an empty or absent folder", dir.display());
     }
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).context("open the folder")?;
     Ok((fs::canonicalize(&dir).with_context(|| format!("find {}", dir.display()))?, report.is_some()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_works_in_an_empty_folder_and_in_one_of_its_own_where_none_is_named() {
+        let outer = tempfile::tempdir().unwrap();
+        let named = outer.path().join("a/b");
+        assert_eq!(folder(Some(&named)).unwrap(), (fs::canonicalize(&named).unwrap(), true));
+        fs::write(named.join("thesis.txt"), "").unwrap();
+        assert!(folder(Some(&named)).unwrap_err().to_string().contains("is not empty; nothing was started"));
+
+        let own = PathBuf::from(format!("/tmp/hasup-chaos.{}", std::process::id()));
+        let target = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(target.path(), &own).unwrap();
+        assert!(folder(None).is_err(), "somebody else's link");
+        fs::remove_file(&own).unwrap();
+        assert_eq!(folder(None).unwrap(), (own.clone(), false));
+        fs::remove_dir(&own).unwrap();
+    }
 }

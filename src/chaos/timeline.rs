@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::journal::{Journal, Poll};
+use super::journal::{Gap, Journal, Poll};
 use super::millis;
 use super::view::{EventView, WhyView};
 use crate::types::{BootTime, Timeline};
@@ -43,16 +43,16 @@ pub struct RoleSpan {
     pub role: Role,
     /// The timeline of its PostgreSQL.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeline: Option<u64>,
+    pub timeline: Option<Timeline>,
 }
 
 /// A stretch in which a node said that it holds the lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Lease {
+pub struct LeaseSpan {
     /// The node.
     pub node: String,
     /// The timeline that it wrote on.
-    pub timeline: Option<u64>,
+    pub timeline: Option<Timeline>,
     /// When it first said so.
     pub from_ms: i64,
     /// When it no longer did.
@@ -61,7 +61,7 @@ pub struct Lease {
 
 /// A stretch in which a node acknowledged writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Work {
+pub struct WriteSpan {
     /// The node.
     pub node: String,
     /// The timeline that it wrote on.
@@ -114,9 +114,9 @@ pub struct Timelines {
     /// What each node's role endpoint said.
     pub roles: BTreeMap<String, Vec<RoleSpan>>,
     /// Who said that it holds the lease.
-    pub leases: Vec<Lease>,
+    pub leases: Vec<LeaseSpan>,
     /// Who acknowledged writes.
-    pub writes: Vec<Work>,
+    pub writes: Vec<WriteSpan>,
     /// When nobody did.
     pub gaps: Vec<GapRecord>,
     /// What the cluster did, and why.
@@ -150,9 +150,9 @@ impl Timelines {
             to_ms = to_ms.max(start.ms(span.answered));
         }
         let roles = roles(start, all);
-        let mut leases: Vec<Lease> = Vec::new();
+        let mut leases: Vec<LeaseSpan> = Vec::new();
         for (node, spans) in &roles {
-            leases.extend(spans.iter().filter(|span| span.role == Role::Active).map(|span| Lease {
+            leases.extend(spans.iter().filter(|span| span.role == Role::Active).map(|span| LeaseSpan {
                 node: node.clone(),
                 timeline: span.timeline,
                 from_ms: span.from_ms,
@@ -160,7 +160,7 @@ impl Timelines {
             }));
         }
         leases.sort_by_key(|lease| lease.from_ms);
-        let gap = |gap: super::journal::Gap| GapRecord {
+        let gap = |gap: Gap| GapRecord {
             from_ms: start.ms(gap.from),
             to_ms: start.ms(gap.to),
             length_ms: millis(gap.length()),
@@ -203,7 +203,7 @@ fn roles(start: Start, journal: &Journal) -> BTreeMap<String, Vec<RoleSpan>> {
             Some(_) if state == "stopped" => Role::Stopped,
             Some(_) => Role::Standby,
         };
-        let timeline = words.next().and_then(|word| word.parse().ok());
+        let timeline = words.next().and_then(|word| word.parse().ok()).map(Timeline);
         let (from_ms, to_ms) = (start.ms(poll.span.sent), start.ms(poll.span.answered));
         let spans = roles.entry(poll.node.clone()).or_default();
         if let Some(last) = spans.last_mut() {
@@ -219,14 +219,14 @@ fn roles(start: Start, journal: &Journal) -> BTreeMap<String, Vec<RoleSpan>> {
     roles
 }
 
-fn writes(start: Start, journal: &Journal) -> Vec<Work> {
-    let mut open: BTreeMap<(&str, Option<Timeline>), Work> = BTreeMap::new();
+fn writes(start: Start, journal: &Journal) -> Vec<WriteSpan> {
+    let mut open: BTreeMap<(&str, Option<Timeline>), WriteSpan> = BTreeMap::new();
     let mut done = Vec::new();
     let apart = i64::try_from(STRETCH.as_millis()).unwrap_or(i64::MAX);
     for row in journal.acknowledged() {
         let at = start.ms(row.span.answered);
         let key = (row.node.as_str(), row.timeline);
-        let fresh = || Work { node: row.node.clone(), timeline: row.timeline, from_ms: at, to_ms: at, rows: 0 };
+        let fresh = || WriteSpan { node: row.node.clone(), timeline: row.timeline, from_ms: at, to_ms: at, rows: 0 };
         let work = open.entry(key).or_insert_with(fresh);
         if at - work.to_ms > apart {
             done.push(std::mem::replace(work, fresh()));
@@ -267,7 +267,12 @@ mod tests {
             ("poll", 2500, 2505, "n1 200 running 3"),
             ("poll", 2600, 2605, "n1 200 running 3"),
         ]);
-        let of = |from_ms, to_ms, role, timeline| RoleSpan { from_ms, to_ms, role, timeline };
+        let of = |from_ms, to_ms, role, timeline: Option<u32>| RoleSpan {
+            from_ms,
+            to_ms,
+            role,
+            timeline: timeline.map(Timeline),
+        };
         let expected = [
             of(-100, 200, Role::Active, Some(1)),
             of(200, 1300, Role::Silent, None),
@@ -277,7 +282,7 @@ mod tests {
         ];
         assert_eq!(drawn.roles["n1"], expected);
         let leases: Vec<_> = drawn.leases.iter().map(|lease| (lease.timeline, lease.from_ms, lease.to_ms)).collect();
-        assert_eq!(leases, [(Some(1), -100, 200), (Some(3), 1500, 1605)]);
+        assert_eq!(leases, [(Some(Timeline(1)), -100, 200), (Some(Timeline(3)), 1500, 1605)]);
         assert_eq!((drawn.from_ms, drawn.to_ms), (-100, 1605));
     }
 

@@ -60,6 +60,7 @@ impl Timing {
             fetch_again: Duration::from_secs(5),
             rebuilt_limit: Duration::from_secs(120),
             hand_over_limit: Duration::from_secs(3),
+            // several promotions of a busy machine; for longer, a standby that commits may come to need would be missing for nothing
             make_way: Duration::from_secs(1),
             promote_limit: Duration::from_secs(10).max(lease * 2),
             unfit_for: Duration::from_secs(30),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Shared;
 use super::names::named;
-use super::status::CheckStatus;
+use super::status::{CheckStatus, millis};
 use crate::ha::record::MemberKind;
 use crate::ha::view::NodeView;
 use crate::postgres::PostgresFacts;
@@ -105,10 +105,6 @@ fn looked_at(shared: &Shared, view: &NodeView, leadership: &Leadership) -> BTree
     checks
 }
 
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,7 +118,7 @@ mod tests {
             ttl_ms: 2000,
             moves_role: true,
         };
-        // when it is looked, whether it passes, and whether that is shown with check_fail_fast and without
+        // when it is looked at, whether it passes, and whether that is shown with check_fail_fast and without
         let rounds = [
             (1000, false, false, false),
             (1250, true, true, true),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Shared;
 use super::checks::Checks;
 use super::names::named;
-use super::status::{ClusterStatus, NodeStatus, PostgresStatus, RaftRole, Status, TroubleStatus, Versions};
+use super::status::{ClusterStatus, NodeStatus, PostgresStatus, RaftRole, Status, TroubleStatus, Versions, millis};
 use super::takeover::{Seen, TakeoverWatch};
 use super::views::changes_in_trouble;
 use crate::ha::assign::{self, AssignWait};
@@ -175,10 +175,6 @@ impl Publisher {
             ca_pem: state.trust.as_ref().map(|trust| trust.value.ca_certificates.concat()).unwrap_or_default(),
         }
     }
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A node's last word, this one's own included, and how old it is.

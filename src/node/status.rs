@@ -16,6 +16,11 @@ use crate::types::{BootTime, ClusterGeneration, Generation, Lsn, NodeId, Timelin
 /// A node's loop looks several times a second; what is older than this is told as old.
 const STALE_AFTER: Duration = Duration::from_secs(3);
 
+/// Returns whole milliseconds, as a status tells times.
+pub(super) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// A node's word about itself and the cluster at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -320,7 +325,7 @@ impl Status {
             return Cow::Borrowed(self);
         }
         let mut told = self.clone();
-        told.stale_ms = Some(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        told.stale_ms = Some(millis(age));
         let warning = format!(
             "{}'s loop has not looked for {} s: all this is as old. Its supervisor restarts a daemon that hangs; see its log",
             self.me,

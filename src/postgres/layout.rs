@@ -214,9 +214,11 @@ impl Layout {
         path.parent().map_or(Ok(()), sync_dir)
     }
 
-    /// Writes text that PostgreSQL reads as settings: as [`write_volatile`](Self::write_volatile) does, for whom PostgreSQL follows is
-    /// written anew at each start, and the promises behind it are durable elsewhere; or over the old text where the disk is full and
-    /// the new one is no longer. A bar must not fail for want of room, and such a file lies within one block of the disk.
+    /// Writes text that PostgreSQL reads as settings, without waiting for the disk: whom PostgreSQL follows is written anew at each start,
+    /// and the promises behind that are durable elsewhere.
+    ///
+    /// Where the disk is full and the new text is not longer than the old one, it is written over that: a bar must not fail for want of
+    /// room, and such a file lies within one block of the disk.
     pub fn write_settings(&self, path: &Path, content: &str) -> Result<(), PgError> {
         match self.write_volatile(path, content.as_bytes()) {
             Err(PgError::File { source, .. })

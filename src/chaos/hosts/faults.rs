@@ -34,13 +34,10 @@ impl Host {
     /// # Errors
     /// [`HostError::Command`].
     pub fn oneway(&self, direction: Direction) -> Result<(), HostError> {
-        let side = match direction {
-            Direction::In => "oifname",
-            Direction::Out => "iifname",
-        };
-        let told = match direction {
-            Direction::In => DROPPED_IN,
-            Direction::Out => DROPPED_OUT,
+        // What goes to the host leaves the switch, and the other way round.
+        let (side, told) = match direction {
+            Direction::In => ("oifname", DROPPED_IN),
+            Direction::Out => ("iifname", DROPPED_OUT),
         };
         self.rules(&[format!("{side} \"{}\" {}", self.port, dropping(told))])
     }

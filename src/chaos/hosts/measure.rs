@@ -137,16 +137,19 @@ pub fn try_rules() -> Vec<(Need, String)> {
     let namespace = format!("hasup{}-probe{}", std::process::id(), TRIES.fetch_add(1, Ordering::Relaxed));
     let mut lacks = Vec::new();
     if let Err(error) = ip(&["netns", "add", &namespace]) {
-        return vec![(Need::Namespaces, error.to_string())];
+        return vec![(
+            Need::Namespaces,
+            format!("no network namespace can be made: run it outside containers ({error})"),
+        )];
     }
     let rule = |text: &str| format!("add rule bridge faults forward {text}\n");
     let tries = [
-        (Need::Rules, format!("{TABLE}{}", rule(&dropping(DROPPED_IN)))),
-        (Need::Shares, format!("{TABLE}{}", rule(&format!("numgen random mod 100 < 5 {}", dropping(DROPPED_IN))))),
+        (Need::Rules, "NF_TABLES_BRIDGE", rule(&dropping(DROPPED_IN))),
+        (Need::Shares, "NFT_NUMGEN", rule(&format!("numgen random mod 100 < 5 {}", dropping(DROPPED_IN)))),
     ];
-    for (need, text) in tries {
-        if let Err(error) = nft(&namespace, &text) {
-            lacks.push((need, format!("the kernel, or nft, cannot do it: {error}")));
+    for (need, option, rule) in tries {
+        if let Err(error) = nft(&namespace, &format!("{TABLE}{rule}")) {
+            lacks.push((need, format!("such rules are refused: use a kernel that was built with {option} ({error})")));
         }
     }
     let _ = ip(&["netns", "del", &namespace]);

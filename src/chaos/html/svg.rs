@@ -5,9 +5,9 @@
 
 use std::fmt::Write;
 
-use super::super::report::{FaultRecord, Record};
-use super::super::timeline::Role;
 use super::{Step, escaped, letter, seconds};
+use crate::chaos::report::{FaultRecord, Record};
+use crate::chaos::timeline::Role;
 
 const ACTIVE: &str = "#1b7837";
 const STANDBY: &str = "#a9c3d9";
@@ -17,6 +17,11 @@ const WRITES: &str = "#2166ac";
 const GAP: &str = "#d6604d";
 const FAULT: &str = "#8e4b9e";
 const EVENT: &str = "#fff3c4";
+/// Of a step that takes another one back.
+const UNDO: &str = "#b9c2c9";
+/// Of words on the page's own ground: about a fault, about less than that.
+const FAULT_INK: &str = "#5b2a69";
+const QUIET_INK: &str = "#56636d";
 
 /// Every colour, and what it means.
 pub(super) const LEGEND: &[(&str, &str)] = &[
@@ -129,7 +134,7 @@ pub(super) fn draw(record: &Record, steps: &[Step<'_>]) -> String {
     axis(&mut back, &scale, timeline.to_ms, axis_y, height);
     for step in steps {
         let x = scale.x(step.at_ms);
-        let colour = if step.undoes() { "#b9c2c9" } else { FAULT };
+        let colour = if step.undoes() { UNDO } else { FAULT };
         let _ = writeln!(
             back,
             "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\" stroke-dasharray=\"2 3\"/>",
@@ -167,7 +172,7 @@ fn axis(back: &mut String, scale: &Scale, to_ms: i64, y: f64, height: f64) {
             let _ = writeln!(
                 back,
                 "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.1}\" y2=\"{height:.1}\" stroke=\"#eef1f3\"/>\
-                 <text x=\"{x:.1}\" y=\"{:.1}\" fill=\"#56636d\" text-anchor=\"middle\">{} s</text>",
+                 <text x=\"{x:.1}\" y=\"{:.1}\" fill=\"{QUIET_INK}\" text-anchor=\"middle\">{} s</text>",
                 y + 16.0,
                 y + 12.0,
                 at / 1000
@@ -187,7 +192,7 @@ fn step_band(body: &mut String, scale: &Scale, steps: &[Step<'_>], y: f64) -> f6
         let badge = width_of(&number) + 9.0;
         let lane = lanes.place(x, x + badge + width_of(&words) + 14.0);
         let top = y + lane as f64 * LANE;
-        let (colour, ink) = if step.undoes() { ("#b9c2c9", "#56636d") } else { (FAULT, "#5b2a69") };
+        let (colour, ink) = if step.undoes() { (UNDO, QUIET_INK) } else { (FAULT, FAULT_INK) };
         let title = escaped(format!("{} at {}", step.step, seconds(step.at_ms)));
         let words = escaped(words);
         let _ = writeln!(
@@ -231,7 +236,7 @@ fn fault_lanes(body: &mut String, scale: &Scale, steps: &[Step<'_>], node: &str,
             } else if inside {
                 (from + 4.0, FAULT)
             } else {
-                (to + 3.0, "#5b2a69")
+                (to + 3.0, FAULT_INK)
             };
             let _ = writeln!(
                 body,

@@ -10,6 +10,7 @@ use crate::chaos::proof::Proof;
 use crate::chaos::report::{PassedOver, Report};
 use crate::chaos::timeline::{GapRecord, Role, RoleSpan, Timelines};
 use crate::chaos::view::WhyView;
+use crate::types::Timeline;
 
 const EVIL: &str = "<script>alert('1')</script> & \"quoted\"";
 
@@ -42,7 +43,7 @@ pub(in crate::chaos) fn record() -> Record {
         fault(1001, "at 1000ms crash all", "n2", Kind::Crash, power),
         fault(6000, "at 6000ms cut n2", "n2", Kind::Cut, cable),
     ];
-    let span = |from_ms, to_ms, role| RoleSpan { from_ms, to_ms, role, timeline: Some(3) };
+    let span = |from_ms, to_ms, role| RoleSpan { from_ms, to_ms, role, timeline: Some(Timeline(3)) };
     let spans = vec![span(-1500, 1000, Role::Active), span(1000, 5000, Role::Silent), span(5000, 9000, Role::Standby)];
     let event = |at_ms, id, step: &str| EventRecord {
         at_ms,
@@ -97,12 +98,24 @@ pub(in crate::chaos) fn record() -> Record {
 
 #[test]
 fn the_page_stands_alone_and_escapes_everything() {
-    let page = page(&record());
-    assert!(!page.contains("<script") && !page.contains("alert('1')") && !page.contains("<b>\n"), "{page}");
-    assert_eq!(page.matches("&lt;script&gt;").count(), 11, "each place that tells a text of others");
-    for outside in ["http://", "https://", "src=", "@import", "url(", "<link", "javascript"] {
-        let allowed = if outside == "http://" { 1 } else { 0 };
-        assert_eq!(page.matches(outside).count(), allowed, "{outside}: the name of SVG alone");
+    let mut evil = record();
+    let text = || EVIL.to_owned();
+    (evil.version, evil.schedule) = (text(), text());
+    for fault in &mut evil.report.faults {
+        (fault.on, fault.other, fault.step) = (text(), Some(text()), format!("at 1s {EVIL}"));
+    }
+    for event in &mut evil.timeline.events {
+        (event.node, event.kind, event.why.rule, event.why.step) = (text(), text(), text(), text());
+    }
+    let spans = evil.timeline.roles["n1"].clone();
+    evil.timeline.roles.insert(text(), spans);
+    for page in [page(&record()), page(&evil)] {
+        assert!(page.contains("&lt;script&gt;") && !page.contains("<script") && !page.contains("<b>\n"), "{page}");
+        assert!(!page.contains("'1'") && !page.contains("\"quoted\""), "it would end an attribute\n{page}");
+        for outside in ["http://", "https://", "src=", "@import", "url(", "<link", "javascript"] {
+            let allowed = if outside == "http://" { 1 } else { 0 };
+            assert_eq!(page.matches(outside).count(), allowed, "{outside}: the name of SVG alone");
+        }
     }
 }
 

@@ -23,6 +23,7 @@ const ROWS_LIMIT: Duration = Duration::from_secs(60);
 const BATCH: &str = "500";
 
 impl Range {
+    /// Starts the writer and the poller outside, and a writer beside each host.
     pub(super) fn start_clients(&mut self, way_in: &WayIn) -> anyhow::Result<()> {
         let program = std::env::current_exe().context("find this program")?;
         let plain = || Command::new(&program);
@@ -72,6 +73,7 @@ impl Range {
         command.kill_on_drop(true).spawn().context("start a client")
     }
 
+    /// Checks that every client still runs: what one that has ended did not see proves nothing.
     pub(super) fn check_clients(&mut self) -> anyhow::Result<()> {
         for client in &mut self.clients {
             if let Some(status) = client.try_wait().context("look after a client")? {
@@ -82,10 +84,12 @@ impl Range {
         Ok(())
     }
 
+    /// Returns the numbers of the clients that run, which are no part of the hosts that they are beside.
     pub(super) fn client_pids(&self) -> BTreeSet<i32> {
         self.clients.iter().chain(&self.inserters).filter_map(|client| i32::try_from(client.id()?).ok()).collect()
     }
 
+    /// Reads what all clients have written down so far.
     pub(super) fn journals(&self) -> anyhow::Result<Journal> {
         let mut journal = Journal::default();
         for entry in fs::read_dir(&self.dir).context("look for journals")? {

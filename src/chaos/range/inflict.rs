@@ -12,9 +12,9 @@ use super::{Inflicted, Range};
 use crate::chaos::forming::{write_node_file, write_private};
 use crate::chaos::kinds::Kind;
 use crate::chaos::node::{First, Supervisor};
-use crate::chaos::process;
 use crate::chaos::proof::Proof;
 use crate::chaos::schedule::{Fault, Part, Step, Victim};
+use crate::chaos::{process, whole_millis};
 use crate::sys::clock::boot_now;
 
 /// How long killed processes may take to be gone, and a mark to reach another member.
@@ -25,7 +25,7 @@ impl Range {
     pub(super) async fn inflict(&mut self, step: &Step, name: &str, other: Option<&str>) -> anyhow::Result<()> {
         let at = boot_now();
         self.end_what_this_ends(step.fault.kind(), name)?;
-        let mut inflicted = Inflicted::new(step, name, other, at);
+        let (mut counted, mut client) = (0, None);
         let clients = self.client_pids();
         let host = self.lab.host(name).with_context(|| format!("no host {name}"))?;
         let proof = match &step.fault {
@@ -43,7 +43,7 @@ impl Range {
                 host.heal()?;
                 let carrier = host.carrier()?;
                 let supervisor = self.supervisor(name)?;
-                inflicted.counted = u64::from(supervisor.seen().starts);
+                counted = u64::from(supervisor.seen().starts);
                 supervisor.up();
                 self.down.remove(name);
                 Proof::Boot { carrier, starts: 0 }
@@ -72,7 +72,7 @@ impl Range {
             }
             Fault::Pause => {
                 host.pause(&clients)?;
-                inflicted.counted = host.ticks(&clients);
+                counted = host.ticks(&clients);
                 let processes = host.processes(&clients).len();
                 let frozen = host.is_frozen(&clients);
                 self.paused.insert(name.to_owned());
@@ -85,8 +85,8 @@ impl Range {
                 Proof::Thawed { frozen }
             }
             Fault::Kill(part) => {
+                // The part itself, and nothing that it started.
                 let pids = process::parts(&process::scan(), &host.processes(&clients), *part);
-                // The guard starts others; only the one that is the part itself is meant.
                 if pids.is_empty() {
                     bail!("{name} runs no {part} to kill");
                 }
@@ -98,7 +98,7 @@ impl Range {
             }
             Fault::Mark(is_set) => self.mark(name, *is_set).await?,
             Fault::Insert(rows) => {
-                inflicted.client = Some(self.insert(*rows, name)?);
+                client = Some(self.insert(*rows, name)?);
                 Proof::Sent { rows: 0 }
             }
             Fault::Remove => {
@@ -113,9 +113,18 @@ impl Range {
                 Proof::Came { servers: 0 }
             }
         };
-        inflicted.proof = proof;
-        inflicted.since = boot_now();
-        self.inflicted.push(inflicted);
+        self.inflicted.push(Inflicted {
+            step: step.clone(),
+            on: name.to_owned(),
+            other: other.map(str::to_owned),
+            at,
+            since: boot_now(),
+            until: None,
+            is_open: true,
+            counted,
+            client,
+            proof,
+        });
         Ok(())
     }
 
@@ -156,7 +165,7 @@ impl Range {
                 Proof::Frozen { frozen, cpu_ticks, frozen_ms, .. } => {
                     *frozen &= host.is_frozen(&clients);
                     *cpu_ticks = host.ticks(&clients).saturating_sub(inflicted.counted);
-                    *frozen_ms = u64::try_from(now.since(inflicted.since).as_millis()).unwrap_or(u64::MAX);
+                    *frozen_ms = whole_millis(now.since(inflicted.since));
                 }
                 Proof::Boot { starts: counted, .. } => *counted = starts.saturating_sub(inflicted.counted),
                 Proof::Came { servers } => {
@@ -281,8 +290,7 @@ async fn kill(pids: &[i32]) -> Proof {
         let left = alive(&known);
         let since = boot_now().since(at);
         if left.is_empty() || since > SHOW_LIMIT {
-            let gone_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-            return Proof::Killed { pids: pids.to_vec(), left, gone_ms };
+            return Proof::Killed { pids: pids.to_vec(), left, gone_ms: whole_millis(since) };
         }
         sleep(Duration::from_millis(2)).await;
     }

@@ -16,13 +16,13 @@ use crate::chaos::checkers::{
 use crate::chaos::client::Target;
 use crate::chaos::forming::WHOLE_LIMIT;
 use crate::chaos::journal::{Journal, Outcome, Span};
-use crate::chaos::judgement::{Facts, Word, Work, calm_times, judge};
+use crate::chaos::judgement::{Facts, Judgement, Word, Work, calm_times, judge};
 use crate::chaos::proof::Proof;
 use crate::chaos::report::{FaultRecord, Report};
 use crate::chaos::schedule::Schedule;
 use crate::chaos::timeline::{Start, Timelines};
 use crate::chaos::view::EventView;
-use crate::chaos::{aside, millis, process, rows};
+use crate::chaos::{aside, millis, process, rows, whole_millis};
 use crate::types::BootTime;
 
 impl Range {
@@ -93,15 +93,7 @@ impl Range {
             work,
             error: error.as_deref(),
         });
-        for verdict in &verdicts {
-            let word = if verdict.ok { "kept" } else { "BROKEN" };
-            tell(&format!("{}: {word} ({} examined)", verdict.checker, verdict.examined));
-            verdict.findings.iter().for_each(|finding| tell(&format!("  {finding}")));
-        }
-        let counts = judgement.counts;
-        tell(&format!("{} of {} steps were seen to bite", counts.bit, counts.bit + counts.did_not_bite));
-        tell(&format!("verdict: {}", judgement.verdict.as_str()));
-        judgement.why.iter().for_each(|why| tell(&format!("  {why}")));
+        tell_all(&verdicts, &judgement, tell);
         let gap = outside.longest_gap(BootTime(0), BootTime(u64::MAX));
         let start = Start { boot: self.began.at, wall: self.began.wall };
         // Without a start, there is nothing that times could count from.
@@ -136,7 +128,7 @@ impl Range {
         let record = |(inflicted, next): (&Inflicted, BootTime)| {
             let proof = complete(inflicted, journal, next);
             let why_not = proof.check(&inflicted.step.fault).err();
-            let ms = |at: BootTime| u64::try_from(at.since(self.began.at).as_millis()).unwrap_or(u64::MAX);
+            let ms = |at: BootTime| whole_millis(at.since(self.began.at));
             let gap = outside.longest_gap(inflicted.at, next);
             FaultRecord {
                 at_ms: ms(inflicted.at),
@@ -188,7 +180,7 @@ impl Range {
 
     /// Returns the cluster's history since the schedule began, from the first member that tells it.
     async fn history(&self) -> Vec<EventView> {
-        let since = u64::try_from(self.began.wall.as_millis()).unwrap_or(u64::MAX);
+        let since = whole_millis(self.began.wall);
         for supervisor in &self.supervisors {
             let mut history = supervisor.node.history().await;
             if !history.is_empty() {
@@ -210,6 +202,18 @@ impl Range {
         }
         Verdict::new("no_panic", self.nodes.len(), true, findings)
     }
+}
+
+/// Tells what the checkers found, and the verdict on the run.
+fn tell_all(verdicts: &[Verdict], judgement: &Judgement, tell: &dyn Fn(&str)) {
+    for verdict in verdicts {
+        tell(&format!("{}: {} ({} examined)", verdict.checker, verdict.found().as_str(), verdict.examined));
+        verdict.findings.iter().for_each(|finding| tell(&format!("  {finding}")));
+    }
+    let counts = judgement.counts;
+    tell(&format!("{} of {} steps were seen to bite", counts.bit, counts.bit + counts.did_not_bite));
+    tell(&format!("verdict: {}", judgement.verdict.as_str()));
+    judgement.why.iter().for_each(|why| tell(&format!("  {why}")));
 }
 
 /// Returns what a history says of rebuilds.

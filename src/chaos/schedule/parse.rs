@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::chaos::kinds::{self, KINDS, Kind};
+use crate::chaos::kinds::Kind;
 
 use super::{Addresses, Direction, Fault, Part, STATEMENTS, Schedule, ScheduleError, Step, Stretch, VICTIMS, Victim};
 
@@ -61,10 +61,7 @@ impl Schedule {
                     schedule.lenient = true;
                     Ok(())
                 }
-                [other, ..] => {
-                    let known: Vec<String> = STATEMENTS.iter().map(|(form, _)| format!("`{form}`")).collect();
-                    Err(format!("`{other}` begins no statement; use `at TIME FAULT [HOST]`, {}", known.join(", ")))
-                }
+                [other, ..] => Err(no_statement(other)),
             };
             if let Err(problem) = parsed {
                 problems.push(format!("line {number}: {problem}"));
@@ -92,6 +89,15 @@ impl Schedule {
     }
 }
 
+/// Says what would be right where a line begins with `word` and is no statement.
+fn no_statement(word: &str) -> String {
+    if let Some((form, _)) = STATEMENTS.iter().find(|(form, _)| form.split(' ').next() == Some(word)) {
+        return format!("`{word}` stands in another form; write `{form}`");
+    }
+    let known: Vec<String> = STATEMENTS.iter().map(|(form, _)| format!("`{form}`")).collect();
+    format!("`{word}` begins no statement; use `at TIME FAULT [HOST]`, {}", known.join(", "))
+}
+
 fn stretch(writes: bool, from: &str, until: &str) -> Result<Stretch, String> {
     let (from, until) = (span(from)?, span(until)?);
     if from >= until {
@@ -102,10 +108,7 @@ fn stretch(writes: bool, from: &str, until: &str) -> Result<Stretch, String> {
 
 fn step(at: Duration, words: &[&str], hosts: &[&str]) -> Result<Step, String> {
     let (word, mut rest) = words.split_first().ok_or("no fault is named, as in `at 5s crash active`")?;
-    let row = KINDS.iter().find(|row| row.word == *word).ok_or_else(|| {
-        let known = kinds::words().join(", ");
-        format!("`{word}` is no fault; there are {known}")
-    })?;
+    let row = word.parse::<Kind>()?.row();
     let wrong = || format!("`{word}` needs {}, as `{}`", row.argument.what(), row.example);
     let mut argument = || {
         let (first, others) = rest.split_first().ok_or_else(wrong)?;
@@ -145,9 +148,8 @@ fn step(at: Duration, words: &[&str], hosts: &[&str]) -> Result<Step, String> {
     };
     let victim = match rest {
         [] => {
-            let default = row.default_victim;
-            let none = "no host is named; use active, standby, leader, last, standbys, down, all or a host's name";
-            victim(default.ok_or(none)?, hosts)?
+            let none = || format!("no host is named; use {} or a host's name", victim_words());
+            victim(row.default_victim.ok_or_else(none)?, hosts)?
         }
         [name] => victim(name, hosts)?,
         [_, extra, ..] => return Err(format!("`{extra}` is too much; one host a step")),
@@ -166,13 +168,13 @@ fn victim(word: &str, hosts: &[&str]) -> Result<Victim, String> {
         "all" => Victim::All,
         name if hosts.contains(&name) => Victim::Host(name.to_owned()),
         name => {
-            let known = hosts.join(", ");
-            return Err(format!(
-                "`{name}` is no host; use {} or one of {known}",
-                VICTIMS.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ")
-            ));
+            return Err(format!("`{name}` is no host; use {} or one of {}", victim_words(), hosts.join(", ")));
         }
     })
+}
+
+fn victim_words() -> String {
+    VICTIMS.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ")
 }
 
 /// Reads a time: a number with ms, s, m or h.
@@ -236,6 +238,18 @@ mod tests {
         let schedule = Schedule::parse(&text, HOSTS).unwrap();
         assert_eq!(schedule.steps.len(), 15);
         assert_eq!(Schedule::parse(&schedule.to_string(), HOSTS), Ok(schedule), "it is printed as it is read");
+        for (form, _) in STATEMENTS {
+            let word = form.split(' ').next().unwrap();
+            assert!(text.lines().any(|line| line.split_whitespace().next() == Some(word)), "it shows `{form}`");
+        }
+    }
+
+    #[test]
+    fn every_word_for_a_host_is_one() {
+        for (word, _) in VICTIMS {
+            let schedule = Schedule::parse(&format!("at 1s cut {word}\nend 2s"), HOSTS).unwrap();
+            assert_eq!(schedule.steps[0].victim.to_string(), *word);
+        }
     }
 
     #[test]
@@ -269,7 +283,11 @@ mod tests {
         assert_eq!(problems.len(), 9, "{problems:#?}");
         assert!(problems[0].starts_with("line 1: `5` is no time"));
         assert!(problems[2].contains("`n9` is no host") && problems[2].contains("n1, n2, n3"));
+        assert!(problems[3].contains("use active, standby, leader"), "{}", problems[3]);
+        assert!(problems[5].starts_with("line 6: `what` begins no statement; use `at TIME FAULT [HOST]`, `end TIME`"));
         assert!(problems[8].contains("no `end TIME`"));
+        let ScheduleError(problems) = Schedule::parse("silent 5s\nend 9s", HOSTS).unwrap_err();
+        assert_eq!(problems, ["line 1: `silent` stands in another form; write `silent TIME TIME`"]);
         for bad in [
             "at 9s cut n1",
             "silent 6s 9s",
